@@ -1,0 +1,39 @@
+"""minitransformer: every documented Transformer formula, written out, proven equal, used for real.
+
+The rooms, in reading order: `formulas`, `model`, `data`, `training`, `pretrained`, `inference`,
+`classroom`. A room imports only from those before it.
+"""
+
+from .formulas import ledger
+from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
+from .formulas.verify import verify
+from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
+from .model.attention import (
+    MultiHeadAttention,
+    causal_mask,
+    padding_mask,
+    scaled_dot_product_attention,
+)
+from .model.blocks import EncoderBlock
+from .model.config import TransformerConfig
+from .model.heads import SequenceClassifier
+from .model.layers import FeedForward, LayerNorm, RMSNorm
+from .model.transformer import Encoder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Encoder",
+    "EncoderBlock",
+    "FeedForward",
+    "LayerNorm",
+    "MultiHeadAttention",
+    "RMSNorm",
+    "SequenceClassifier",
+    "TransformerConfig",
+    "causal_mask",
+    "ledger",
+    "padding_mask",
+    "scaled_dot_product_attention",
+    "verify",
+]

@@ -1,0 +1,285 @@
+r"""The same formulas in torch, for batches, twice.
+
+`FORMULA` writes each one out with elementary operations, in the order of the formula: the set to
+read and to step through. `FUSED` calls torch's own kernels: the set to train with. A config names
+one of them (`TransformerConfig(ops="fused")`); the ledger proves that they agree.
+
+Shapes: `...` stands for any leading axes. A mask `keep` is boolean, True = may attend,
+broadcastable to (..., queries, keys); a query that may attend to nothing gets zeros, and finite
+gradients.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Keep = Bool[Tensor, "..."] | None
+
+# Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU
+# (tests/benchmarks/attention.py measures where they cross).
+FEW_KEYS = 256
+
+
+# --- FORMULA: written out ---------------------------------------------------------------------
+
+
+def softmax(scores: Float[Tensor, "... keys"], keep: Keep = None) -> Float[Tensor, "... keys"]:
+    r"""$\mathrm{softmax}(s)_j = e^{s_j} / \sum_{m \in \text{keep}} e^{s_m}$ over the last axis.
+
+    Shapes: (..., keys) -> the same.  Source: Vaswani et al. 2017, section 3.2.1.
+    """
+    if keep is not None:
+        scores = scores.masked_fill(~keep, -math.inf)
+    top = scores.detach().amax(-1, keepdim=True)
+    top = top.masked_fill(top == -math.inf, 0.0)  # nothing kept: avoid inf - inf
+    e = torch.exp(scores - top)
+    total = e.sum(-1, keepdim=True)
+    return e / total.masked_fill(total == 0, 1.0)  # nothing kept: 0 / 1, not 0 / 0
+
+
+def attention(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    V: Float[Tensor, "... keys d_v"],
+    keep: Keep = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "... queries d_v"]:
+    r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k})\, V$.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v).
+    Source: Vaswani et al. 2017, equation 1.  Reference: `F.scaled_dot_product_attention`.
+    """
+    scores = Q @ K.mT / math.sqrt(Q.shape[-1])  # (..., queries, keys)
+    weights = softmax(scores, keep)
+    return inverted_dropout(weights, dropout) @ V
+
+
+def layer_norm(
+    x: Float[Tensor, "... d_model"],
+    gamma: Float[Tensor, "d_model"],
+    beta: Float[Tensor, "d_model"],
+    eps: float,
+) -> Float[Tensor, "... d_model"]:
+    r"""$\mathrm{LayerNorm}(x) = \gamma \odot (x - \mu) / \sqrt{\sigma^2 + \epsilon} + \beta$.
+
+    Shapes: (..., d_model) -> the same.  Source: Ba, Kiros and Hinton 2016.
+    Reference: `F.layer_norm`.
+    """
+    mu = x.mean(-1, keepdim=True)
+    variance = ((x - mu) ** 2).mean(-1, keepdim=True)  # divides by d, not d - 1
+    return gamma * (x - mu) / torch.sqrt(variance + eps) + beta
+
+
+def rms_norm(
+    x: Float[Tensor, "... d_model"], gamma: Float[Tensor, "d_model"], eps: float
+) -> Float[Tensor, "... d_model"]:
+    r"""$\mathrm{RMSNorm}(x) = \gamma \odot x / \sqrt{\mathrm{mean}(x^2) + \epsilon}$.
+
+    Shapes: (..., d_model) -> the same.  Source: Zhang and Sennrich 2019.
+    Reference: `F.rms_norm`.
+    """
+    return gamma * x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
+
+
+def relu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r"""$\max(0, x)$.  Source: Vaswani et al. 2017, equation 2.  Reference: `F.relu`."""
+    return x * (x > 0)
+
+
+def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r"""$\frac x2 (1 + \mathrm{erf}(x / \sqrt2))$.
+
+    Source: Hendrycks and Gimpel 2016.  Reference: `F.gelu`.
+    """
+    return x / 2 * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    r"""$\frac x2 (1 + \tanh[\sqrt{2/\pi}(x + 0.044715 x^3)])$.
+
+    Source: Hendrycks and Gimpel 2016.  Reference: `F.gelu(approximate="tanh")`.
+    """
+    return x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def cross_entropy(
+    logits: Float[Tensor, "examples classes"],
+    targets: Int[Tensor, "examples"],
+    ignore: int = -100,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    r"""$L = -\frac1N \sum_n \sum_c q_{nc} \log p_{nc}$ over the targets that are not `ignore`.
+
+    $q$ is one-hot, smoothed to $(1-\alpha)\,q + \alpha / C$. No target at all: 0, where torch says
+    NaN.
+
+    Shapes: (examples, classes), (examples) -> a number, in nats.
+    Source: article, section 3.2; Szegedy et al. 2016, section 7.  Reference: `F.cross_entropy`.
+    """
+    counts = targets != ignore
+    top = logits.detach().amax(-1, keepdim=True)
+    log_p = logits - top - torch.log(torch.exp(logits - top).sum(-1, keepdim=True))
+    at_target = log_p.gather(-1, targets.where(counts, 0).unsqueeze(-1)).squeeze(-1)
+    loss = -(1 - label_smoothing) * at_target - label_smoothing * log_p.mean(-1)
+    return (loss * counts).sum() / counts.sum().clamp(min=1)
+
+
+# --- FUSED: torch's kernels -------------------------------------------------------------------
+
+
+def fused_softmax(
+    scores: Float[Tensor, "... keys"], keep: Keep = None
+) -> Float[Tensor, "... keys"]:
+    """`softmax` by torch's kernel."""
+    if keep is None:
+        return torch.softmax(scores, -1)
+    some = keep.any(-1, keepdim=True)
+    # A query without any key is let see all of them, and zeroed afterwards: no NaN on the way.
+    # Adding a small broadcast mask is cheaper than filling the scores.
+    blocked = torch.zeros(keep.shape, dtype=scores.dtype, device=scores.device)
+    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1)
+    return weights if some.all() else weights * some
+
+
+def fused_attention(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    V: Float[Tensor, "... keys d_v"],
+    keep: Keep = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "... queries d_v"]:
+    """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
+    if K.shape[-2] <= FEW_KEYS and Q.device.type == "cpu":
+        scores = (Q / math.sqrt(Q.shape[-1])) @ K.mT
+        return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
+    return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)
+
+
+def fused_layer_norm(
+    x: Float[Tensor, "... d_model"],
+    gamma: Float[Tensor, "d_model"],
+    beta: Float[Tensor, "d_model"],
+    eps: float,
+) -> Float[Tensor, "... d_model"]:
+    """`layer_norm` by torch's kernel."""
+    return F.layer_norm(x, gamma.shape, gamma, beta, eps)
+
+
+def fused_rms_norm(
+    x: Float[Tensor, "... d_model"], gamma: Float[Tensor, "d_model"], eps: float
+) -> Float[Tensor, "... d_model"]:
+    """`rms_norm` by torch's kernel."""
+    return F.rms_norm(x, gamma.shape, gamma, eps)
+
+
+def fused_gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`gelu_tanh` by torch's kernel."""
+    return F.gelu(x, approximate="tanh")
+
+
+def fused_cross_entropy(
+    logits: Float[Tensor, "examples classes"],
+    targets: Int[Tensor, "examples"],
+    ignore: int = -100,
+    label_smoothing: float = 0.0,
+) -> Float[Tensor, ""]:
+    """`cross_entropy` by torch's kernel; 0 where every target is ignored."""
+    total = F.cross_entropy(
+        logits, targets, ignore_index=ignore, label_smoothing=label_smoothing, reduction="sum"
+    )
+    return total / (targets != ignore).sum().clamp(min=1)
+
+
+class Ops(NamedTuple):
+    """One set of operations; a config chooses which."""
+
+    softmax: Callable[..., Tensor]
+    attention: Callable[..., Tensor]
+    layer_norm: Callable[..., Tensor]
+    rms_norm: Callable[..., Tensor]
+    relu: Callable[..., Tensor]
+    gelu: Callable[..., Tensor]
+    gelu_tanh: Callable[..., Tensor]
+    cross_entropy: Callable[..., Tensor]
+
+
+FORMULA = Ops(softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy)
+FUSED = Ops(
+    fused_softmax,
+    fused_attention,
+    fused_layer_norm,
+    fused_rms_norm,
+    F.relu,
+    F.gelu,
+    fused_gelu_tanh,
+    fused_cross_entropy,
+)
+OPS = {"formula": FORMULA, "fused": FUSED}
+
+
+# --- One version only -------------------------------------------------------------------------
+
+
+def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
+    r"""Zero each entry with probability $p$, multiply the others by $1/(1-p)$: the mean stays.
+
+    One 64-bit random number decides four entries, 16 bits each, so $p$ is met to 1/65536. On a CPU
+    drawing the mask is the cost of dropout, and this makes it several times cheaper than
+    `F.dropout` (tests/benchmarks/training_step.py).
+
+    Shapes: (...) -> the same.  Source: Srivastava et al. 2014; the scaling at training time is
+    the usual "inverted" form.
+    """
+    if p == 0.0:
+        return x
+    n = x.numel()
+    bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+    lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
+    kept = lanes >= round(p * 65536) - 32768
+    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+
+
+def sinusoidal_positions(
+    length: int, d_model: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "length d_model"]:
+    r"""$PE_{pos,2i} = \sin(pos / 10000^{2i/d})$, $PE_{pos,2i+1} = \cos(pos / 10000^{2i/d})$.
+
+    Shapes: (length, d_model).  Source: Vaswani et al. 2017, section 3.5.
+    """
+    pos = torch.arange(length, dtype=torch.float64).unsqueeze(1)  # (length, 1)
+    two_i = torch.arange(0, d_model, 2, dtype=torch.float64)
+    angle = pos / 10000 ** (two_i / d_model)  # (length, ceil(d / 2))
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # sin, cos, sin, cos ...
+    return table[:, :d_model].to(dtype)
+
+
+def adamw_step(
+    theta: Tensor,
+    g: Tensor,
+    m: Tensor,
+    v: Tensor,
+    t: int,
+    lr: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Step $t$ of AdamW: $\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\hat m/(\sqrt{\hat v}+\epsilon)$.
+
+    Training uses `torch.optim.AdamW`; this is its formula. Returns the new $\theta, m, v$.
+
+    Shapes: all alike.  Source: Loshchilov and Hutter 2019, algorithm 2.
+    Reference: `torch.optim.AdamW`.
+    """
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g**2
+    m_hat = m / (1 - beta_1**t)
+    v_hat = v / (1 - beta_2**t)
+    theta = theta - lr * weight_decay * theta - lr * m_hat / (torch.sqrt(v_hat) + eps)
+    return theta, m, v

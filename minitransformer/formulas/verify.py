@@ -1,0 +1,157 @@
+"""Run the ledger: every implementation of every formula against every other."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .ledger import LEDGER, Formula, Inputs
+
+# What is compared with what, and the largest error allowed. The inputs are of order 1, so the
+# errors are absolute; those of a gradient are relative to its largest entry, which sums many terms.
+CHECKS = {
+    "by hand": 1e-10,  # NumPy by hand against ours, float64
+    "torch": 1e-10,  # ours against torch's reference, float64
+    "float32": 2e-5,  # the same in float32
+    "fused": 1e-10,  # written out against torch's kernels, float64
+    "gradient": 1e-9,  # autograd through ours against autograd through the reference, float64
+    "fused grad": 1e-9,  # the same for torch's kernels
+}
+SEED = 20171206  # any seed must do; tests run others
+
+
+class Errors(dict[str, float | None]):
+    """The largest error of each check of one formula; None where a check does not apply."""
+
+    def __str__(self) -> str:
+        return "   ".join(f"{k} {v:.0e}" for k, v in self.items() if v is not None)
+
+    def wrong(self) -> list[str]:
+        """The checks that fail; NaN fails."""
+        return [k for k, v in self.items() if v is not None and not v <= CHECKS[k]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The errors of all formulas; prints as a table."""
+
+    rows: Mapping[str, Errors]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every formula holds."""
+        return not any(errors.wrong() for errors in self.rows.values())
+
+    def __str__(self) -> str:
+        titles = {id: LEDGER[id].title for id in self.rows}
+        wide, where = max(map(len, titles.values())), max(len(LEDGER[id].source) for id in titles)
+        head = f"{'formula':{wide}}  " + "".join(f"{name:>11}" for name in CHECKS)
+        lines = [head + "   source", "-" * (len(head) + 3 + min(where, 46))]
+        for id, errors in self.rows.items():
+            cells = "".join(cell(errors[name], CHECKS[name]) for name in CHECKS)
+            lines.append(f"{titles[id]:{wide}}  {cells}   {LEDGER[id].source}")
+        bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
+        limits = ", ".join(f"{k} {v:.0e}" for k, v in CHECKS.items())
+        lines += ["", f"largest errors; allowed: {limits}; '!' marks one above", ""]
+        lines.append(
+            f"{len(bad)} of {len(self.rows)} formulas are off: " + "; ".join(bad)
+            if bad
+            else f"all {len(self.rows)} formulas hold"
+        )
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def cell(error: float | None, limit: float) -> str:
+    """One entry of the table."""
+    if error is None:
+        return f"{'-':>11}"
+    return f"{error:>10.0e}{' ' if error <= limit else '!'}"
+
+
+def verify(ids: list[str] | None = None, seed: int = SEED) -> Report:
+    """Measure every formula of the ledger, or those named.
+
+    Returns: a report; `print` it for the table, `report.ok` says whether all hold.
+    Raises: KeyError for an id that the ledger does not have.
+    """
+    from .ledger import find
+
+    return Report({id: measure(find(id), seed) for id in ids or LEDGER})
+
+
+def measure(formula: Formula, seed: int = SEED) -> Errors:
+    """The largest error of each check over all cases of one formula."""
+    worst = Errors(dict.fromkeys(CHECKS))
+
+    def note(check: str, error: float) -> None:
+        # A NaN must not be lost in a comparison.
+        old = worst[check]
+        worst[check] = error if old is None or not error <= old else old
+
+    for case in formula.cases:
+        inputs = formula.draw(np.random.default_rng(seed), case)
+        hand = as_tuple(formula.by_hand(**inputs))
+        ours, ours_grad = run(formula, formula.ours, inputs, torch.float64)
+        ref, ref_grad = run(formula, formula.reference, inputs, torch.float64)
+        note("by hand", distance([torch.as_tensor(a) for a in hand], ours))
+        note("torch", distance(ours, ref))
+        small, _ = run(formula, formula.ours, inputs, torch.float32)
+        ref_small, _ = run(formula, formula.reference, inputs, torch.float32)
+        note("float32", distance(small, ref_small))
+        if ours_grad:
+            note("gradient", distance(ours_grad, ref_grad, relative=True))
+        if formula.fused is not None:
+            fused, fused_grad = run(formula, formula.fused, inputs, torch.float64)
+            note("fused", distance(fused, ours))
+            if fused_grad:
+                note("fused grad", distance(fused_grad, ours_grad, relative=True))
+    return worst
+
+
+def run(
+    formula: Formula, f: Callable[..., Any], inputs: Inputs, dtype: torch.dtype
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Compute in torch: the outputs, and the gradients of a random sum of them."""
+    tensors: Inputs = {}
+    for name, value in inputs.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value.copy())
+            if value.is_floating_point():
+                value = value.to(dtype).requires_grad_(name not in formula.no_gradient)
+        tensors[name] = value
+    outputs = list(as_tuple(f(**tensors)))
+    wanted = [t for t in tensors.values() if isinstance(t, Tensor) and t.requires_grad]
+    if not wanted or not any(o.requires_grad for o in outputs):
+        return [o.detach() for o in outputs], []
+    # Random, since a plain sum hides errors: softmax's rows sum to one whatever the scores.
+    generator = torch.Generator().manual_seed(SEED)
+    loss = torch.zeros((), dtype=dtype)
+    for o in outputs:
+        weight = torch.randn(o.shape, dtype=torch.float64, generator=generator).to(dtype)
+        loss = loss + (o * weight).sum()
+    return [o.detach() for o in outputs], list(torch.autograd.grad(loss, wanted))
+
+
+def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:
+    """The largest difference between two lists of tensors; infinite when their shapes differ."""
+    worst = 0.0
+    if len(a) != len(b):
+        return float("inf")
+    for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:
+            return float("inf")
+        error = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
+        if relative:
+            error /= max(1.0, y.abs().max().item())
+        worst = error if not error <= worst else worst
+    return worst
+
+
+def as_tuple(result: Any) -> tuple:
+    """A tuple of results, also of one."""
+    return result if isinstance(result, tuple) else (result,)

@@ -1,0 +1,1 @@
+"""Formulas become modules."""

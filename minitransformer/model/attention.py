@@ -1,0 +1,175 @@
+r"""Attention as modules, and the masks.
+
+One convention everywhere: a mask `keep` is boolean, True = may attend, broadcastable to
+(batch, heads, queries, keys). That is `F.scaled_dot_product_attention`'s; `nn.MultiheadAttention`
+has the opposite one.
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor, nn
+
+from ..formulas import ops
+
+
+def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "batch 1 1 keys"]:
+    """True where the key is a real token: padding is hidden as a *key*, its columns, never its rows.
+
+    Shapes: (batch, keys) -> (batch, 1, 1, keys).
+
+    >>> padding_mask(torch.tensor([[7, 8, 0]]), pad_id=0)[0, 0, 0].tolist()
+    [True, True, False]
+    """
+    return (ids != pad_id)[:, None, None, :]
+
+
+def causal_mask(queries: int, keys: int | None = None) -> Bool[Tensor, "queries keys"]:
+    r"""True where the key is not later than the query.
+
+    With fewer queries than keys (a cache) the queries are the *last* positions:
+    query $i$ sees key $j$ when $j \le i + (\text{keys} - \text{queries})$.
+
+    Shapes: (queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
+
+    >>> causal_mask(2, 3).int().tolist()
+    [[1, 1, 0], [1, 1, 1]]
+    """
+    keys = queries if keys is None else keys
+    if not 1 <= queries <= keys:
+        raise ValueError(
+            f"a causal mask needs 1 <= queries <= keys, got {queries} queries and {keys} keys"
+        )
+    return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
+
+
+def check_keep(keep: Tensor | None, shape: tuple[int, ...]) -> None:
+    """Say what is wrong with a mask, before broadcasting hides it.
+
+    Raises:
+        TypeError: the mask is not boolean.
+        ValueError: it does not broadcast to `shape`, (..., queries, keys).
+    """
+    if keep is None:
+        return
+    if keep.dtype is not torch.bool:
+        raise TypeError(
+            f"keep must be a boolean mask (True = may attend), got {keep.dtype}; a 0/1 mask becomes "
+            "one with keep.bool(), an additive one (0 / -inf) with keep == 0"
+        )
+    try:
+        fits = torch.broadcast_shapes(tuple(keep.shape), shape) == torch.Size(shape)
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"keep of shape {tuple(keep.shape)} does not broadcast to (..., queries, keys) = "
+            f"{shape}; padding_mask(ids, pad_id) gives (batch, 1, 1, keys), "
+            "causal_mask(n) gives (n, n)"
+        )
+
+
+def scaled_dot_product_attention(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    V: Float[Tensor, "... keys d_v"],
+    keep: Shaped[Tensor, "..."] | None = None,
+) -> tuple[Float[Tensor, "... queries d_v"], Float[Tensor, "... queries keys"]]:
+    r"""Each query averages the values, weighted by how well its key matches; returns the weights too.
+
+    $$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}}\right) V$$
+
+    Args:
+        keep: True = may attend, broadcastable to (..., queries, keys). A query that may attend to
+            nothing gets weights and output zero.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v) and
+    (..., queries, keys).
+    Raises: TypeError, ValueError as `check_keep`; ValueError when Q, K and V do not fit together.
+    Source: Vaswani et al. 2017, equation 1.  Reference: `F.scaled_dot_product_attention`.
+
+    >>> Q, K, V = torch.zeros(1, 2), torch.zeros(2, 2), torch.tensor([[1.0], [3.0]])
+    >>> scaled_dot_product_attention(Q, K, V)[0].tolist()  # equal scores: the plain mean
+    [[2.0]]
+    """
+    if Q.shape[-1] != K.shape[-1] or K.shape[-2] != V.shape[-2]:
+        raise ValueError(
+            "Q and K must share d_k, K and V their number of keys; got "
+            f"Q {tuple(Q.shape)}, K {tuple(K.shape)}, V {tuple(V.shape)}"
+        )
+    scores = Q @ K.mT / math.sqrt(Q.shape[-1])
+    check_keep(keep, tuple(scores.shape))
+    weights = ops.softmax(scores, keep)
+    return weights @ V, weights
+
+
+class MultiHeadAttention(nn.Module):
+    r"""Several attentions side by side, each in its own subspace, mixed by one last map.
+
+    $$\mathrm{MultiHeadAttention}(x, z) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O
+    \qquad \mathrm{head}_i = \mathrm{Attention}(x W_i^Q,\ z W_i^K,\ z W_i^V)$$
+
+    The $h$ matrices $W_i^Q$ stand side by side in one linear map `W_Q`, and so on.
+
+    Args:
+        d_model: width of the input and the output.
+        n_heads: $h$; must divide `d_model`.
+        bias: whether the four maps have biases (not in the formula; in BERT and GPT-2).
+        dropout: probability of dropping an attention weight in training.
+        ops: "formula" or "fused".
+
+    Source: Vaswani et al. 2017, section 3.2.2.  Reference: `nn.MultiheadAttention`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        bias: bool = True,
+        dropout: float = 0.0,
+        ops: str = "fused",
+    ):
+        super().__init__()
+        if d_model % n_heads:
+            raise ValueError(f"n_heads={n_heads} does not divide d_model={d_model}")
+        self.n_heads, self.dropout, self.ops = n_heads, dropout, ops
+        self.W_Q = nn.Linear(d_model, d_model, bias)
+        self.W_K = nn.Linear(d_model, d_model, bias)
+        self.W_V = nn.Linear(d_model, d_model, bias)
+        self.W_O = nn.Linear(d_model, d_model, bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch queries d_model"],
+        memory: Float[Tensor, "batch keys d_model"] | None = None,
+        keep: Shaped[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch queries d_model"]:
+        """Attend from `x` to `memory`, or to `x` itself when there is none.
+
+        Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
+        Raises: TypeError, ValueError as `check_keep`.
+        """
+        Q, K, V = self.project(x, x if memory is None else memory, keep)
+        p = self.dropout if self.training else 0.0
+        heads = ops.OPS[self.ops].attention(Q, K, V, keep, p)  # (B, H, queries, d_k)
+        return self.W_O(heads.transpose(1, 2).flatten(2))  # Concat: (B, queries, H d_k)
+
+    def weights(
+        self,
+        x: Float[Tensor, "batch queries d_model"],
+        memory: Float[Tensor, "batch keys d_model"] | None = None,
+        keep: Shaped[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch heads queries keys"]:
+        """The attention weights that `forward` averages with: what each head looks at."""
+        Q, K, V = self.project(x, x if memory is None else memory, keep)
+        return scaled_dot_product_attention(Q, K, V, keep)[1]
+
+    def project(self, x: Tensor, z: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of x, keys and values of z, one slice of d_k numbers for each head."""
+        check_keep(keep, (len(x), self.n_heads, x.shape[1], z.shape[1]))
+
+        def split(y: Tensor) -> Tensor:  # (B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)
+            return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+        return split(self.W_Q(x)), split(self.W_K(z)), split(self.W_V(z))
