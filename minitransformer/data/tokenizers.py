@@ -1,0 +1,109 @@
+"""Text into ids: a thin coat over the `tokenizers` library."""
+
+import warnings
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
+
+from .batches import Batch, pad
+
+
+class Tokenizer:
+    """Text into token ids and back.
+
+    Args:
+        backend: a tokenizer of the `tokenizers` library; its own truncation and padding are turned
+            off, since here they belong to the batch.
+        max_length: the most ids that the model has positions for, special tokens included.
+
+    Raises:
+        ValueError: a backend without one of the usual padding tokens.
+    """
+
+    def __init__(self, backend: Backend, max_length: int = 512):
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend, self.max_length = backend, max_length
+        pad_id = next(
+            (i for i in map(backend.token_to_id, ("[PAD]", "<pad>")) if i is not None), None
+        )
+        if pad_id is None:
+            raise ValueError("the tokenizer has no padding token ([PAD] or <pad>)")
+        self.pad_id: int = pad_id
+
+    @classmethod
+    def from_json(cls, text: str, max_length: int = 512) -> "Tokenizer":
+        """From the contents of a tokenizer.json."""
+        return cls(Backend.from_str(text), max_length)
+
+    @classmethod
+    def from_vocab(cls, text: str, lowercase: bool = True, max_length: int = 512) -> "Tokenizer":
+        """BERT's word pieces from the contents of a vocab.txt, one token a line."""
+        vocab = {token: i for i, token in enumerate(text.splitlines())}
+        backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        backend.decoder = decoders.WordPiece()
+        backend.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")],
+        )
+        backend.add_special_tokens(
+            [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab]
+        )
+        return cls(backend, max_length)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are."""
+        return self.backend.get_vocab_size()
+
+    def encode(self, text: str, max_length: int | None = None) -> list[int]:
+        """The ids of one text, as `encode_all`."""
+        return self.encode_all([text], max_length)[0]
+
+    def encode_all(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+        """The ids of each text, special tokens included, cut to `max_length` (by default the model's).
+
+        What is cut is the end of the text, the last special token stays; a warning says how many
+        texts were cut.
+
+        Raises:
+            ValueError: a `max_length` under 3 (no room between the special tokens) or over the
+                model's.
+        """
+        longest = self.max_length if max_length is None else max_length
+        if not 3 <= longest <= self.max_length:
+            raise ValueError(
+                f"max_length={longest} must be at least 3 and at most {self.max_length}, the "
+                "positions of the model"
+            )
+        ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
+        cut = sum(len(i) > longest for i in ids)
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut",
+                stacklevel=3,
+            )
+            self.backend.enable_truncation(longest)
+            ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
+            self.backend.no_truncation()
+        return ids
+
+    def batch(self, texts: Sequence[str], max_length: int | None = None) -> Batch:
+        """The texts as one padded batch."""
+        return pad(self.encode_all(texts, max_length), self.pad_id)
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        """The token of each id, as written in the vocabulary (`##ing` goes on a word)."""
+        return [self.backend.id_to_token(int(i)) for i in ids]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text again, without special tokens."""
+        return self.backend.decode([int(i) for i in ids])
+
+    def to_json(self) -> str:
+        """The contents of a tokenizer.json."""
+        return self.backend.to_str(pretty=True)

