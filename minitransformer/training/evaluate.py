@@ -1,0 +1,104 @@
+"""How good a classifier is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from sklearn.metrics import classification_report, confusion_matrix
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.batches import EncodedTexts
+from ..formulas import ops
+from ..model.heads import SequenceClassifier
+from .precision import Precision, matmul_precision
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Loss, accuracy, and every prediction in the order of the data."""
+
+    loss: float
+    accuracy: float
+    logits: Float[Tensor, "examples classes"]
+    targets: Int[np.ndarray, "examples"]
+    label_names: tuple[str, ...]
+
+    @property
+    def predictions(self) -> Int[np.ndarray, "examples"]:
+        """The class with the largest logit."""
+        return self.logits.argmax(-1).numpy()
+
+    @property
+    def confusion(self) -> Int[np.ndarray, "classes classes"]:
+        """Rows: what it is. Columns: what the model says."""
+        classes = range(len(self.label_names))
+        return confusion_matrix(self.targets, self.predictions, labels=list(classes))
+
+    def __repr__(self) -> str:
+        return f"accuracy {self.accuracy:.3f}, loss {self.loss:.3f}, {len(self.targets)} examples"
+
+    def report(self) -> str:
+        """The confusion matrix and precision, recall and F1 of each class, as text."""
+        names, classes = self.label_names, list(range(len(self.label_names)))
+        width = max(9, *map(len, names)) + 1
+        lines = [" " * (width + 8) + "predicted", " " * (width + 7)]
+        lines[1] += "".join(f"{n:>{width}}" for n in names)
+        for i, row in enumerate(self.confusion):
+            label = "actual " if i == 0 else "       "
+            lines.append(f"{label}{names[i]:>{width}}" + "".join(f"{n:>{width}}" for n in row))
+        figures = classification_report(
+            self.targets, self.predictions, labels=classes, target_names=names, digits=3,
+            zero_division=0,
+        )  # fmt: skip
+        text = "\n".join(lines) + "\n\n" + figures
+        only = np.unique(self.predictions)
+        if len(only) == 1 and len(np.unique(self.targets)) > 1:
+            text += (
+                f"\nThe model says {names[only[0]]!r} to everything: it has collapsed to one class. "
+                "Try a lower learning rate, more epochs, or another seed.\n"
+            )
+        return text
+
+
+@torch.no_grad()
+def predict(
+    model: SequenceClassifier,
+    data: EncodedTexts,
+    batch_size: int = 64,
+    precision: Precision = "medium",
+    progress: bool = False,
+) -> Float[Tensor, "examples classes"]:
+    """The logits of every example, in the order of the data; the model's mode is left as it was."""
+    was_training, rows = model.training, torch.zeros(len(data), model.n_classes)
+    model.eval()
+    with matmul_precision(precision), tqdm(total=len(data), disable=not progress) as bar:
+        for batch in data.batches(batch_size):
+            rows[list(batch.indices)] = model(batch.ids, batch.keep).float()
+            bar.update(len(batch))
+    model.train(was_training)
+    return rows
+
+
+def evaluate(
+    model: SequenceClassifier,
+    data: EncodedTexts,
+    batch_size: int = 64,
+    precision: Precision = "medium",
+    progress: bool = False,
+) -> Metrics:
+    """Loss and accuracy over all of the data.
+
+    Raises:
+        ValueError: data without labels.
+
+    Source: article, section 3.2, step 5.
+    """
+    if data.labels is None:
+        raise ValueError("the data has no labels to evaluate against; use predict for new texts")
+    logits = predict(model, data, batch_size, precision, progress)
+    targets = torch.tensor(data.labels)
+    loss = ops.fused_cross_entropy(logits, targets).item()
+    accuracy = (logits.argmax(-1) == targets).double().mean().item()
+    return Metrics(loss, accuracy, logits, targets.numpy(), data.label_names or model.labels)

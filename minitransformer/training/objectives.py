@@ -1,0 +1,18 @@
+"""What is minimised."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ..data.batches import Batch
+from ..formulas import ops
+from ..model.heads import SequenceClassifier
+
+
+def classification_loss(model: SequenceClassifier, batch: Batch) -> Float[Tensor, ""]:
+    r"""Cross-entropy of the classes: $-\frac1N \sum_n \log \mathrm{softmax}(\text{logits}_n)_{y_n}$.
+
+    Source: article, section 3.2.
+    """
+    logits = model(batch.ids, batch.keep)
+    # The sum of exponentials wants float32, also under bfloat16 autocast.
+    return ops.OPS[model.encoder.config.ops].cross_entropy(logits.float(), batch.labels)
