@@ -191,15 +191,17 @@ def save_pretrained(
     encoder = model.encoder if isinstance(model, SequenceClassifier) else model
     prefix, pooling = ("encoder.", classifier.pooling) if classifier else ("", None)
     config = bert.write_config(encoder.config, classifier)
-    weights = model.state_dict()
+    ours = model.state_dict()
     state = {
-        theirs: weights[mine].detach().cpu().contiguous()
+        theirs: ours[mine].detach().cpu().contiguous()
         for mine, theirs in bert.key_map(encoder.config, prefix, pooling, with_prefix=True)
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
-        safetensors.torch.save_file(state, draft / "model.safetensors", {"format": "pt"})
+        # Not save_file, which makes the file readable for its owner alone.
+        weights = safetensors.torch.save(state, {"format": "pt"})
+        (draft / "model.safetensors").write_bytes(weights)
         (draft / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (draft / "tokenizer_config.json").write_text(
             json.dumps(bert.tokenizer_config(encoder.config), indent=2), encoding="utf-8"

@@ -1,0 +1,199 @@
+"""The command line: `python -m minitransformer COMMAND --help`."""
+
+import argparse
+import csv
+import os
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+
+from . import data
+from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
+from .formulas.verify import verify
+from .model.heads import SequenceClassifier
+from .pretrained import load_pretrained, save_pretrained
+from .training.evaluate import evaluate, predict
+from .training.finetune import finetune
+from .training.strategies import STRATEGIES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors of the user's making print one clear line and exit with 2."""
+    args = parser().parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
+    try:
+        return args.run(args)
+    except (OSError, ValueError, KeyError, FloatingPointError) as error:
+        # str(KeyError) is the repr of its message
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"minitransformer: {text}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(
+        prog="python -m minitransformer",
+        description="Check the formulas, fine-tune a pretrained model on texts, and use it.",
+    )
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    show_defaults = argparse.ArgumentDefaultsHelpFormatter
+
+    p = commands.add_parser(
+        "verify", help="check every formula of the ledger; exit 1 if one is off"
+    )
+    p.add_argument("formulas", nargs="*", help="ids such as attention layer_norm; all by default")
+    p.add_argument("--seed", type=int, default=20171206, help="of the random inputs")
+    p.set_defaults(run=run_verify)
+
+    p = commands.add_parser(
+        "finetune",
+        help="train a classifier on your texts",
+        formatter_class=show_defaults,
+        epilog="example: python -m minitransformer finetune --data reviews.csv --out my-model",
+    )
+    p.add_argument("--data", required=True, help=f"{TABLE}; or a domain: {', '.join(DOMAINS)}")
+    p.add_argument("--out", required=True, help="folder to write the model to")
+    p.add_argument(
+        "--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model"
+    )
+    p.add_argument("--strategy", choices=STRATEGIES, default="full", help="which layers learn")
+    p.add_argument("--pooling", choices=("mean", "cls"), default="mean",
+                   help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
+    p.add_argument("--epochs", type=int, default=3, help="passes over the data")
+    p.add_argument("--lr", type=float, help="learning rate; the strategy's own if not given")
+    p.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
+    p.add_argument(
+        "--max-length", type=int, help="cut texts to so many tokens; the model's if not given"
+    )
+    p.add_argument("--precision", choices=("highest", "medium", "bfloat16"), default="medium",
+                   help="of matrix products; bfloat16 is faster where the CPU has it")  # fmt: skip
+    p.add_argument(
+        "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
+    )
+    p.set_defaults(run=run_finetune)
+
+    p = commands.add_parser("predict", help="label texts with a trained model")
+    p.add_argument("model", help="folder that finetune wrote")
+    p.add_argument("texts", nargs="*", help="texts, each in quotes")
+    p.add_argument(
+        "--file", help="texts to label: .csv, .tsv, .jsonl with a column text, or one a line"
+    )
+    p.add_argument("--out", help="write a CSV (text, label, probability) instead of printing")
+    p.set_defaults(run=run_predict)
+
+    p = commands.add_parser("evaluate", help="score a trained model on labelled texts")
+    p.add_argument("model", help="folder that finetune wrote")
+    p.add_argument("--data", required=True, help=f"{TABLE}; or a domain: {', '.join(DOMAINS)}")
+    p.set_defaults(run=run_evaluate)
+    return top
+
+
+TABLE = "a .csv, .tsv or .jsonl file with the columns text and label"
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Print the ledger."""
+    report = verify(args.formulas or None, args.seed)
+    print(report)
+    return 0 if report.ok else 1
+
+
+def run_finetune(args: argparse.Namespace) -> int:
+    """From a file of labelled texts to a folder with a model, and its figures on unseen texts."""
+    if args.epochs < 1 or args.batch_size < 1:
+        raise ValueError("--epochs and --batch-size must be at least 1")
+    labelled = read_labelled(args.data)
+    train, valid, test = labelled.split(seed=args.seed)
+    encoder, tokenizer = load_pretrained(args.model)
+    if isinstance(encoder, SequenceClassifier):
+        encoder = encoder.encoder  # go on from a classifier: its encoder, with a new head
+    torch.manual_seed(args.seed)
+    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
+    encoded = [data.encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
+    print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
+    history = finetune(
+        model, encoded[0], encoded[1], STRATEGIES[args.strategy](), epochs=args.epochs, lr=args.lr,
+        batch_size=args.batch_size, seed=args.seed, precision=args.precision,
+    )  # fmt: skip
+    print(history)
+    folder = save_pretrained(model, tokenizer, args.out)
+    metrics = evaluate(model, encoded[2])
+    print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")
+    print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")
+    print(f'  python -m minitransformer predict {folder} "{test.texts[0]}"')
+    return 0
+
+
+def run_predict(args: argparse.Namespace) -> int:
+    """Label texts."""
+    texts = [*args.texts, *(read_texts(args.file) if args.file else [])]
+    if not texts:
+        raise ValueError('give texts in quotes, or --file: predict my-model "I liked it"')
+    model, tokenizer = load_classifier(args.model)
+    encoded = data.encode(texts, tokenizer)
+    probabilities = predict(model, encoded, progress=len(texts) > 500).softmax(-1)
+    rows = [
+        (text, model.labels[int(p.argmax())], f"{p.max():.3f}")
+        for text, p in zip(texts, probabilities, strict=True)
+    ]
+    if args.out:
+        write_csv(Path(args.out), [("text", "label", "probability"), *rows])
+        print(f"{len(rows)} texts labelled in {args.out}")
+    else:
+        width = max(len(label) for _, label, _ in rows)
+        for text, label, p in rows:
+            print(f"{label:{width}}  {p}  {text}")
+    return 0
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    """Score a model on labelled texts."""
+    model, tokenizer = load_classifier(args.model)
+    labelled = read_labelled(args.data, model.labels)
+    start = time.perf_counter()
+    metrics = evaluate(model, data.encode(labelled, tokenizer), progress=len(labelled) > 500)
+    rate = len(labelled) / (time.perf_counter() - start)
+    print(f"{metrics} ({rate:.0f} a second)\n\n{metrics.report()}")
+    return 0
+
+
+def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
+    """A file, or one of the domains by name."""
+    if source not in DOMAINS:
+        return read_table(source, label_names)
+    domain = data.load(source)
+    if label_names not in (None, domain.label_names):
+        raise ValueError(
+            f"{source} has the labels {', '.join(domain.label_names)}, the model knows "
+            f"{', '.join(label_names or ())}"
+        )
+    return domain
+
+
+def load_classifier(folder: str) -> tuple[SequenceClassifier, data.Tokenizer]:
+    """A folder that holds a classifier."""
+    model, tokenizer = load_pretrained(folder)
+    if not isinstance(model, SequenceClassifier):
+        raise ValueError(f"{folder} is an encoder without a classifier; train one with finetune")
+    return model, tokenizer
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
+    """Write beside the target, then rename: a crash leaves no half file."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", newline="", encoding="utf-8", delete=False
+    ) as draft:
+        csv.writer(draft).writerows(rows)
+    os.replace(draft.name, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
