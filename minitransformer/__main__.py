@@ -8,6 +8,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -18,6 +19,7 @@ from .model.heads import SequenceClassifier
 from .pretrained import load_pretrained, save_pretrained
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
+from .training.precision import Precision
 from .training.strategies import STRATEGIES
 
 
@@ -73,8 +75,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--max-length", type=int, help="cut texts to so many tokens; the model's if not given"
     )
-    p.add_argument("--precision", choices=("highest", "medium", "bfloat16"), default="medium",
-                   help="of matrix products; bfloat16 is faster where the CPU has it")  # fmt: skip
+    p.add_argument("--precision", choices=get_args(Precision), default="auto",
+                   help="of matrix products; auto is bfloat16 on a CPU that has it, else medium")  # fmt: skip
     p.add_argument(
         "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
     )

@@ -21,7 +21,7 @@ def finetune(
     weight_decay: float = 0.01,
     clip: float = 1.0,
     seed: int = 0,
-    precision: Precision = "medium",
+    precision: Precision = "auto",
     progress: bool = True,
 ) -> History:
     """Train a classifier on labelled texts and leave it, in evaluation mode, at its best epoch.
@@ -35,7 +35,8 @@ def finetune(
         weight_decay: AdamW's decay, of weight matrices and embeddings only.
         clip: the largest norm of the gradient.
         seed: of the order of the examples and of dropout.
-        precision: of matrix products: "highest", "medium" or "bfloat16".
+        precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
+            is bfloat16 where the CPU has it. Validation and prediction stay in float32.
         progress: show a bar with the loss and the examples per second.
 
     Returns: the history; `history.plot()` draws it.

@@ -122,7 +122,7 @@ def fit(
                 step += 1
                 bar.update(len(batch))
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {losses[-1]:.3f}")
-            metrics = evaluate(model, valid, precision=precision)
+            metrics = evaluate(model, valid)
             history.epochs.append(summary(epoch, step, losses, metrics))
             if (metrics.accuracy, -metrics.loss) > best:
                 best, history.best_epoch = (metrics.accuracy, -metrics.loss), epoch + 1

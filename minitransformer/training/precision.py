@@ -2,30 +2,44 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["highest", "medium", "bfloat16"]
+Precision = Literal["auto", "highest", "medium", "bfloat16"]
 """`highest`: float32 as it is. `medium`: float32 through torch's faster kernels, which may round
-inside (on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32."""
+inside (on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32. `auto`:
+bfloat16 on a CPU that has instructions for it, else medium."""
 
 
-@contextlib.contextmanager
-def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Set torch's global switch inside, put it back outside.
+def resolve(precision: Precision) -> str:
+    """What `auto` means on this machine; without the instructions bfloat16 is emulated, and slow.
 
     Raises:
         ValueError: an unknown precision.
     """
-    if precision not in ("highest", "medium", "bfloat16"):
+    if precision not in get_args(Precision):
         raise ValueError(
-            f"precision={precision!r} is not known; choose highest, medium or bfloat16"
+            f"precision={precision!r} is not known; choose one of {get_args(Precision)}"
         )
+    if precision != "auto":
+        return precision
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "medium"
+
+
+@contextlib.contextmanager
+def matmul_precision(precision: Precision) -> Iterator[None]:
+    """Multiply matrices with this precision inside, with torch's former setting outside.
+
+    Raises:
+        ValueError: an unknown precision.
+    """
+    used = resolve(precision)
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if precision == "highest" else "medium")
+    torch.set_float32_matmul_precision("highest" if used == "highest" else "medium")
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=used == "bfloat16"):
             yield
     finally:
         torch.set_float32_matmul_precision(before)

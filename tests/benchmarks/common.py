@@ -1,0 +1,50 @@
+"""Time candidates side by side: interleaved in one process, so that the machine's moods hit all alike."""
+
+import platform
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+Seconds = dict[str, list[float]]
+
+
+def interleave(candidates: dict[str, Callable[[], object]], rounds: int) -> Seconds:
+    """Run each candidate once a round; the first round warms up and is not counted."""
+    seconds: Seconds = {name: [] for name in candidates}
+    for number in tqdm(range(rounds + 1), leave=False):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(title: str, seconds: Seconds, baseline: str) -> str:
+    """Medians, spread, and the ratio to a baseline, as Markdown."""
+    base = statistics.median(seconds[baseline])
+    lines = [
+        f"\n### {title}\n",
+        "| | median ms | fastest ms | times faster |",
+        "| --- | --- | --- | --- |",
+    ]
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        lines.append(
+            f"| {name} | {1e3 * median:.0f} | {1e3 * min(values):.0f} | {base / median:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            model = next(line.split(":")[1].strip() for line in file if "model name" in line)
+    except OSError:
+        pass
+    return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
