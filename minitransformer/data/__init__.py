@@ -1,8 +1,8 @@
 """Text becomes batches: sources, tokenizer, splits, padding."""
 
-from .batches import Batch, EncodedTexts, encode, pad
+from .batches import Batch, EncodedTexts, pad
 from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
-from .tokenizers import Tokenizer
+from .tokenizers import Tokenizer, encode
 
 __all__ = [
     "DOMAINS",

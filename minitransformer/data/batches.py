@@ -3,14 +3,12 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..model.attention import padding_mask
-from .datasets import LabelledTexts
 
 
 @dataclass(frozen=True)
@@ -49,16 +47,6 @@ def pad(
     )
 
 
-class Encodes(Protocol):
-    """What a tokenizer must do here."""
-
-    pad_id: int
-
-    def encode_all(
-        self, texts: Sequence[str], max_length: int | None = None
-    ) -> list[list[int]]: ...
-
-
 @dataclass(frozen=True)
 class EncodedTexts:
     """Token ids of many texts, ready to be batched."""
@@ -94,27 +82,3 @@ class EncodedTexts:
         for chunk in chunks:
             labels = None if self.labels is None else [self.labels[i] for i in chunk]
             yield pad([self.ids[i] for i in chunk], self.pad_id, labels, chunk)
-
-
-def encode(
-    texts: LabelledTexts | Sequence[str], tokenizer: Encodes, max_length: int | None = None
-) -> EncodedTexts:
-    """Tokenise many texts, with their labels where they have any.
-
-    Raises:
-        ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
-    """
-    labelled = texts if isinstance(texts, LabelledTexts) else None
-    raw = labelled.texts if labelled else tuple(texts)
-    if not raw:
-        raise ValueError("there are no texts to encode")
-    for number, text in enumerate(raw):
-        if not text.strip():
-            raise ValueError(f"text {number} (counted from 0) is empty; remove it")
-    ids = tokenizer.encode_all(raw, max_length)
-    return EncodedTexts(
-        tuple(map(tuple, ids)),
-        labelled.labels if labelled else None,
-        tokenizer.pad_id,
-        labelled.label_names if labelled else (),
-    )

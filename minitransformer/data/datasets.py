@@ -76,7 +76,8 @@ class LabelledTexts:
         of_label: dict[int, list[list[int]]] = {}
         for group in groups.values():
             of_label.setdefault(self.labels[group[0]], []).append(group)
-        rng, parts = random.Random(seed), [[] for _ in fractions]  # type: list[list[int]]
+        rng = random.Random(seed)
+        parts: list[list[int]] = [[] for _ in fractions]
         for label, name in enumerate(self.label_names):
             mine = of_label.get(label, [])
             if len(mine) < len(fractions):

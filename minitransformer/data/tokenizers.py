@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from .batches import Batch, pad
+from .batches import Batch, EncodedTexts, pad
+from .datasets import LabelledTexts
 
 
 class Tokenizer:
@@ -107,3 +108,27 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
+
+
+def encode(
+    texts: LabelledTexts | Sequence[str], tokenizer: Tokenizer, max_length: int | None = None
+) -> EncodedTexts:
+    """Tokenise many texts, with their labels where they have any.
+
+    Raises:
+        ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
+    """
+    labelled = texts if isinstance(texts, LabelledTexts) else None
+    raw = texts.texts if isinstance(texts, LabelledTexts) else tuple(texts)
+    if not raw:
+        raise ValueError("there are no texts to encode")
+    for number, text in enumerate(raw):
+        if not text.strip():
+            raise ValueError(f"text {number} (counted from 0) is empty; remove it")
+    ids = tokenizer.encode_all(raw, max_length)
+    return EncodedTexts(
+        tuple(map(tuple, ids)),
+        labelled.labels if labelled else None,
+        tokenizer.pad_id,
+        labelled.label_names if labelled else (),
+    )

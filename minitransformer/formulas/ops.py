@@ -155,9 +155,20 @@ def fused_attention(
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
     if K.shape[-2] <= FEW_KEYS and Q.device.type == "cpu":
-        scores = (Q / math.sqrt(Q.shape[-1])) @ K.mT
-        return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
+        return few_keys_attention(Q, K, V, keep, dropout)
     return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)
+
+
+def few_keys_attention(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    V: Float[Tensor, "... keys d_v"],
+    keep: Keep = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "... queries d_v"]:
+    """`attention` by torch's matmul and softmax; the scores are stored, so only for few keys."""
+    scores = (Q / math.sqrt(Q.shape[-1])) @ K.mT
+    return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
 
 
 def fused_layer_norm(

@@ -13,18 +13,22 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import Batch, EncodedTexts
+from ..model.heads import SequenceClassifier
 from .evaluate import Metrics, evaluate
 from .optim import make_adamw, warmup_then_linear
 from .precision import Precision, matmul_precision
 from .strategies import Layer, Strategy
 
 
+Entry = dict[str, int | float]
+
+
 @dataclass
 class History:
     """What happened: one entry a step, one an epoch."""
 
-    steps: list[dict[str, float]] = field(default_factory=list)
-    epochs: list[dict[str, float]] = field(default_factory=list)
+    steps: list[Entry] = field(default_factory=list)
+    epochs: list[Entry] = field(default_factory=list)
     best_epoch: int = 0
     seconds: float = 0.0
 
@@ -68,11 +72,11 @@ class History:
 
 
 def fit(
-    model: nn.Module,
+    model: SequenceClassifier,
     train: EncodedTexts,
     valid: EncodedTexts,
     layers: list[Layer],
-    loss_of: Callable[[Any, Batch], Tensor],
+    loss_of: Callable[[SequenceClassifier, Batch], Tensor],
     strategy: Strategy,
     *,
     epochs: int,
@@ -147,7 +151,7 @@ def set_trainable(model: nn.Module, layers: list[Layer], rates: list[float]) -> 
             module.train(rate > 0).requires_grad_(rate > 0)
 
 
-def summary(epoch: int, step: int, losses: list[float], metrics: Metrics) -> dict[str, float]:
+def summary(epoch: int, step: int, losses: list[float], metrics: Metrics) -> Entry:
     """One epoch's line in the history."""
     return {
         "epoch": epoch + 1,

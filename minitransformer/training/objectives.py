@@ -1,5 +1,6 @@
 """What is minimised."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,5 +15,6 @@ def classification_loss(model: SequenceClassifier, batch: Batch) -> Float[Tensor
     Source: article, section 3.2.
     """
     logits = model(batch.ids, batch.keep)
-    # The sum of exponentials wants float32, also under bfloat16 autocast.
-    return ops.OPS[model.encoder.config.ops].cross_entropy(logits.float(), batch.labels)
+    if logits.dtype is torch.bfloat16:  # autocast; the sum of exponentials wants more digits
+        logits = logits.float()
+    return ops.OPS[model.encoder.config.ops].cross_entropy(logits, batch.labels)

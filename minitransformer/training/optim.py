@@ -28,7 +28,8 @@ def make_adamw(layers: list[Layer], weight_decay: float) -> torch.optim.AdamW:
 
 def split_by_decay(layer: Layer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """A layer's parameters with and without decay, by the kind of module, not by its name."""
-    decayed, plain = [], []
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
     for module in (m for top in layer.modules for m in top.modules()):
         for name, parameter in module.named_parameters(recurse=False):
             exempt = isinstance(module, LayerNorm | RMSNorm) or name == "bias"

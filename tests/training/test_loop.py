@@ -1,0 +1,259 @@
+"""The loop against plain torch, and what a strategy may and may not move."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, confusion_matrix
+
+import minitransformer as mt
+from minitransformer.training import loop
+from minitransformer.training.objectives import classification_loss
+from minitransformer.training.optim import make_adamw, warmup_then_linear
+from minitransformer.training.precision import resolve
+from minitransformer.training.strategies import Full, HeadOnly, Strategy, layers_of
+
+VOCAB, CLASSES = 37, 3
+
+
+def classifier(dropout: float = 0.0, pooling: str = "cls", seed: int = 0) -> mt.SequenceClassifier:
+    """A small classifier whose weights are of order 1, so that nothing is hidden by small ones."""
+    torch.manual_seed(seed)
+    config = mt.TransformerConfig.bert(
+        vocab_size=VOCAB, d_model=20, n_heads=5, n_layers=3, d_ff=28, max_len=13,
+        dropout=dropout, attention_dropout=dropout, init_std=0.25,
+    )  # fmt: skip
+    return mt.SequenceClassifier(mt.Encoder(config), CLASSES, pooling)
+
+
+def toy(n: int = 60, seed: int = 0) -> mt.data.EncodedTexts:
+    """Sequences whose class is a token that occurs in them: learnable without a remainder."""
+    rng = np.random.default_rng(seed)
+    labels = [int(y) for y in rng.integers(0, CLASSES, n)]
+    ids = [
+        (1, *(int(t) for t in rng.integers(10, VOCAB, rng.integers(2, 9))), 5 + label, 2)
+        for label in labels
+    ]
+    return mt.data.EncodedTexts(tuple(ids), tuple(labels), 0, ("a", "b", "c"))
+
+
+def train(model, data, strategy=None, **options):
+    """finetune without a bar, in exact float32 or float64."""
+    return mt.finetune(
+        model, data, data, strategy, progress=False, **({"precision": "highest"} | options)
+    )
+
+
+def state_of(module) -> dict[str, torch.Tensor]:
+    return {name: t.clone() for name, t in module.state_dict().items()}
+
+
+def test_finetune_equals_a_plain_torch_loop():
+    """Two epochs in float64 by hand: shuffled batches, warm-up, clipping, AdamW in its plain form."""
+    ours, plain, data = classifier().double(), classifier().double(), toy()
+    options = dict(
+        epochs=2, lr=0.01, batch_size=16, warmup=0.25, weight_decay=0.3, clip=0.5, seed=3
+    )
+    history = train(ours, data, **options)
+
+    decayed = [p for n, p in plain.named_parameters() if p.ndim > 1]
+    rest = [p for n, p in plain.named_parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed}, {"params": rest, "weight_decay": 0.0}], weight_decay=0.3, fused=False
+    )
+    losses, step = [], 0
+    for epoch in range(2):
+        for batch in data.batches(16, seed=3000 + epoch):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.01 * min((step + 1) / 2, (8 - step) / 6)
+            loss = torch.nn.functional.cross_entropy(plain(batch.ids, batch.keep), batch.labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            step += 1
+    assert history.best_epoch == 2, "the comparison needs the last epoch's weights"
+    np.testing.assert_allclose([s["loss"] for s in history.steps], losses, atol=1e-10)
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-10, rtol=0, msg=name)
+
+
+def test_finetune_learns_what_can_be_learned():
+    model, data = classifier(dropout=0.1, pooling="mean"), toy(200)
+    train(model, data, epochs=25, lr=1e-2)
+    assert mt.evaluate(model, data).accuracy == 1.0
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_head_only_moves_the_head_and_nothing_else(pooling):
+    model = classifier(dropout=0.3, pooling=pooling)
+    before = state_of(model)
+    train(model, toy(), HeadOnly(), epochs=2)
+    moved = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
+    pooler = {"encoder.pooler.dense.weight", "encoder.pooler.dense.bias"}
+    head = {"classifier.weight", "classifier.bias"}
+    assert moved == (head | pooler if pooling == "cls" else head)
+
+
+def test_full_moves_every_weight():
+    model = classifier()
+    before = state_of(model)
+    train(model, toy(), Full(), epochs=1, lr=1e-2)
+    still = {name for name, t in model.state_dict().items() if torch.equal(t, before[name])}
+    assert not still
+
+
+def test_frozen_layers_have_no_dropout():
+    """Mistake 54: without gradients but with dropout, the head would learn from noisy features."""
+    model, batch = classifier(dropout=0.5), next(toy().batches(16))
+    layers = layers_of(model)
+    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), 0))
+    features = [model.encoder(batch.ids, batch.keep) for _ in range(2)]
+    assert torch.equal(*features)
+    assert model.dropout.training and not model.encoder.blocks[0].training
+    loop.set_trainable(model, layers, Full().rates(len(layers), 0))
+    assert not torch.equal(model.encoder(batch.ids), model.encoder(batch.ids))
+
+
+def test_optimizer_keeps_state_only_for_what_learns():
+    model, batch = classifier(), next(toy().batches(16))
+    layers = layers_of(model)
+    optimizer = make_adamw(layers, 0.01)
+    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), 0))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    classification_loss(model, batch).backward()
+    optimizer.step()
+    head = [*model.classifier.parameters(), *model.encoder.pooler.parameters()]
+    assert set(optimizer.state) == set(head)
+
+
+def test_make_adamw_has_every_parameter_once_and_decays_only_matrices():
+    model = classifier()
+    groups = make_adamw(layers_of(model), 0.2).param_groups
+    listed = [p for g in groups for p in g["params"]]
+    assert len(listed) == len(set(listed)) == len(list(model.parameters()))
+    names = {p: n for n, p in model.named_parameters()}
+    for group in groups:
+        for p in group["params"]:
+            assert (group["weight_decay"] == 0.0) == (p.ndim == 1), names[p]
+
+
+def test_seed_decides_order_and_dropout():
+    def losses(seed):
+        return [s["loss"] for s in train(classifier(0.2), toy(), epochs=1, seed=seed).steps]
+
+    assert losses(1) == losses(1)
+    assert losses(1) != losses(2)
+
+
+def test_best_epoch_is_kept():
+    class Wreck(Strategy):
+        """Learns in the first epoch, then destroys what it learned."""
+
+        def rates(self, n_layers, epoch):
+            return [1.0 if epoch == 0 else 300.0] * n_layers
+
+    model, data = classifier(), toy(120)
+    history = train(model, data, Wreck(), epochs=3, lr=3e-3, warmup=0.0)
+    assert history.best_epoch == 1
+    assert mt.evaluate(model, data).accuracy == history.epochs[0]["valid_accuracy"]
+    assert history.epochs[0]["valid_accuracy"] > history.epochs[2]["valid_accuracy"]
+
+
+def test_clip_bounds_the_gradient(monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        grads = [p.grad.flatten() for g in self.param_groups for p in g["params"]]
+        norms.append(torch.cat(grads).norm().item())
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    train(classifier(), toy(), epochs=1, clip=0.01)
+    assert max(norms) < 0.0101 and min(norms) > 0.0099
+
+
+def test_finetune_leaves_the_callers_torch_alone():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    torch.set_float32_matmul_precision("high")
+    model = classifier()
+    torch.manual_seed(7)
+    train(model, toy(), epochs=1, precision="medium")
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_float32_matmul_precision() == "high"
+    torch.set_float32_matmul_precision("highest")
+    assert not model.training and all(p.requires_grad for p in model.parameters())
+
+
+def test_bfloat16_trains_close_to_float32():
+    exact, rough = classifier(), classifier()
+    a = train(exact, toy(), epochs=1, lr=1e-3).steps
+    b = train(rough, toy(), epochs=1, lr=1e-3, precision="bfloat16").steps
+    difference = max(abs(x["loss"] - y["loss"]) for x, y in zip(a, b, strict=True))
+    assert 0 < difference < 0.1
+    assert all(p.dtype == torch.float32 for p in rough.parameters())
+
+
+def test_auto_precision_is_one_of_the_fast_ones():
+    assert resolve("auto") in ("medium", "bfloat16")
+    assert resolve("highest") == "highest"
+
+
+def test_a_loss_that_is_no_number_says_so():
+    model = classifier()
+    model.classifier.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 0 .*lower learning rate"):
+        train(model, toy(), epochs=1)
+
+
+def test_labels_must_fit_the_model():
+    data = toy()
+    unknown = mt.data.EncodedTexts(data.ids, (*data.labels[:-1], 3), 0)
+    with pytest.raises(ValueError, match="train has label 3, the model only 3 classes"):
+        train(classifier(), unknown)
+    bare = mt.data.EncodedTexts(data.ids, None, 0)
+    with pytest.raises(ValueError, match="train has no labels"):
+        train(classifier(), bare)
+    with pytest.raises(ValueError, match="no labels to evaluate"):
+        mt.evaluate(classifier(), bare)
+
+
+def test_warmup_then_linear_starts_above_zero_and_ends_near_it():
+    for steps in (1, 7, 100):
+        factors = [warmup_then_linear(s, steps, 0.1) for s in range(steps)]
+        assert (
+            0 < factors[0] <= 1 and max(factors) == 1.0 and 0 < factors[-1] <= max(1.2 / steps, 0.02)
+        )
+        peak = factors.index(1.0)
+        assert factors[: peak + 1] == sorted(factors[: peak + 1])
+        assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+def test_evaluate_agrees_with_scikit_learn_in_the_order_of_the_data():
+    model, data = classifier(dropout=0.4).train(), toy(50)
+    metrics = mt.evaluate(model, data, batch_size=7, precision="highest")
+    with torch.no_grad():
+        alone = [copy.deepcopy(model).eval()(torch.tensor([ids]))[0] for ids in data.ids]
+    torch.testing.assert_close(metrics.logits, torch.stack(alone), atol=1e-5, rtol=0)
+    assert metrics.accuracy == accuracy_score(data.labels, metrics.predictions)
+    assert np.array_equal(metrics.confusion, confusion_matrix(data.labels, metrics.predictions))
+    assert model.training, "the mode is put back"
+
+
+def test_report_says_when_the_model_has_collapsed():
+    model = classifier()
+    model.classifier.bias.data[1] = 1e3
+    assert "says 'b' to everything" in mt.evaluate(model, toy()).report()
+
+
+def test_history_plots_itself():
+    history = train(classifier(), toy(), epochs=2)
+    ax = history.plot()
+    assert {line.get_label() for line in ax.lines} >= {"training loss", "validation loss"}
+    assert "<- kept" in repr(history)
