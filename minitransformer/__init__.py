@@ -5,6 +5,7 @@ The rooms, in reading order: `formulas`, `model`, `data`, `training`, `pretraine
 """
 
 from . import data
+from .classroom import checks as check
 from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
@@ -39,6 +40,7 @@ __all__ = [
     "TransformerConfig",
     "attention_maps",
     "causal_mask",
+    "check",
     "data",
     "evaluate",
     "finetune",

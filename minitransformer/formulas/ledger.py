@@ -5,7 +5,9 @@ A row proves that code equals formula. All implementations of a row take the sam
 - `by_hand` takes NumPy arrays and computes index by index;
 - `ours` takes torch tensors: the code that models are built from, written-out operations;
 - `fused` is the same with torch's kernels;
-- `reference` is torch's own operation or module.
+- `reference` is torch's own operation or module;
+- `backward_by_hand` takes NumPy arrays, the gradient of the output first, and returns those of the
+  inputs: the derivative derived on paper.
 
 `rows.py` here holds the rows of the formulas; `model/rows.py` adds those of the modules.
 """
@@ -35,6 +37,8 @@ class Formula:
     ours: Callable[..., Any]
     reference: Callable[..., Any]
     fused: Callable[..., Any] | None = None
+    backward_by_hand: Callable[..., Any] | None = None
+    """`f(d_output, **inputs)` gives the gradients of the inputs: a tuple in their order, or by name."""
     cases: tuple[str, ...] = ("plain",)
     no_gradient: tuple[str, ...] = ()
     """Inputs that are not differentiated, beside masks and integers."""

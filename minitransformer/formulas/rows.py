@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import by_hand, ops
+from . import by_hand, gradients, ops
 from .ledger import Formula, Inputs, add
 
 # Every dimension has its own size, so that no axis can be mistaken for another.
@@ -32,6 +32,37 @@ def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np
         keep &= rng.random(shape) < 0.6
         keep[..., 2, :] = False
     return keep
+
+
+def draw_linear(rng: np.random.Generator, case: str) -> Inputs:
+    return {
+        "x": rng.standard_normal((BATCH, KEYS, D_V)),
+        "W": rng.standard_normal((D_V, D_K)),
+        "b": rng.standard_normal(D_K),
+    }
+
+
+def linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    return x @ W + b
+
+
+def torch_linear(x: Tensor, W: Tensor, b: Tensor) -> Tensor:
+    return F.linear(x, W.T, b)
+
+
+add(
+    Formula(
+        id="linear",
+        title="linear map",
+        latex=r"y = xW + b",
+        source="Vaswani et al. 2017, section 3.2.2, the projections",
+        draw=draw_linear,
+        by_hand=by_hand.over_batch(by_hand.linear, "x"),
+        ours=linear,
+        reference=torch_linear,
+        backward_by_hand=gradients.linear_backward,
+    )
+)
 
 
 def draw_softmax(rng: np.random.Generator, case: str) -> Inputs:
@@ -64,6 +95,7 @@ add(
         by_hand=softmax_by_hand,
         ours=ops.softmax,
         fused=ops.fused_softmax,
+        backward_by_hand=gradients.softmax_backward,
         reference=torch_softmax,
         cases=(*MASKS, "huge scores"),
     )
@@ -103,6 +135,7 @@ add(
         by_hand=attention_by_hand,
         ours=ops.attention,
         fused=ops.fused_attention,
+        backward_by_hand=gradients.attention_backward,
         reference=torch_attention,
         cases=MASKS,
     )
@@ -152,6 +185,7 @@ add(
         by_hand=by_hand.over_batch(by_hand.head, "x", "z", "keep"),
         ours=head,
         fused=fused_head,
+        backward_by_hand=gradients.head_backward,
         reference=torch_head,
         cases=MASKS,
     )
@@ -194,6 +228,7 @@ add(
         by_hand=by_hand.over_batch(by_hand.layer_norm, "x"),
         ours=ops.layer_norm,
         fused=ops.fused_layer_norm,
+        backward_by_hand=gradients.layer_norm_backward,
         reference=torch_layer_norm,
         cases=("plain", "tiny"),
     )
@@ -208,6 +243,7 @@ add(
         by_hand=by_hand.over_batch(by_hand.rms_norm, "x"),
         ours=ops.rms_norm,
         fused=ops.fused_rms_norm,
+        backward_by_hand=gradients.rms_norm_backward,
         reference=torch_rms_norm,
         cases=("plain", "tiny"),
     )
@@ -250,6 +286,7 @@ for name, title, latex, source, reference in (
             by_hand=by_hand.ACTIVATIONS[name],
             ours=getattr(ops.FORMULA, name),
             fused=of_x(getattr(ops.FUSED, name)),
+            backward_by_hand=gradients.ACTIVATIONS[name][1],
             reference=of_x(reference),
         )
     )
@@ -315,6 +352,7 @@ add(
         by_hand=by_hand.cross_entropy,
         ours=ops.cross_entropy,
         fused=ops.fused_cross_entropy,
+        backward_by_hand=gradients.cross_entropy_backward,
         reference=torch_cross_entropy,
         cases=("plain", "ignored positions", "label smoothing"),
     )

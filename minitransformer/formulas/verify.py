@@ -19,6 +19,7 @@ CHECKS = {
     "fused": 1e-10,  # written out against torch's kernels, float64
     "gradient": 1e-9,  # autograd through ours against autograd through the reference, float64
     "fused grad": 1e-9,  # the same for torch's kernels
+    "by-hand grad": 1e-9,  # the derivative in NumPy against autograd through ours, float64
 }
 SEED = 20171206  # any seed must do; tests run others
 
@@ -48,10 +49,10 @@ class Report:
     def __str__(self) -> str:
         titles = {id: LEDGER[id].title for id in self.rows}
         wide, where = max(map(len, titles.values())), max(len(LEDGER[id].source) for id in titles)
-        head = f"{'formula':{wide}}  " + "".join(f"{name:>11}" for name in CHECKS)
+        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width(name)}}" for name in CHECKS)
         lines = [head + "   source", "-" * (len(head) + 3 + min(where, 46))]
         for id, errors in self.rows.items():
-            cells = "".join(cell(errors[name], CHECKS[name]) for name in CHECKS)
+            cells = "".join(cell(errors[name], CHECKS[name], width(name)) for name in CHECKS)
             lines.append(f"{titles[id]:{wide}}  {cells}   {LEDGER[id].source}")
         bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
         limits = ", ".join(f"{k} {v:.0e}" for k, v in CHECKS.items())
@@ -66,11 +67,16 @@ class Report:
     __repr__ = __str__
 
 
-def cell(error: float | None, limit: float) -> str:
+def width(check: str) -> int:
+    """The width of a column of the table."""
+    return max(9, len(check) + 2)
+
+
+def cell(error: float | None, limit: float, width: int) -> str:
     """One entry of the table."""
     if error is None:
-        return f"{'-':>11}"
-    return f"{error:>10.0e}{' ' if error <= limit else '!'}"
+        return f"{'-':>{width - 1}} "
+    return f"{error:>{width - 1}.0e}{' ' if error <= limit else '!'}"
 
 
 def verify(ids: list[str] | None = None, seed: int = SEED) -> Report:
@@ -105,6 +111,9 @@ def measure(formula: Formula, seed: int = SEED) -> Errors:
         note("float32", distance(small, ref_small))
         if ours_grad:
             note("gradient", distance(ours_grad, ref_grad, relative=True))
+            if formula.backward_by_hand is not None:
+                hand_grad = run_backward(formula, inputs, ours[0].shape)
+                note("by-hand grad", distance(hand_grad, ours_grad, relative=True))
         if formula.fused is not None:
             fused, fused_grad = run(formula, formula.fused, inputs, torch.float64)
             note("fused", distance(fused, ours))
@@ -122,19 +131,40 @@ def run(
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value.copy())
             if value.is_floating_point():
-                value = value.to(dtype).requires_grad_(name not in formula.no_gradient)
+                value = value.to(dtype).requires_grad_(name in differentiable(formula, inputs))
         tensors[name] = value
     outputs = list(as_tuple(f(**tensors)))
     wanted = [t for t in tensors.values() if isinstance(t, Tensor) and t.requires_grad]
     if not wanted or not any(o.requires_grad for o in outputs):
         return [o.detach() for o in outputs], []
-    # Random, since a plain sum hides errors: softmax's rows sum to one whatever the scores.
-    generator = torch.Generator().manual_seed(SEED)
-    loss = torch.zeros((), dtype=dtype)
-    for o in outputs:
-        weight = torch.randn(o.shape, dtype=torch.float64, generator=generator).to(dtype)
-        loss = loss + (o * weight).sum()
+    weights = random_weights([o.shape for o in outputs])
+    loss = sum((o * weight.to(dtype)).sum() for o, weight in zip(outputs, weights, strict=True))
     return [o.detach() for o in outputs], list(torch.autograd.grad(loss, wanted))
+
+
+def run_backward(formula: Formula, inputs: Inputs, shape: tuple[int, ...]) -> list[Tensor]:
+    """The gradients of the same random sum by the derivative in NumPy, in the order of `run`."""
+    d_output = random_weights([shape])[0].numpy()
+    grads = formula.backward_by_hand(d_output, **inputs)
+    names = differentiable(formula, inputs)
+    if not isinstance(grads, dict):
+        grads = dict(zip(names, as_tuple(grads), strict=True))
+    return [torch.as_tensor(grads[name]) for name in names]
+
+
+def differentiable(formula: Formula, inputs: Inputs) -> list[str]:
+    """The names of the inputs that have a gradient."""
+    real = [k for k, a in inputs.items() if isinstance(a, np.ndarray) and a.dtype.kind == "f"]
+    return [name for name in real if name not in formula.no_gradient]
+
+
+def random_weights(shapes: list[tuple[int, ...]]) -> list[Tensor]:
+    """What to multiply outputs by before summing them: the loss that gradients are taken of.
+
+    Random, since a plain sum hides errors: softmax's rows sum to one whatever the scores.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
 
 
 def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ..formulas import by_hand
+from ..formulas import block_gradients, by_hand, gradients, ops
 from ..formulas.ledger import Formula, Inputs, add
-from ..formulas.rows import MASKS, draw_keep
+from ..formulas.rows import MASKS, draw_keep, rotating_positions
 from .attention import MultiHeadAttention
 from .blocks import EncoderBlock, decoder_sublayer, encoder_sublayer
 from .config import TransformerConfig
 from .heads import mean_pool
-from .layers import FeedForward, LayerNorm
+from .layers import Embeddings, FeedForward, LayerNorm
 from .transformer import Pooler
 
 BATCH, QUERIES, KEYS, D_MODEL, HEADS, D_FF = 3, 7, 11, 20, 5, 44
@@ -106,6 +106,7 @@ add(
         ours=partial(our_attention, ops="formula"),
         fused=partial(our_attention, ops="fused"),
         reference=torch_multi_head,
+        backward_by_hand=partial(block_gradients.multi_head_attention_backward, n_heads=HEADS),
         # nn.MultiheadAttention gives NaN for a query without keys; the attention row covers it.
         cases=MASKS[:-1],
         shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
@@ -186,6 +187,13 @@ for decoder in (False, True):
             ours=partial(our_sublayer, "formula"),
             fused=partial(our_sublayer, "fused"),
             reference=torch_sublayer,
+            backward_by_hand=partial(
+                block_gradients.decoder_sublayer_backward
+                if decoder
+                else block_gradients.encoder_sublayer_backward,
+                n_heads=HEADS,
+                eps=EPS,
+            ),
             cases=MASKS[:-1],
             shows=(decoder_sublayer if decoder else encoder_sublayer,),
         )
@@ -237,6 +245,7 @@ add(
         ours=partial(our_feed_forward, "formula"),
         fused=partial(our_feed_forward, "fused"),
         reference=torch_feed_forward,
+        backward_by_hand=block_gradients.feed_forward_backward,
         cases=("relu", "gelu", "gelu_tanh"),
         shows=(FeedForward.forward,),
     )
@@ -308,13 +317,68 @@ for position in ("post", "pre"):
             ours=partial(our_block, "formula", position),
             fused=partial(our_block, "fused", position),
             reference=partial(torch_block, position),
+            backward_by_hand=partial(
+                block_gradients.encoder_block_backward,
+                n_heads=HEADS,
+                eps=EPS,
+                norm_position=position,
+            ),
             cases=MASKS[:-1],
             shows=(EncoderBlock.forward,),
         )
     )
 
 
-# --- Pooling ------------------------------------------------------------------------------------
+# --- Embeddings and pooling ---------------------------------------------------------------------
+
+
+def draw_embeddings(rng: np.random.Generator, case: str) -> Inputs:
+    # Fewer words than places, so that some repeat, and one that never occurs.
+    return {"ids": rng.integers(0, 8, (BATCH, KEYS)), "E": rng.standard_normal((9, D_MODEL))}
+
+
+def embeddings_by_hand(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
+    table = by_hand.sinusoidal_positions(len(ids), D_MODEL)
+    x = np.zeros((len(ids), D_MODEL))
+    for t, word in enumerate(ids):
+        for j in range(D_MODEL):
+            x[t, j] = np.sqrt(D_MODEL) * E[word, j] + table[t, j]
+    return x
+
+
+def embeddings_backward(dx: np.ndarray, ids: np.ndarray, E: np.ndarray) -> np.ndarray:
+    return gradients.embedding_backward(np.sqrt(D_MODEL) * dx, ids, E)
+
+
+def our_embeddings(ids: Tensor, E: Tensor) -> Tensor:
+    config = TransformerConfig(
+        vocab_size=len(E), d_model=D_MODEL, n_heads=HEADS, max_len=KEYS, dropout=0.0
+    )
+    # The table of positions is a float32 buffer; the formula is compared in full precision.
+    positions = ops.sinusoidal_positions(KEYS, D_MODEL, E.dtype)
+    state = {"tokens.weight": E, "positions": positions}
+    return functional_call(Embeddings(config), state, (ids,))
+
+
+def torch_embeddings(ids: Tensor, E: Tensor) -> Tensor:
+    one_hot = nn.functional.one_hot(ids, len(E)).to(E.dtype)  # a lookup is a product with one-hots
+    return one_hot @ E * D_MODEL**0.5 + rotating_positions(ids.shape[1], D_MODEL).to(E.dtype)
+
+
+add(
+    Formula(
+        id="embeddings",
+        title="embeddings and positions",
+        latex=r"x_t = \sqrt{d_{model}}\,E_{id_t} + PE_t",
+        source="Vaswani et al. 2017, sections 3.4 and 3.5",
+        draw=draw_embeddings,
+        by_hand=by_hand.over_batch(embeddings_by_hand, "ids"),
+        ours=our_embeddings,
+        reference=torch_embeddings,
+        backward_by_hand=embeddings_backward,
+        shows=(Embeddings.forward,),
+    )
+)
 
 
 def draw_mean_pool(rng: np.random.Generator, case: str) -> Inputs:
@@ -341,6 +405,7 @@ add(
         by_hand=by_hand.over_batch(mean_pool_by_hand, "hidden", "real"),
         ours=mean_pool,
         reference=torch_mean_pool,
+        backward_by_hand=gradients.mean_pool_backward,
     )
 )
 
@@ -374,6 +439,7 @@ add(
         by_hand=by_hand.over_batch(pooler_by_hand, "hidden"),
         ours=our_pooler,
         reference=torch_pooler,
+        backward_by_hand=gradients.cls_pool_backward,
         shows=(Pooler.forward,),
     )
 )

@@ -1,0 +1,118 @@
+"""Figures that notebooks share. Each draws into `ax`, or into a new figure of its own."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from torch import Tensor
+
+WEIGHTS, NUMBERS = "Blues", "RdBu_r"
+
+
+def figure(columns: int = 1, size: tuple[float, float] = (6, 4), **options: Any) -> Any:
+    """Axes of a new figure that fits a notebook's page."""
+    return plt.subplots(1, columns, figsize=size, dpi=100, layout="constrained", **options)[1]
+
+
+def attention(
+    weights: Float[Tensor, "queries keys"],
+    queries: Sequence[str],
+    keys: Sequence[str] | None = None,
+    title: str = "",
+    top: float = 1.0,
+    ax: Axes | None = None,
+) -> None:
+    """Attention weights: a row a query, a column a key, dark where the weight is large.
+
+    Args:
+        top: the weight that is darkest; less than 1 for means, which are never large.
+
+    Raises: ValueError when there are not as many labels as rows and columns.
+    """
+    keys = queries if keys is None else keys
+    if weights.shape != (len(queries), len(keys)):
+        raise ValueError(
+            f"weights of shape {tuple(weights.shape)} want as many labels, "
+            f"got {len(queries)} queries and {len(keys)} keys"
+        )
+    ax = figure() if ax is None else ax
+    ax.imshow(weights.detach().numpy(), cmap=WEIGHTS, vmin=0, vmax=top)
+    ax.set_xticks(range(len(keys)), keys, rotation=60, ha="right", rotation_mode="anchor")
+    ax.set_yticks(range(len(queries)), queries)
+    ax.tick_params(length=0, labelsize=8)
+    ax.set(xlabel="key: looked at", ylabel="query: looking")
+    ax.set_title(title, fontsize=10)
+
+
+def heads(
+    weights: Float[Tensor, "heads queries keys"], tokens: Sequence[str], titles: Sequence[str]
+) -> None:
+    """A few heads side by side; only the first has labels at its rows."""
+    width = 2.6 * len(weights)
+    axes = figure(len(weights), (width, 3.4), sharey=True, squeeze=False)[0]
+    for ax, w, title in zip(axes, weights, titles, strict=True):
+        attention(w, tokens, title=title, ax=ax)
+        ax.tick_params(labelsize=7)
+        ax.set(xlabel="")
+        if ax is not axes[0]:
+            ax.set(ylabel="")
+
+
+def matrices(*items: str | tuple[str, Float[Tensor, "rows columns"], str, str]) -> None:
+    """An equation of matrices, drawn to scale, each number a colour.
+
+    Args:
+        items: signs such as "×" and "=", and (name, matrix, what the rows are, what the columns
+            are). Axes of the same name have the same length.
+    """
+    shapes = [item[1].shape if isinstance(item, tuple) else (1, 1.6) for item in items]
+    rows = max(shape[0] for shape in shapes)
+    # Room for the labels at each side is 2.2 cells.
+    ax = figure(size=(6, 6 * (rows + 3) / sum(s[1] + 2.2 for s in shapes)))
+    left = 0.0
+    for item, shape in zip(items, shapes, strict=True):
+        if isinstance(item, str):
+            ax.text(left + shape[1] / 2, 0, item, ha="center", va="center", fontsize=16)
+            left += shape[1] + 0.4
+            continue
+        name, matrix, row, column = item
+        (n, m), left = matrix.shape, left + 1.2
+        top = float(matrix.abs().max())
+        box = (left, left + m, n / 2, -n / 2)
+        ax.imshow(matrix.detach().numpy(), cmap=NUMBERS, vmin=-top, vmax=top, extent=box)
+        ax.plot(
+            [left, left + m, left + m, left, left], [n / 2, n / 2, -n / 2, -n / 2, n / 2],
+            color="black", linewidth=0.8,
+        )  # fmt: skip
+        ax.text(left + m / 2, -n / 2 - 0.5, name, ha="center", va="bottom", fontsize=12)
+        ax.text(left + m / 2, n / 2 + 0.4, f"{column} {m}", ha="center", va="top", fontsize=8)
+        ax.text(left - 0.3, 0, f"{row} {n}", ha="right", va="center", rotation=90, fontsize=8)
+        left += m + 0.6
+    ax.set(xlim=(0, left), ylim=(rows / 2 + 1.6, -rows / 2 - 1.8), aspect="equal")
+    ax.axis("off")
+
+
+def cells(
+    entries: Float[Tensor, "rows columns"], title: str, ax: Axes, row: str = "", column: str = ""
+) -> None:
+    """A matrix whose entries say which token (colour) and which of its numbers (text) they are.
+
+    Entry `100 t + j` is number j of token t; NaN stays blank.
+    """
+    ax.imshow((entries // 100).numpy(), cmap="Set2", vmin=0, vmax=7)
+    for (i, j), entry in np.ndenumerate(entries.numpy()):
+        if not np.isnan(entry):
+            token, number = divmod(int(entry), 100)
+            text = f"{'abcdefgh'[token]}{number}"
+            ax.text(j, i, text, ha="center", va="center", fontsize=8)
+    # White lines between the cells.
+    ax.set_xticks(np.arange(-0.5, entries.shape[1]), [])
+    ax.set_yticks(np.arange(-0.5, entries.shape[0]), [])
+    ax.grid(color="white", linewidth=2)
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel=column, ylabel=row)
+    ax.set_title(title, fontsize=10)

@@ -1,0 +1,254 @@
+"""Gradients by hand against autograd and against finite differences; every typical slip is refused."""
+
+from dataclasses import replace
+from math import sqrt
+
+import numpy as np
+import pytest
+
+import minitransformer as mt
+from minitransformer.formulas import block_gradients, by_hand, gradients
+from minitransformer.formulas.ledger import LEDGER
+from minitransformer.formulas.verify import CHECKS, differentiable, measure
+from minitransformer.model.rows import EPS, HEADS
+
+SEEDS = (1, 2, 3)
+BY_HAND = {id: f for id, f in LEDGER.items() if f.backward_by_hand is not None}
+# A formula without inputs that could be differentiated has none.
+DIFFERENTIABLE = {
+    id: f
+    for id, f in LEDGER.items()
+    if differentiable(f, f.draw(np.random.default_rng(0), f.cases[0]))
+}
+
+
+@pytest.mark.parametrize("id", DIFFERENTIABLE)
+def test_every_row_that_has_a_gradient_has_it_by_hand(id):
+    assert LEDGER[id].backward_by_hand is not None, (
+        f"{id}: derive its backward pass in formulas/gradients.py and enter it in the row"
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("id", BY_HAND)
+def test_by_hand_matches_autograd(id, seed):
+    errors = measure(BY_HAND[id], seed)
+    assert errors["by-hand grad"] <= CHECKS["by-hand grad"] == 1e-9
+
+
+def test_the_table_shows_the_column():
+    table = str(mt.verify(["softmax"]))
+    assert "by-hand grad" in table.splitlines()[0]
+    assert all(mt.verify(["softmax"]).rows["softmax"].values())
+
+
+# --- Finite differences: a witness that knows no derivative at all -------------------------------
+
+
+def finite_difference(f, x, h=1e-5):
+    """(f(x + h) - f(x - h)) / 2h of one number; the error is of order h^2."""
+    return (f(x + h) - f(x - h)) / (2 * h)
+
+
+@pytest.mark.parametrize("id", BY_HAND)
+def test_by_hand_matches_finite_differences_of_by_hand(id):
+    """NumPy against NumPy: torch takes no part. A few entries of every input, to stay quick."""
+    formula, rng = BY_HAND[id], np.random.default_rng(7)
+    inputs = formula.draw(rng, formula.cases[-1])
+    if "scores" in inputs and inputs["scores"].max() > 1e3:
+        inputs = formula.draw(rng, formula.cases[0])  # h is lost beside 10,000
+    dy = rng.standard_normal(np.shape(formula.by_hand(**inputs)))
+    names = differentiable(formula, inputs)
+    grads = formula.backward_by_hand(dy, **inputs)
+    if not isinstance(grads, dict):
+        grads = dict(zip(names, grads if isinstance(grads, tuple) else (grads,), strict=True))
+    assert set(grads) == set(names)
+    for name in names:
+        assert grads[name].shape == inputs[name].shape
+        for _ in range(3):
+            at = tuple(rng.integers(0, n) for n in inputs[name].shape)
+
+            def loss(entry, name=name, at=at):
+                moved = inputs[name].copy()
+                moved[at] = entry
+                return float((formula.by_hand(**{**inputs, name: moved}) * dy).sum())
+
+            slope = finite_difference(loss, inputs[name][at])
+            assert abs(slope - grads[name][at]) < 1e-6 * max(1, abs(slope)), (name, at)
+
+
+# --- What the derivations claim -----------------------------------------------------------------
+
+
+def test_a_fully_masked_row_gives_zero_and_takes_zero():
+    inputs = LEDGER["attention"].draw(np.random.default_rng(0), "a query without keys")
+    keep, Q = inputs["keep"], inputs["Q"]
+    dO = np.zeros((*Q.shape[:-1], inputs["V"].shape[-1]))
+    dO[..., 2, :] = 1.0  # only the query that may attend to nothing is asked
+    assert not keep[..., 2, :].any()
+    dQ, dK, dV = gradients.attention_backward(dO, **inputs)
+    assert not dQ.any() and not dK.any() and not dV.any()
+
+
+def test_hidden_keys_get_exactly_zero():
+    inputs = LEDGER["attention"].draw(np.random.default_rng(0), "right padding")
+    dO = np.random.default_rng(1).standard_normal((3, 5, 7, 13))
+    _, dK, dV = gradients.attention_backward(dO, **inputs)
+    assert not dK[2, :, -3:].any() and not dV[2, :, -3:].any()
+    assert dK[2, :, :-3].all()
+
+
+def test_layer_norm_backward_is_orthogonal_to_what_the_norm_removes():
+    rng = np.random.default_rng(0)
+    dy, x, gamma = rng.standard_normal((3, 5, 8)), rng.standard_normal((3, 5, 8)), np.ones(8)
+    dx, *_ = gradients.layer_norm_backward(dy, x, gamma, np.zeros(8), 0.0)
+    assert abs(dx.sum(-1)).max() < 1e-12  # moving all of x changes nothing
+    assert abs((dx * (x - x.mean(-1, keepdims=True))).sum(-1)).max() < 1e-12  # nor stretching it
+
+
+def test_the_gradient_of_the_key_bias_is_zero():
+    rng = np.random.default_rng(0)
+    inputs = LEDGER["multi_head_attention"].draw(rng, "causal")
+    dy = rng.standard_normal(inputs["x"].shape)
+    grads = block_gradients.multi_head_attention_backward(dy, n_heads=HEADS, **inputs)
+    assert abs(grads["b_K"]).max() < 1e-12 < 1e-2 < abs(grads["b_Q"]).max()
+
+
+def test_cross_entropy_backward_with_every_target_ignored_is_zero():
+    logits = np.random.default_rng(0).standard_normal((5, 4))
+    targets = np.full(5, -100)
+    assert not gradients.cross_entropy_backward(1.0, logits, targets).any()
+
+
+def test_forward_helpers_equal_by_hand():
+    rng = np.random.default_rng(0)
+    x, gamma, beta = rng.standard_normal((7, 10)), rng.standard_normal(10), rng.standard_normal(10)
+    ours = gradients.layer_norm(x, gamma, beta, EPS)
+    assert np.allclose(ours, by_hand.layer_norm(x, gamma, beta, EPS), atol=1e-12)
+    for name, (f, _) in gradients.ACTIVATIONS.items():
+        assert np.allclose(f(x), by_hand.ACTIVATIONS[name](x), atol=1e-12)
+
+
+# --- Slips: what the ledger must refuse ----------------------------------------------------------
+
+
+def softmax_without_sum(dP, scores, keep=None):
+    return gradients.softmax(scores, keep) * dP
+
+
+def layer_norm_without(term):
+    def backward(dy, x, gamma, beta, eps):
+        s = np.sqrt(x.var(-1, keepdims=True) + eps)
+        x_hat = (x - x.mean(-1, keepdims=True)) / s
+        dx_hat = dy * gamma
+        first = dx_hat.mean(-1, keepdims=True) * (term != "mean(dx_hat)")
+        second = x_hat * (dx_hat * x_hat).mean(-1, keepdims=True) * (term != "mean(dx_hat x_hat)")
+        return (dx_hat - first - second) / s, (dy * x_hat).sum((0, 1)), dy.sum((0, 1))
+
+    return backward
+
+
+def attention_slip(slip):
+    def backward(dO, Q, K, V, keep):
+        scale = 1 / sqrt(Q.shape[-1])
+        dQ, dK, dV = gradients.attention_backward(dO, Q, K, V, keep)
+        if slip == "scale of dQ":
+            dQ = dQ / scale
+        if slip == "scale of dK":
+            dK = dK / scale
+        if slip == "mask":
+            return gradients.attention_backward(dO, Q, K, V, None)
+        P = gradients.softmax(Q @ K.swapaxes(-1, -2) * scale, keep)
+        dS = gradients.softmax_backward(
+            dO @ V.swapaxes(-1, -2), Q @ K.swapaxes(-1, -2) * scale, keep
+        )
+        if slip == "transpose of P":
+            dV = P @ dO
+        if slip == "transpose of dS":
+            dK = dS @ Q * scale
+        return dQ, dK, dV
+
+    return backward
+
+
+def linear_bias_of_one_position(dy, x, W, b):
+    dx, dW, _ = gradients.linear_backward(dy, x, W, b)
+    return dx, dW, dy[0, 0]
+
+
+def embedding_counting_once(dx, ids, E):
+    dE = np.zeros_like(E)
+    dE[ids] += dx * sqrt(E.shape[1])
+    return dE
+
+
+def pool_over_padding(dpooled, hidden, real):
+    return gradients.mean_pool_backward(dpooled, hidden, np.ones_like(real))
+
+
+def cross_entropy_of_all(dL, logits, targets, ignore, label_smoothing):
+    return gradients.cross_entropy_backward(dL, logits, abs(targets) % 4, -1, label_smoothing)
+
+
+def block_slip(position, slip):
+    def backward(dy, **inputs):
+        right = block_gradients.encoder_block_backward
+        grads = right(dy, n_heads=HEADS, eps=EPS, norm_position=position, **inputs)
+        if slip == "residual":
+            grads["x"] = grads["x"] - dy
+        if slip == "other order":
+            other = {"post": "pre", "pre": "post"}[position]
+            grads = right(dy, n_heads=HEADS, eps=EPS, norm_position=other, **inputs)
+        return grads
+
+    return backward
+
+
+def sublayer_without_values(dy, x, **inputs):
+    """z used once, not twice: the way through the keys and values is forgotten."""
+    grads = block_gradients.decoder_sublayer_backward(dy, x, x, n_heads=HEADS, eps=EPS, **inputs)
+    dx = grads.pop("y")
+    del grads["z"]
+    return {"x": dx} | grads
+
+
+SLIPS = {
+    "softmax: the sum": ("softmax", softmax_without_sum),
+    "LayerNorm: first mean": ("layer_norm", layer_norm_without("mean(dx_hat)")),
+    "LayerNorm: second mean": ("layer_norm", layer_norm_without("mean(dx_hat x_hat)")),
+    "attention: scale of dQ": ("attention", attention_slip("scale of dQ")),
+    "attention: scale of dK": ("attention", attention_slip("scale of dK")),
+    "attention: mask": ("attention", attention_slip("mask")),
+    "attention: transpose of P": ("attention", attention_slip("transpose of P")),
+    "attention: transpose of dS": ("attention", attention_slip("transpose of dS")),
+    "linear: bias of one position": ("linear", linear_bias_of_one_position),
+    "embedding: a repeated id": ("embeddings", embedding_counting_once),
+    "pooling: over padding": ("mean_pool", pool_over_padding),
+    "cross-entropy: ignored": ("cross_entropy", cross_entropy_of_all),
+    "pre-LN block: residual": ("pre_ln_block", block_slip("pre", "residual")),
+    "post-LN block: order": ("post_ln_block", block_slip("post", "other order")),
+    "article's encoder: z": ("encoder_sublayer", sublayer_without_values),
+    "GELU: tanh for erf": ("gelu", gradients.gelu_tanh_backward),
+}
+
+
+@pytest.mark.parametrize("slip", SLIPS)
+def test_every_slip_is_refused(slip):
+    id, wrong = SLIPS[slip]
+    try:
+        errors = measure(replace(LEDGER[id], backward_by_hand=wrong))
+    except ValueError as error:  # all axes differ, so a forgotten transpose does not even fit
+        assert "transpose" in slip and "mismatch" in str(error)
+        return
+    assert errors.wrong() == ["by-hand grad"]
+
+
+def test_unaltered_slips_would_pass():
+    """The slips are wrong for their slip alone."""
+    for id, right in (
+        ("layer_norm", layer_norm_without("nothing")),
+        ("attention", attention_slip("nothing")),
+        ("pre_ln_block", block_slip("pre", "nothing")),
+        ("post_ln_block", block_slip("post", "nothing")),
+    ):
+        assert measure(replace(LEDGER[id], backward_by_hand=right)).wrong() == []

@@ -1,0 +1,127 @@
+"""The notebooks run, are what their sources say, and give no solution away."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+SOURCES = sorted((NOTEBOOKS / "source").glob("[0-9][0-9]_*.py"))
+
+pytest.importorskip("jupytext", reason="notebooks need the extra `notebooks`")
+sys.path.insert(0, str(NOTEBOOKS))
+import build  # noqa: E402
+
+each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def text(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+def outputs(notebook: dict) -> list[dict]:
+    return [o for cell in notebook["cells"] for o in cell.get("outputs", [])]
+
+
+def check_outputs(notebook: dict) -> None:
+    for output in outputs(notebook):
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr"
+        words = json.dumps({k: v for k, v in output.get("data", {}).items() if "image" not in k})
+        words += "".join(output.get("text", ""))
+        assert not re.search(r"0x[0-9a-f]{6}", words), "an address in memory: a new one each time"
+        assert not re.search(r"/(home|root|tmp|work|usr)/|site-packages", words), "a machine's path"
+
+
+@each_source
+def test_runs_from_top_to_bottom_and_all_exercises_pass(source, tmp_path):
+    solved, student = (load(path) for path in build.build(source, tmp_path))
+    check_outputs(solved)
+    for cell in solved["cells"]:
+        assert "execution" not in cell["metadata"]
+    # The cell after each solution ends in a check, and the check says so.
+    solutions = [cell for cell in solved["cells"] if "# BEGIN SOLUTION" in text(cell)]
+    for cell in solutions:
+        if "mt.check." in text(cell):
+            said = "".join(cell["outputs"][-1]["data"]["text/plain"])
+            assert said.startswith("passed"), said
+    assert not outputs(student)
+
+
+@each_source
+def test_students_edition_runs_with_nothing_written(source):
+    notebook = build.execute(build.read(source, "student"), source.stem)
+    check_outputs(notebook)
+    said = json.dumps(outputs(notebook))
+    stubs = [c for c in notebook.cells if "raise NotImplementedError" in c.source]
+    assert said.count("Still to be written") >= sum("mt.check." in c.source for c in stubs)
+
+
+@each_source
+def test_committed_notebooks_are_what_the_source_says(source):
+    assert build.stale(source) == [], "run: python notebooks/build.py"
+    check_outputs(load(NOTEBOOKS / f"{source.stem}.ipynb"))
+
+
+@each_source
+def test_students_edition_gives_nothing_away(source):
+    student = load(NOTEBOOKS / "exercises" / f"{source.stem}.ipynb")
+    everything = "\n".join(text(cell) for cell in student["cells"])
+    assert "SOLUTION" not in everything
+    assert not outputs(student)
+    for cell in student["cells"]:
+        assert cell.get("execution_count") is None
+    regions = build.SOLUTION.findall(source.read_text(encoding="utf-8"))
+    assert everything.count("raise NotImplementedError") >= len(regions)
+
+
+@each_source
+def test_first_cells_say_what_a_reader_needs(source):
+    generated, first, *_ = build.read(source, "solved").cells
+    assert f"source/{source.name}" in generated.source
+    assert re.search(r"Runs in .*two cores", first.source, re.DOTALL)
+    assert "article" in first.source
+    assert "What to read next" in source.read_text(encoding="utf-8")
+
+
+def write_source(folder: Path, code: str) -> Path:
+    (folder / "source").mkdir(exist_ok=True)
+    path = folder / "source" / "99_test.py"
+    path.write_text(code, encoding="utf-8")
+    return path
+
+
+def test_two_builds_are_equal_byte_for_byte(tmp_path):
+    code = "# %%\nimport sys, tqdm\nfor i in tqdm.tqdm(range(9)):\n    print(i, flush=True)\n"
+    source = write_source(tmp_path, code + "{'b', 'a', 'c'}\n")
+    first = [path.read_bytes() for path in build.build(source, tmp_path)]
+    again = [path.read_bytes() for path in build.build(source, tmp_path)]
+    assert first == again
+
+
+def test_an_error_names_the_cell_and_leaves_the_old_notebook(tmp_path):
+    source = write_source(tmp_path, "# %%\nprint('good')\n")
+    solved, _ = build.build(source, tmp_path)
+    before = solved.read_bytes()
+    write_source(tmp_path, "# %%\nx = 1\n\n# %%\nassert x == 2, 'not so'\n")
+    with pytest.raises(build.BuildError, match=r"99_test(.|\n)*assert x == 2(.|\n)*not so"):
+        build.build(source, tmp_path)
+    assert solved.read_bytes() == before
+    assert build.stale(source, tmp_path)
+
+
+def test_unpaired_markers_are_refused(tmp_path):
+    source = write_source(tmp_path, "# %%\ndef f():\n    # BEGIN SOLUTION\n    return 1\n")
+    with pytest.raises(build.BuildError, match="do not pair"):
+        build.read(source, "student")
+
+
+def test_an_unknown_number_is_refused():
+    with pytest.raises(build.BuildError, match="no source starts with 'xx'"):
+        build.sources(["xx"])
