@@ -54,5 +54,5 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
             ) from None
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
             raise ValueError(
-                f"{where} is damaged ({error}); delete it and run `make data`"
+                f"{where} is damaged ({str(error).splitlines()[0]}); delete it and run `make data`"
             ) from error

@@ -12,7 +12,9 @@ A row proves that code equals formula. All implementations of a row take the sam
 `rows.py` here holds the rows of the formulas; `model/rows.py` adds those of the modules.
 """
 
+import ast
 import inspect
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -107,12 +109,9 @@ def show(id: str) -> Card:
 
 def without_docstring(f: Callable) -> str:
     """The source of a function or class, less its docstrings, which repeat the formula."""
-    import ast
-
-    source = inspect.getsource(f)
-    tree = ast.parse(inspect.cleandoc("if True:\n" + source) if source[0] == " " else source)
+    source = textwrap.dedent(inspect.getsource(f))
     lines = source.splitlines()
-    for node in reversed(list(ast.walk(tree))):
+    for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.FunctionDef | ast.ClassDef):
             continue
         first = node.body[0]

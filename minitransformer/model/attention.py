@@ -119,6 +119,7 @@ class MultiHeadAttention(nn.Module):
         dropout: probability of dropping an attention weight in training.
         ops: "formula" or "fused".
 
+    Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
     Source: Vaswani et al. 2017, section 3.2.2.  Reference: `nn.MultiheadAttention`.
     """
 

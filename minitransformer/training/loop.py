@@ -19,7 +19,6 @@ from .optim import make_adamw, warmup_then_linear
 from .precision import Precision, matmul_precision
 from .strategies import Layer, Strategy
 
-
 Entry = dict[str, int | float]
 
 

@@ -228,7 +228,9 @@ def test_warmup_then_linear_starts_above_zero_and_ends_near_it():
     for steps in (1, 7, 100):
         factors = [warmup_then_linear(s, steps, 0.1) for s in range(steps)]
         assert (
-            0 < factors[0] <= 1 and max(factors) == 1.0 and 0 < factors[-1] <= max(1.2 / steps, 0.02)
+            0 < factors[0] <= 1
+            and max(factors) == 1.0
+            and 0 < factors[-1] <= max(1.2 / steps, 0.02)
         )
         peak = factors.index(1.0)
         assert factors[: peak + 1] == sorted(factors[: peak + 1])

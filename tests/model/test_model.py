@@ -1,0 +1,281 @@
+"""Properties that need no reference, and messages that help."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import minitransformer as mt
+from minitransformer.formulas import ops
+from minitransformer.model.blocks import EncoderBlock
+from minitransformer.model.heads import mean_pool
+
+CONFIG = mt.TransformerConfig(
+    vocab_size=43, d_model=20, n_heads=5, n_layers=2, d_ff=28, max_len=19, dropout=0.0,
+    norm_eps=1e-3, init_std=0.3,
+)  # fmt: skip
+SETS = pytest.mark.parametrize("kind", ["formula", "fused"])
+NORMS = pytest.mark.parametrize("norm_position", ["post", "pre"])
+few = settings(max_examples=20, deadline=None)
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Weights of order 1, random gains and biases, float64."""
+    generator = torch.Generator().manual_seed(seed)
+    for p in module.double().parameters():
+        p.data = (
+            torch.randn(p.shape, generator=generator, dtype=torch.float64)
+            / max(1, p.shape[-1]) ** 0.5
+        )
+        if p.ndim == 1:
+            p.data += 1.0
+    return module
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def block(norm_position: str, kind: str = "fused") -> EncoderBlock:
+    return randomise(EncoderBlock(CONFIG.with_(norm_position=norm_position, ops=kind)))
+
+
+@few
+@given(shift=st.floats(-1e3, 1e3), seed=st.integers(0, 99))
+def test_softmax_ignores_a_shift_and_sums_to_one(shift, seed):
+    scores = 3 * normal(4, 7, seed=seed)
+    for f in (ops.softmax, ops.fused_softmax):
+        torch.testing.assert_close(f(scores + shift), f(scores), atol=1e-10, rtol=0)
+        torch.testing.assert_close(f(scores).sum(-1), torch.ones(4).double(), atol=1e-12, rtol=0)
+
+
+@few
+@given(seed=st.integers(0, 99), order=st.permutations(range(7)))
+def test_attention_does_not_care_for_the_order_of_the_keys(seed, order):
+    Q, K, V = (
+        normal(2, 5, 4, seed=seed),
+        normal(2, 7, 4, seed=seed + 1),
+        normal(2, 7, 3, seed=seed + 2),
+    )
+    keep = normal(2, 5, 7, seed=seed + 3) > -0.5
+    output, weights = mt.scaled_dot_product_attention(Q, K, V, keep)
+    moved, its = mt.scaled_dot_product_attention(Q, K[:, order], V[:, order], keep[..., order])
+    torch.testing.assert_close(moved, output, atol=1e-12, rtol=0)
+    torch.testing.assert_close(its, weights[..., order], atol=1e-12, rtol=0)
+
+
+@few
+@given(order=st.permutations(range(7)), norm_position=st.sampled_from(["post", "pre"]))
+def test_a_block_without_positions_moves_with_its_tokens(order, norm_position):
+    f, x = block(norm_position), normal(3, 7, 20)
+    torch.testing.assert_close(f(x[:, order]), f(x)[:, order], atol=1e-10, rtol=0)
+
+
+@SETS
+@NORMS
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_is_invisible(kind, norm_position, training, side):
+    """Alone or padded, whatever the filling holds; values and gradients of the weights."""
+    f, x = block(norm_position, kind).train(training), normal(1, 5, 20)
+    real = slice(3, None) if side == "left" else slice(0, 5)
+    keep = torch.zeros(1, 1, 1, 8, dtype=torch.bool)
+    keep[..., real] = True
+    alone = f(x)
+    g = normal(1, 5, 20, seed=9)
+    expected = torch.autograd.grad((alone * g).sum(), list(f.parameters()))
+    for seed in (1, 2):
+        padded = 5 * normal(1, 8, 20, seed=seed)
+        padded[:, real] = x
+        y = f(padded, keep)[:, real]
+        torch.testing.assert_close(y, alone, atol=1e-10, rtol=0)
+        for a, b in zip(
+            torch.autograd.grad((y * g).sum(), list(f.parameters())), expected, strict=True
+        ):
+            torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
+
+
+@SETS
+@NORMS
+@pytest.mark.parametrize("training", [True, False])
+def test_a_causal_block_does_not_see_the_future(kind, norm_position, training):
+    f, x = block(norm_position, kind).train(training), normal(3, 7, 20)
+    keep = mt.causal_mask(7)
+    y = f(x, keep)
+    for t in range(1, 7):
+        changed = x.clone()
+        changed[:, t:] = normal(3, 7 - t, 20, seed=t)  # random: a constant could cancel in the norm
+        moved = (f(changed, keep) - y).abs().amax((0, 2))
+        assert moved[:t].max() < 1e-10 and moved[t] > 1e-2
+
+
+@SETS
+@pytest.mark.parametrize("keys", [11, ops.FEW_KEYS + 3])
+def test_a_query_without_keys_gives_zeros_and_finite_gradients(kind, keys):
+    Q, K, V = (normal(2, n, 4, seed=n).requires_grad_() for n in (6, keys, keys))
+    keep = torch.ones(2, 6, keys, dtype=torch.bool)
+    keep[1, 2] = False
+    output = ops.OPS[kind].attention(Q, K, V, keep)
+    assert output[1, 2].abs().max() == 0 and output[1, 1].abs().min() > 0
+    for grad in torch.autograd.grad((output * normal(2, 6, 4, seed=1)).sum(), (Q, K, V)):
+        assert torch.isfinite(grad).all() and grad.abs().max() > 0
+
+
+@SETS
+@pytest.mark.parametrize("keys", [11, ops.FEW_KEYS + 3])
+def test_attention_is_the_same_on_both_sides_of_few_keys(kind, keys):
+    Q, K, V = (normal(2, n, 4, seed=n) for n in (6, keys, keys))
+    keep = normal(2, 6, keys) > -0.5
+    expected = torch.nn.functional.scaled_dot_product_attention(Q, K, V, attn_mask=keep)
+    torch.testing.assert_close(ops.OPS[kind].attention(Q, K, V, keep), expected, atol=1e-12, rtol=0)
+
+
+def test_causal_mask_of_fewer_queries_than_keys_is_that_of_the_last_ones():
+    assert torch.equal(mt.causal_mask(3, 7), mt.causal_mask(7)[-3:])
+    assert mt.causal_mask(1, 7).all()
+    with pytest.raises(ValueError, match="1 <= queries <= keys"):
+        mt.causal_mask(7, 3)
+
+
+@SETS
+def test_layer_norm_ignores_shift_and_scale(kind):
+    norm = randomise(mt.LayerNorm(20, eps=0.0, ops=kind))
+    x = normal(5, 20)
+    torch.testing.assert_close(norm(7 * x - 3000), norm(x), atol=1e-9, rtol=0)
+    far = mt.LayerNorm(20, ops=kind)(x.float() + 3000)  # E[x^2] - E[x]^2 would be NaN here
+    assert torch.isfinite(far).all() and far.std() > 0.9
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "none"])
+def test_formula_and_fused_classifiers_are_equal(pooling, positions):
+    config = CONFIG.with_(positions=positions, pooler=True, n_segments=2, embedding_norm=True)
+    models = [
+        randomise(mt.SequenceClassifier(mt.Encoder(config.with_(ops=kind)), 3, pooling))
+        for kind in ("formula", "fused")
+    ]
+    ids = torch.randint(1, 43, (3, 11), generator=torch.Generator().manual_seed(0))
+    ids[1, 6:] = 0
+    results = []
+    for model in models:
+        logits = model(ids, segments=(torch.arange(11) > 5).long().expand(3, -1))
+        loss, weights = (logits**2).sum(), list(model.parameters())
+        # With mean pooling the pooler does not take part.
+        grads = torch.autograd.grad(loss, weights, materialize_grads=True)
+        results.append((logits, grads))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-9, rtol=0)
+    for a, b in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_a_text_has_the_same_logits_alone_and_in_a_batch(pooling):
+    model = randomise(
+        mt.SequenceClassifier(mt.Encoder(CONFIG.with_(pooler=True)), 3, pooling)
+    ).eval()
+    ids = torch.randint(1, 43, (1, 5), generator=torch.Generator().manual_seed(0))
+    together = torch.cat(
+        [torch.cat([ids, torch.zeros(1, 4, dtype=torch.long)], 1), torch.full((1, 9), 7)]
+    )
+    torch.testing.assert_close(model(together)[0], model(ids)[0], atol=1e-10, rtol=0)
+
+
+def test_mean_pool_of_nothing_is_zero():
+    real = torch.tensor([[True, True, False], [False, False, False]])
+    pooled = mean_pool(normal(2, 3, 4), real)
+    torch.testing.assert_close(pooled[0], normal(2, 3, 4)[0, :2].mean(0))
+    assert pooled[1].abs().max() == 0
+
+
+def test_attention_maps_are_the_weights_that_the_model_uses():
+    encoder = randomise(mt.Encoder(CONFIG)).train()
+    ids = torch.randint(1, 43, (2, 7), generator=torch.Generator().manual_seed(0))
+    ids[0, 5:] = 0
+    maps = mt.attention_maps(encoder, ids)
+    assert [m.shape for m in maps] == [(2, 5, 7, 7)] * 2 and encoder.training
+    x, attention = encoder.embeddings(ids), encoder.blocks[0].attention
+    V = attention.W_V(x).unflatten(-1, (5, 4)).transpose(1, 2)
+    output = attention.W_O((maps[0] @ V).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(
+        output, attention(x, keep=mt.padding_mask(ids, 0)), atol=1e-10, rtol=0
+    )
+    assert maps[0][0, ..., 5:].abs().max() == 0
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training():
+    encoder = mt.Encoder(CONFIG.with_(dropout=0.3, attention_dropout=0.2))
+    ids = torch.full((2, 7), 3)
+    assert torch.equal(encoder.eval()(ids), encoder.eval()(ids))
+    assert not torch.equal(encoder.train()(ids), encoder.train()(ids))
+
+
+def test_state_dict_holds_weights_and_no_buffers():
+    encoder = mt.Encoder(CONFIG)
+    assert set(encoder.state_dict()) == {name for name, _ in encoder.named_parameters()}
+
+
+# --- Bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 20, "n_heads": 6}, "d_model=20 cannot be split into n_heads=6 equal heads; use a divisor such as n_heads=5"),
+        ({"norm_position": "middle"}, r"norm_position='middle' is not known; choose one of \('post', 'pre'\)"),
+        ({"activation": "swish"}, "activation='swish' is not known"),
+        ({"n_layers": 0}, "n_layers must be at least 1"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
+    ],
+)  # fmt: skip
+def test_config_refuses_what_makes_no_model(changes, message):
+    with pytest.raises(ValueError, match=message):
+        unchecked(mt.TransformerConfig)(**changes)
+
+
+def unchecked(cls):
+    """A config without jaxtyping's own check of the annotations, to reach ours."""
+    import dataclasses
+
+    def make(**changes):
+        config = object.__new__(cls)
+        for field in dataclasses.fields(cls):
+            object.__setattr__(config, field.name, changes.get(field.name, field.default))
+        cls.__post_init__(config)
+        return config
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("keep", "kind", "message"),
+    [
+        (torch.ones(3, 7), TypeError, r"boolean mask \(True = may attend\), got torch.float32"),
+        (torch.ones(3, 7, dtype=torch.bool), ValueError, r"keep of shape \(3, 7\) does not broadcast"),
+        (torch.ones(3, 1, 1, 6, dtype=torch.bool), ValueError, r"padding_mask\(ids, pad_id\) gives"),
+        (torch.ones(2, 3, 5, 7, 7, dtype=torch.bool), ValueError, "does not broadcast"),
+    ],
+)  # fmt: skip
+def test_a_mask_that_does_not_fit_is_refused(keep, kind, message):
+    with pytest.raises(kind, match=message):
+        block("post")(normal(3, 7, 20), keep)
+
+
+def test_ids_and_lengths_that_the_tables_lack_are_named():
+    encoder = mt.Encoder(CONFIG)
+    with pytest.raises(
+        ValueError, match=r"id 43 at example 1, position 2 is outside the vocabulary of 43"
+    ):
+        encoder(torch.tensor([[1, 2, 3], [4, 5, 43]]))
+    with pytest.raises(ValueError, match="id -1 at example 0, position 1"):
+        encoder(torch.tensor([[1, -1]]))
+    with pytest.raises(ValueError, match="20 positions, the model 19; truncate"):
+        encoder(torch.ones(1, 20, dtype=torch.long))
+
+
+def test_a_classifier_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs an encoder with a pooler"):
+        mt.SequenceClassifier(mt.Encoder(CONFIG), 2, "cls")
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        mt.SequenceClassifier(mt.Encoder(CONFIG), 1, "mean")
+    with pytest.raises(ValueError, match="n_heads=3 does not divide d_model=20"):
+        mt.MultiHeadAttention(20, 3)

@@ -1,0 +1,110 @@
+"""The house itself: rooms import upwards, everything public explains itself, files stay short."""
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+
+import minitransformer as mt
+
+PACKAGE = Path(mt.__file__).parent
+ROOMS = [
+    "formulas",
+    "model",
+    "data",
+    "training",
+    "pretrained",
+    "inference",
+    "classroom",
+    "plots",
+    "__main__",
+]
+MODULES = sorted(
+    m.name
+    for m in pkgutil.walk_packages(mt.__path__, "minitransformer.")
+    if "__main__" not in m.name
+)
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """The rooms that a file imports from, also inside functions."""
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [a.name for a in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = list(parts[: len(parts) - node.level]) if node.level else []
+            base += node.module.split(".") if node.module else []
+            names = [".".join([*base, a.name]) for a in node.names]
+        rooms |= {n.split(".")[1] for n in names if n.startswith("minitransformer.") and "." in n}
+    return rooms & set(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_above_it(room):
+    files = (
+        [PACKAGE / f"{room}.py"]
+        if room in ("plots", "__main__")
+        else (PACKAGE / room).rglob("*.py")
+    )
+    allowed = set(ROOMS[: ROOMS.index(room) + 1])
+    for path in files:
+        assert imported_rooms(path) <= allowed, path.name
+
+
+def test_imported_rooms_sees_every_kind_of_import(tmp_path, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.PACKAGE", tmp_path / "minitransformer")
+    path = tmp_path / "minitransformer" / "formulas" / "x.py"
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        "import minitransformer.data\nfrom ..model.layers import y\ndef f():\n  from .. import plots"
+    )
+    assert imported_rooms(path) == {"data", "model", "plots"}
+
+
+@pytest.mark.parametrize("name", mt.__all__)
+def test_every_public_name_explains_itself(name):
+    assert len(inspect.getdoc(getattr(mt, name)) or "") > 20
+
+
+@pytest.mark.parametrize("module", ["formulas.ops", "formulas.by_hand", "model.attention", "model.blocks",
+                                    "model.layers", "model.transformer", "model.heads"])  # fmt: skip
+def test_what_implements_a_formula_gives_formula_shapes_and_source(module):
+    loaded = importlib.import_module(f"minitransformer.{module}")
+    for name, member in inspect.getmembers(loaded):
+        if name.startswith("_") or getattr(member, "__module__", "") != loaded.__name__:
+            continue
+        doc = inspect.getdoc(member) or ""
+        assert doc, f"{module}.{name} has no docstring"
+        if "Source:" in doc:
+            assert "Shapes:" in doc or "\n" not in doc.split("Source:")[0].strip(), name
+            assert "$" in doc or name in ("Encoder", "EncoderBlock", "causal_mask"), name
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_doctests(module):
+    results = doctest.testmod(
+        importlib.import_module(module), extraglobs={"torch": __import__("torch")}
+    )
+    assert results.failed == 0
+
+
+def test_no_file_is_too_long_to_read():
+    # The ledger's rows and the classroom's mistakes are lists, not code to be read in one go.
+    lists = {
+        "rows.py",
+        "mistakes.py",
+        "checks.py",
+        "gradient_checks.py",
+        "diagnosis.py",
+        "by_hand.py",
+    }
+    for path in PACKAGE.rglob("*.py"):
+        if path.name not in lists:
+            assert len(path.read_text().splitlines()) <= 320, path.name
