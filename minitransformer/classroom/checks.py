@@ -345,10 +345,10 @@ def draw_block(rng: np.random.Generator, case: str) -> Inputs:
         gamma, beta = (torch.from_numpy(rng.standard_normal(D_MODEL)) for _ in range(2))
         return lambda x: ops.layer_norm(x, gamma, beta, 0.1)
 
-    maps = [w[f"W_{i}"] for i in "QKVO"]
+    W_Q, W_K, W_V, W_O = (w[f"W_{i}"] for i in "QKVO")
     return {
         "x": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
-        "attention": lambda x: multi_head_reference(x, x, *maps, HEADS, None),
+        "attention": lambda x: multi_head_reference(x, x, W_Q, W_K, W_V, W_O, HEADS, None),
         "feed_forward": lambda x: ops.relu(x @ w["W_1"] + w["b_1"]) @ w["W_2"] + w["b_2"],
         "norm_1": norm(),
         "norm_2": norm(),

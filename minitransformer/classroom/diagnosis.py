@@ -319,15 +319,15 @@ def check_gradients(
                 continue
             nan = int(yours[name].isnan().sum())
             how = f"{nan} of {yours[name].numel()} entries are NaN" if nan else f"off by {off:.1e}"
-            said = [
+            parts = [
                 f"The output is right, but the gradient of {name} is not (case: {case}): {how}."
             ]
             for mistake in exercise.mistakes:
                 wrong = gradients(exercise.variant, inputs, mistake.change)
                 if name in wrong and distance(wrong[name], yours[name]) <= EXACT:
-                    said.append(described("It", mistake))
-                    return False, "\n\n".join(said), (mistake.name,)
-            return False, "\n\n".join(said), ()
+                    parts.append(described("It", mistake))
+                    return False, "\n\n".join(parts), (mistake.name,)
+            return False, "\n\n".join(parts), ()
     said = (
         f"It computes {exercise.formula}. Verified in float64 ({', '.join(cases)}): outputs to "
         f"{digits(error)}, gradients to {digits(worst)}."

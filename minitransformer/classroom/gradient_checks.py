@@ -143,7 +143,7 @@ def softmax_variant(
     factor: str = "P",
 ) -> Tensor:
     """softmax backward with a switch for each of its parts."""
-    summed = {
+    summed: Any = {
         "sum of dP P": (dP * P).sum(axis, keepdim=True),
         "none": 0.0,
         "sum of dP": dP.sum(axis, keepdim=True),

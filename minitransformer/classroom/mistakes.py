@@ -6,6 +6,7 @@ one way. Switches of different names can be turned together, so pairs of mistake
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -195,7 +196,7 @@ def attention(
     keep: Tensor | None,
     scale: str = "1/sqrt(d_k)",
     average: str = "weights",
-    **softmax: object,
+    **softmax: Any,
 ) -> Tensor:
     """Attention; `average` names what multiplies the values."""
     scores = scaled_scores(Q, K, scale)
@@ -310,7 +311,7 @@ def multi_head_attention(
     split: str = "right",
     merge: str = "right",
     scale: str = "1/sqrt(d_k)",
-    **softmax: object,
+    **softmax: Any,
 ) -> Tensor:
     """Multi-head attention without biases, with a switch for each of its parts."""
     if source == "x":
@@ -614,7 +615,8 @@ def encoder_block(
         attention, norm_1 = torch.zeros_like, norm_1 if norm_position == "pre" else lambda a: a
 
     def residual(kind: str, stream: Tensor, normed: Tensor) -> Tensor | float:
-        return {"none": 0.0, "normed": normed, "original": x}.get(kind, stream)
+        kinds: dict[str, Tensor | float] = {"none": 0.0, "normed": normed, "original": x}
+        return kinds.get(kind, stream)
 
     if norm_position == "inside":  # the norm on the sublayer's output, neither pre nor post
         a = residual(first, x, x) + norm_1(attention(x))

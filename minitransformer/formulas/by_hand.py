@@ -366,7 +366,7 @@ def entry_by_entry(f: Callable[[float], float], x: ndarray) -> ndarray:
     """Apply a function of one number to every entry of an array."""
     y = np.zeros_like(x)
     for i in np.ndindex(x.shape):
-        y[i] = f(x[i])
+        y[i] = f(float(x[i]))
     return y
 
 

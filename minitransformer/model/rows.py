@@ -163,8 +163,8 @@ def our_sublayer(
 
 
 def torch_sublayer(
-    gamma: Tensor, beta: Tensor, keep: Tensor | None, x: Tensor | None = None,
-    y: Tensor | None = None, z: Tensor | None = None, **w: Tensor,
+    gamma: Tensor, beta: Tensor, keep: Tensor | None, x: Any = None, y: Any = None, z: Any = None,
+    **w: Tensor,
 ) -> Tensor:  # fmt: skip
     y = x if y is None else y
     attended = torch_multi_head(y, y if z is None else z, keep, **w)
@@ -277,10 +277,10 @@ def block_by_hand(
 def our_block(
     ops: str, norm_position: str, x: Tensor, keep: Tensor | None, activation: str, **w: Tensor
 ) -> Tensor:
+    switches: Inputs = {"norm_position": norm_position, "activation": activation, "ops": ops}
     config = TransformerConfig(
-        d_model=D_MODEL, n_heads=HEADS, d_ff=D_FF, norm_position=norm_position, norm_eps=EPS,
-        activation=activation, dropout=0.0, ops=ops,
-    )  # fmt: skip
+        d_model=D_MODEL, n_heads=HEADS, d_ff=D_FF, norm_eps=EPS, dropout=0.0, **switches
+    )
     state = attention_state(w, "attention.") | feed_forward_state(w, "feed_forward.")
     for i in (1, 2):
         state |= {f"norm_{i}.weight": w[f"gamma_{i}"], f"norm_{i}.bias": w[f"beta_{i}"]}
