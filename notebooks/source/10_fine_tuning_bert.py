@@ -228,7 +228,7 @@ _ = history.plot()
 # %% [markdown]
 # *Notice* two things. The loss falls steeply in the first hundred steps: the features were there,
 # they only had to be pointed at the question. And in the second epoch the training loss goes on
-# falling while the validation loss hardly does: the model begins to learn these reviews by heart.
+# falling while the validation loss does not: the model begins to learn these reviews by heart.
 #
 # ## Step 5: evaluate
 #
