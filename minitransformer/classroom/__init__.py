@@ -1,0 +1,1 @@
+"""Checks that say which mistake was made, and the mistakes that they know."""

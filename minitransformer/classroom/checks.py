@@ -396,3 +396,8 @@ def __getattr__(name: str) -> Exercise:
     near = get_close_matches(name, exercises(), n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(exercises())}"
     raise AttributeError(f"no exercise {name!r}; {hint}")
+
+
+def __dir__() -> list[str]:
+    # What a student who types `mt.check.` and a tab wants to see.
+    return sorted(exercises())

@@ -77,7 +77,7 @@ def stepper(name: str, model: nn.Module, ids: torch.Tensor, optimizer, precision
     return step
 
 
-def main(rounds: int = 15) -> None:
+def main(rounds: int = 9) -> None:
     ids = torch.randint(1, VOCAB, (BATCH, LENGTH))
     ids[::4, -5:] = 0  # a little padding, as bucketed batches have
     print(machine())
