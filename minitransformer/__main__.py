@@ -17,6 +17,7 @@ from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
 from .pretrained import load_pretrained, save_pretrained
+from .pretrained.checkpoints import refuse_foreign
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
 from .training.precision import Precision
@@ -112,6 +113,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     """From a file of labelled texts to a folder with a model, and its figures on unseen texts."""
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1")
+    refuse_foreign(Path(args.out))  # now, not after an hour of training
     labelled = read_labelled(args.data)
     train, valid, test = labelled.split(seed=args.seed)
     encoder, tokenizer = load_pretrained(args.model)

@@ -5,6 +5,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -108,3 +109,19 @@ def test_no_file_is_too_long_to_read():
     for path in PACKAGE.rglob("*.py"):
         if path.name not in lists:
             assert len(path.read_text().splitlines()) <= 320, path.name
+
+
+def test_the_readme_points_to_what_is_there():
+    root = PACKAGE.parent
+    readme = (root / "README.md").read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`(tests/[\w/.]+)`", readme)
+    assert len(links) > 20 and not [link for link in links if not (root / link).exists()]
+    article = readme.split("From the article to the code")[1].split("\n\n")[2]
+    rows = {
+        id
+        for line in article.splitlines()[2:]
+        for id in re.findall("`([a-z_]+)`", line.split("|")[2])
+    }
+    assert len(rows) > 10 and rows <= set(mt.ledger.LEDGER)
+    for source in (root / "notebooks" / "source").glob("*.py"):
+        assert f"notebooks/{source.stem}.ipynb" in readme

@@ -14,9 +14,8 @@ GOOD, BAD = "A lovely thing.", "An awful thing."
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> str:
+def tiny(tmp_path_factory, tokenizer) -> str:
     """A small pretrained model with MiniLM's tokenizer, so that training takes a second."""
-    _, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2")
     torch.manual_seed(0)
     config = mt.TransformerConfig.bert(d_model=16, n_heads=2, n_layers=1, d_ff=8, max_len=64)
     folder = tmp_path_factory.mktemp("tiny") / "encoder"

@@ -164,7 +164,7 @@ def read_texts(path: str | Path) -> list[str]:
     """
     if Path(path).suffix.lower() in (".csv", ".tsv", ".jsonl"):
         return [row["text"] for _, row in read_rows(path, ("text",))]
-    lines = read_utf8(path).splitlines()
+    lines = lines_of(read_utf8(path))
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise ValueError(f"{path}, line {number}: the text is empty; remove the line")
@@ -223,7 +223,7 @@ def parse_table(path: str | Path, text: str, delimiter: str):
 
 def parse_jsonl(path: str | Path, text: str, delimiter: str):
     """(line number, object) for each line of a JSONL."""
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         try:
@@ -235,6 +235,11 @@ def parse_jsonl(path: str | Path, text: str, delimiter: str):
                 f'{path}, line {number}: not an object like {{"text": ..., "label": ...}}'
             )
         yield number, row
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file. Not `splitlines`: it also cuts at U+2028 and others inside a text."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def read_utf8(path: str | Path) -> str:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .batches import Batch, EncodedTexts, pad
-from .datasets import LabelledTexts
+from .datasets import LabelledTexts, lines_of
 
 
 class Tokenizer:
@@ -40,8 +40,15 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, text: str, lowercase: bool = True, max_length: int = 512) -> "Tokenizer":
-        """BERT's word pieces from the contents of a vocab.txt, one token a line."""
-        vocab = {token: i for i, token in enumerate(text.splitlines())}
+        """BERT's word pieces from the contents of a vocab.txt, one token a line.
+
+        Raises:
+            ValueError: a special token is missing.
+        """
+        vocab = {token: i for i, token in enumerate(lines_of(text))}
+        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in vocab]
+        if missing:
+            raise ValueError(f"vocab.txt has no line {', '.join(missing)}; is it BERT's?")
         backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
         backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from .attention import padding_mask
@@ -68,7 +68,7 @@ class SequenceClassifier(nn.Module):
     def forward(
         self,
         ids: Int[Tensor, "batch length"],
-        keep: Bool[Tensor, "batch 1 1 length"] | None = None,
+        keep: Shaped[Tensor, "..."] | None = None,
         segments: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits for each sequence; `keep` as `padding_mask` gives it, by default from `pad_id`."""
@@ -84,4 +84,10 @@ class SequenceClassifier(nn.Module):
         if keep is None:
             pad_id = self.encoder.config.pad_id
             keep = padding_mask(ids, -1 if pad_id is None else pad_id)
+        if keep.shape != (len(ids), 1, 1, ids.shape[1]):
+            raise ValueError(
+                f"pooling='mean' reads from keep which tokens are real and needs (batch, 1, 1, length)"
+                f" = {(len(ids), 1, 1, ids.shape[1])}, as padding_mask(ids, pad_id) gives; got "
+                f"{tuple(keep.shape)}"
+            )
         return mean_pool(hidden, keep[:, 0, 0, :])

@@ -131,10 +131,12 @@ class Embeddings(nn.Module):
             segments: which segment each token belongs to; all 0 when not given.
 
         Raises:
-            ValueError: ids outside the vocabulary, or more positions than there are.
+            ValueError: ids outside the vocabulary, more positions than there are, or segments that
+                do not fit.
         """
         config, length = self.config, ids.shape[1]
         self.check(ids, length)
+        self.check_segments(ids, segments)
         x = self.tokens(ids)
         if config.scale_embeddings:
             x = x * math.sqrt(config.d_model)
@@ -163,4 +165,21 @@ class Embeddings(nn.Module):
             raise ValueError(
                 f"id {bad} at example {b}, position {t} is outside the vocabulary of "
                 f"{config.vocab_size}; do the tokenizer and the model belong together?"
+            )
+
+    def check_segments(self, ids: Tensor, segments: Tensor | None) -> None:
+        """Refuse segments of another shape, which would broadcast, and unknown ones."""
+        if segments is None or not segments.numel():
+            return
+        kinds = self.config.n_segments
+        if segments.shape != ids.shape:
+            raise ValueError(
+                f"segments of shape {tuple(segments.shape)} must have the shape of the ids, "
+                f"{tuple(ids.shape)}: one segment for each token"
+            )
+        low, high = (int(a) for a in torch.aminmax(segments))
+        if low < 0 or high >= kinds:
+            raise ValueError(
+                f"segment {low if low < 0 else high} is not one of the model's {kinds} (counted from "
+                "0); TransformerConfig(n_segments=...) says how many there are"
             )

@@ -18,6 +18,10 @@ ACTIVATIONS = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+SIZES = (
+    "vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size",
+    "max_position_embeddings", "type_vocab_size",
+)  # fmt: skip
 OURS = "minitransformer"
 """The section of config.json with what transformers has no name for."""
 
@@ -29,6 +33,9 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
         ValueError: a missing entry, an unknown activation, or positions that are not absolute.
     """
     activation = config.get("hidden_act", "gelu")
+    for name in SIZES:
+        if not isinstance(config.get(name, 0), int):
+            raise ValueError(f"config.json: {name} must be a whole number, got {config[name]!r}")
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"config.json: hidden_act {activation!r} is not known; known: {', '.join(ACTIVATIONS)}"
@@ -88,6 +95,8 @@ def head_of(
     names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(weight))}
     if len(names) != len(weight):
         raise ValueError(f"config.json names {len(names)} labels, the classifier has {len(weight)}")
+    if set(names) != {str(i) for i in range(len(weight))}:
+        raise ValueError(f"config.json: id2label must name 0 to {len(weight) - 1}, got {names}")
     return tuple(names[str(i)] for i in range(len(weight))), pooling
 
 

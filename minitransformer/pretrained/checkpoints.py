@@ -112,6 +112,8 @@ def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         config = json.loads(files["config.json"])
     except ValueError as error:
         raise ValueError(f"{where}/config.json is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{where}/config.json is not an object like {{...}}")
     if config.get("model_type") not in FAMILIES:
         raise ValueError(
             f"{where}/config.json: model_type {config.get('model_type')!r} is not a family that can be "
@@ -167,6 +169,18 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
     raise ValueError("there is neither a tokenizer.json nor a vocab.txt")
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Do not write a model into something else.
+
+    Raises:
+        FileExistsError: the folder is there and holds something else than a model.
+    """
+    if folder.exists() and (
+        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+    ):
+        raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
+
+
 def save_pretrained(
     model: Encoder | SequenceClassifier, tokenizer: Tokenizer, folder: str | Path
 ) -> Path:
@@ -183,10 +197,7 @@ def save_pretrained(
         ValueError: a config that the family's files cannot express.
     """
     folder = Path(folder)
-    if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
-    ):
-        raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
+    refuse_foreign(folder)
     classifier = model if isinstance(model, SequenceClassifier) else None
     encoder = model.encoder if isinstance(model, SequenceClassifier) else model
     prefix, pooling = ("encoder.", classifier.pooling) if classifier else ("", None)
@@ -199,17 +210,21 @@ def save_pretrained(
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
+        new = draft / "model"
+        new.mkdir()  # with a folder's usual rights; the draft is its owner's alone
         # Not save_file, which makes the file readable for its owner alone.
         weights = safetensors.torch.save(state, {"format": "pt"})
-        (draft / "model.safetensors").write_bytes(weights)
-        (draft / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        (draft / "tokenizer_config.json").write_text(
+        (new / "model.safetensors").write_bytes(weights)
+        (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+        (new / "tokenizer_config.json").write_text(
             json.dumps(bert.tokenizer_config(encoder.config), indent=2), encoding="utf-8"
         )
-        (draft / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        folder.mkdir(exist_ok=True)
-        for file in ("model.safetensors", "tokenizer.json", "tokenizer_config.json", "config.json"):
-            os.replace(draft / file, folder / file)
+        (new / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+        if folder.exists():  # what else lies there stays
+            for file in sorted(os.listdir(new), reverse=True):  # config.json last
+                os.replace(new / file, folder / file)
+        else:
+            os.replace(new, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder

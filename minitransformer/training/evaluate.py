@@ -91,12 +91,18 @@ def evaluate(
     """Loss and accuracy over all of the data.
 
     Raises:
-        ValueError: data without labels.
+        ValueError: data without labels, or with the model's labels numbered otherwise.
 
     Source: article, section 3.2, step 5.
     """
     if data.labels is None:
         raise ValueError("the data has no labels to evaluate against; use predict for new texts")
+    theirs, known = data.label_names, model.labels
+    if theirs != known and set(theirs) & set(known):
+        raise ValueError(
+            f"the data numbers its labels {theirs}, the model {known}, so they would be compared "
+            "wrongly; read the data with the model's: read_table(path, label_names=model.labels)"
+        )
     logits = predict(model, data, batch_size, precision, progress)
     targets = torch.tensor(data.labels)
     loss = ops.fused_cross_entropy(logits, targets).item()

@@ -42,7 +42,8 @@ def finetune(
     Returns: the history; `history.plot()` draws it.
 
     Raises:
-        ValueError: data without labels, or labels that the model has no classes for.
+        ValueError: data without labels, labels that the model has no classes for, or a validation
+            set that numbers its labels otherwise.
         FloatingPointError: the loss is no longer a number.
 
     Source: article, section 3.2; Devlin et al. 2019, section 4.1.
@@ -55,6 +56,11 @@ def finetune(
                 f"{name} has label {max(data.labels)}, the model only {model.n_classes} classes "
                 f"(counted from 0): SequenceClassifier(encoder, n_classes={max(data.labels) + 1})"
             )
+    if train.label_names != valid.label_names:
+        raise ValueError(
+            f"train has the labels {train.label_names}, valid {valid.label_names}; split one table, "
+            "or read the second with the labels of the first: read_table(path, label_names=...)"
+        )
     if train.label_names and len(train.label_names) == model.n_classes:
         model.labels = train.label_names
     strategy = Full() if strategy is None else strategy

@@ -116,16 +116,13 @@ def fit(
                 optimizer.zero_grad()
 
                 losses.append(loss.item())
-                if not math.isfinite(losses[-1]):
-                    raise FloatingPointError(
-                        f"the loss is {losses[-1]} at step {step} (learning rate {factor:.1e}); try a "
-                        "lower learning rate or a longer warm-up"
-                    )
+                refuse_nan(losses[-1], step, factor)
                 history.steps.append({"step": step, "loss": losses[-1], "lr": factor})
                 step += 1
                 bar.update(len(batch))
                 bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {losses[-1]:.3f}")
             metrics = evaluate(model, valid)
+            refuse_nan(metrics.loss, step, factor)  # the last step may have done it
             history.epochs.append(summary(epoch, step, losses, metrics))
             if (metrics.accuracy, -metrics.loss) > best:
                 best, history.best_epoch = (metrics.accuracy, -metrics.loss), epoch + 1
@@ -148,6 +145,15 @@ def set_trainable(model: nn.Module, layers: list[Layer], rates: list[float]) -> 
     for layer, rate in zip(layers, rates, strict=True):
         for module in layer.modules:
             module.train(rate > 0).requires_grad_(rate > 0)
+
+
+def refuse_nan(loss: float, step: int, rate: float) -> None:
+    """Stop when there is nothing left to train."""
+    if not math.isfinite(loss):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {step} (learning rate {rate:.1e}); try a lower learning rate "
+            "or a longer warm-up"
+        )
 
 
 def summary(epoch: int, step: int, losses: list[float], metrics: Metrics) -> Entry:

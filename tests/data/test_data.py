@@ -15,11 +15,6 @@ def movies():
     return mt.data.load("movies")
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return mt.load_pretrained("all-MiniLM-L6-v2")[1]
-
-
 def write(tmp_path, name: str, content: str | bytes) -> str:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())

@@ -1,7 +1,10 @@
 """The ledger holds, and it can fail: planted mistakes are caught."""
 
 import dataclasses
+import importlib
+import inspect
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -9,9 +12,13 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
+from minitransformer.__main__ import main
 from minitransformer.formulas import ops
 from minitransformer.formulas.ledger import LEDGER
 from minitransformer.formulas.verify import Errors, measure
+from minitransformer.model import rows
+from minitransformer.model.layers import Embeddings
+from minitransformer.model.transformer import Pooler
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -20,17 +27,66 @@ def test_every_formula_holds(seed):
     assert report.ok, str(report)
 
 
-def test_every_operation_and_module_has_a_row():
-    rows = {
-        "softmax": "softmax", "attention": "attention", "layer_norm": "layer_norm",
-        "rms_norm": "rms_norm", "relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_tanh",
-        "cross_entropy": "cross_entropy",
+def defined_in(module: str) -> set[str]:
+    """Every function of a module, and `forward` of every torch module in it."""
+    loaded, names = importlib.import_module(f"minitransformer.{module}"), set()
+    for name, member in inspect.getmembers(loaded):
+        if getattr(member, "__module__", "") != loaded.__name__:
+            continue
+        if inspect.isfunction(member):
+            names.add(name)
+        elif inspect.isclass(member) and issubclass(member, torch.nn.Module):
+            names.add(f"{name}.forward")
+    return names
+
+
+def test_verify_runs_every_formula_and_module():
+    """A new operation or module that no row of the ledger computes with fails here."""
+    modules = ["formulas.ops", "model.attention", "model.layers", "model.blocks",
+               "model.transformer", "model.heads"]  # fmt: skip
+    files = {sys.modules[f"minitransformer.{m}"].__file__: set() for m in modules}
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename in files:
+            files[frame.f_code.co_filename].add(frame.f_code.co_qualname)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        mt.verify()
+    finally:
+        sys.setprofile(before)
+    missed = {
+        name for m, ran in zip(modules, files.values(), strict=True) for name in defined_in(m) - ran
+    }
+    assert missed <= {
+        "causal_mask", "padding_mask", "init_weights",  # no formulas
+        "scaled_dot_product_attention", "RMSNorm.forward",  # in others' rows, in the next tests
+        "Encoder.forward", "SequenceClassifier.forward",  # made of rows; compared in test_bert.py
     }  # fmt: skip
-    assert set(ops.Ops._fields) == set(rows) and set(rows.values()) <= set(LEDGER)
-    for row in ("sinusoidal_positions", "adamw", "multi_head_attention", "feed_forward", "head",
-                "post_ln_block", "pre_ln_block", "encoder_sublayer", "decoder_sublayer",
-                "mean_pool", "pooler"):  # fmt: skip
-        assert row in LEDGER
+
+
+def test_scaled_dot_product_attention_holds_like_its_row():
+    def ours(Q, K, V, keep):
+        output, weights = mt.scaled_dot_product_attention(Q, K, V, keep)
+        torch.testing.assert_close(weights @ V, output)
+        return output
+
+    errors = measure(dataclasses.replace(LEDGER["attention"], ours=ours))
+    assert not errors.wrong() and errors["gradient"] is not None
+
+
+@pytest.mark.parametrize("kind", ["formula", "fused"])
+@pytest.mark.parametrize(
+    ("row", "module"), [("layer_norm", mt.LayerNorm), ("rms_norm", mt.RMSNorm)]
+)
+def test_norm_modules_hold_like_their_rows(kind, row, module):
+    def ours(x, eps, gamma, beta=None):
+        state = {"weight": gamma} | ({} if beta is None else {"bias": beta})
+        return torch.func.functional_call(module(x.shape[-1], eps, kind), state, (x,))
+
+    errors = measure(dataclasses.replace(LEDGER[row], ours=ours))
+    assert not errors.wrong() and errors["gradient"] is not None
 
 
 def hot(Q, K, V, keep):
@@ -97,12 +153,117 @@ def adam_with_l2(theta, g, m, v, t, lr, beta_1, beta_2, eps, weight_decay):
         ("adamw", not_corrected), ("adamw", adam_with_l2),
     ],
 )  # fmt: skip
-def test_a_planted_mistake_is_caught(row, mistake):
+def test_a_planted_mistake_is_caught(row, mistake, monkeypatch, capsys):
     errors = measure(dataclasses.replace(LEDGER[row], ours=mistake))
     assert {"by hand", "torch", "float32"} <= set(errors.wrong())
     if LEDGER[row].fused is not None:
         fused = measure(dataclasses.replace(LEDGER[row], fused=mistake))
         assert "fused" in fused.wrong()
+    monkeypatch.setitem(LEDGER, row, dataclasses.replace(LEDGER[row], ours=mistake))
+    assert not mt.verify([row]).ok and main(["verify", row]) == 1
+    assert "1 of 1 formulas are off" in capsys.readouterr().out
+
+
+def tokens_mixed_into_heads(self, x, z, keep):
+    """Mistake 16: a view where a transpose belongs."""
+    maps = (self.W_Q(x), self.W_K(z), self.W_V(z))
+    return tuple(y.reshape(len(y), self.n_heads, y.shape[1], -1) for y in maps)
+
+
+def queries_as_keys(self, x, z, keep):
+    """Mistake 19: one matrix for two."""
+    maps = (self.W_Q(x), self.W_Q(z), self.W_V(z) + 0 * self.W_K(z))
+    return tuple(y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for y in maps)
+
+
+def heads_interleaved(self, x, z, keep):
+    """Mistake 18: (d_k, h) instead of (h, d_k)."""
+    maps = (self.W_Q(x), self.W_K(z), self.W_V(z))
+    return tuple(y.unflatten(-1, (-1, self.n_heads)).permute(0, 3, 1, 2) for y in maps)
+
+
+def merged_without_transpose(self, x, memory=None, keep=None):
+    """Mistake 17."""
+    heads = ops.attention(*self.project(x, x if memory is None else memory, keep), keep)
+    return self.W_O(heads.reshape(x.shape))
+
+
+def heads_never_mixed(self, x, memory=None, keep=None):
+    """Mistake 21: no output projection."""
+    heads = ops.attention(*self.project(x, x if memory is None else memory, keep), keep)
+    return heads.transpose(1, 2).flatten(2) + 0 * self.W_O(x)
+
+
+def block_without_residual(self, x, keep=None):
+    """Mistake 22."""
+    x = self.norm_1(self.attention(x, keep=keep))
+    return self.norm_2(x + self.feed_forward(x))
+
+
+def block_of_the_other_kind(self, x, keep=None):
+    """Mistake 23: pre-LN where post-LN is asked for."""
+    x = x + self.attention(self.norm_1(x), keep=keep)
+    return x + self.feed_forward(self.norm_2(x))
+
+
+def post_ln_always(self, x, keep=None):
+    x = self.norm_1(x + self.attention(x, keep=keep))
+    return self.norm_2(x + self.feed_forward(x))
+
+
+def block_ignores_mask(self, x, keep=None):
+    """Mistake 13."""
+    return post_ln_always(self, x)
+
+
+def memory_forgotten(y, z, attention, norm, keep=None):
+    """Mistake 33: the decoder looks at itself."""
+    return norm(y + attention(y, y) + 0 * z.sum())
+
+
+def relu_always(self, x):
+    """Mistake 28."""
+    return self.W_2(torch.relu(self.W_1(x)))
+
+
+def unscaled(self, ids, segments=None):
+    """Mistake 31."""
+    return self.tokens(ids) + self.positions[: ids.shape[1]]
+
+
+def last_position(self, hidden):
+    return torch.tanh(self.dense(hidden[:, -1]))
+
+
+@pytest.mark.parametrize(
+    ("row", "owner", "name", "mistake"),
+    [
+        ("multi_head_attention", mt.MultiHeadAttention, "project", tokens_mixed_into_heads),
+        ("multi_head_attention", mt.MultiHeadAttention, "project", heads_interleaved),
+        ("multi_head_attention", mt.MultiHeadAttention, "project", queries_as_keys),
+        ("encoder_sublayer", mt.MultiHeadAttention, "forward", merged_without_transpose),
+        ("decoder_sublayer", mt.MultiHeadAttention, "forward", heads_never_mixed),
+        ("decoder_sublayer", rows, "decoder_sublayer", memory_forgotten),
+        ("post_ln_block", mt.EncoderBlock, "forward", block_without_residual),
+        ("post_ln_block", mt.EncoderBlock, "forward", block_of_the_other_kind),
+        ("post_ln_block", mt.EncoderBlock, "forward", block_ignores_mask),
+        ("pre_ln_block", mt.EncoderBlock, "forward", post_ln_always),
+        ("feed_forward", mt.FeedForward, "forward", relu_always),
+        ("embeddings", Embeddings, "forward", unscaled),
+        ("pooler", Pooler, "forward", last_position),
+    ],
+)
+def test_a_mistake_in_a_module_is_caught(row, owner, name, mistake, monkeypatch, capsys):
+    monkeypatch.setattr(owner, name, mistake)
+    report = mt.verify([row])
+    assert not report.ok and {"by hand", "torch"} <= set(report.rows[row].wrong())
+    assert main(["verify", row]) == 1 and "!" in capsys.readouterr().out
+
+
+def test_mean_pool_with_padding_is_caught():
+    """Mistake 59."""
+    broken = dataclasses.replace(LEDGER["mean_pool"], ours=lambda hidden, real: hidden.mean(1))
+    assert {"by hand", "torch", "gradient"} <= set(measure(broken).wrong())
 
 
 def test_a_wrong_gradient_is_caught_where_the_value_is_right():

@@ -1,4 +1,4 @@
-"""Properties that need no reference, and messages that help."""
+"""Properties that need no reference: what every right Transformer does."""
 
 import pytest
 import torch
@@ -214,68 +214,81 @@ def test_state_dict_holds_weights_and_no_buffers():
     assert set(encoder.state_dict()) == {name for name, _ in encoder.named_parameters()}
 
 
-# --- Bad input ----------------------------------------------------------------------------------
+@SETS
+@NORMS
+def test_an_example_of_padding_alone_harms_nothing(kind, norm_position):
+    """All keys hidden: finite, and neither the others nor the gradients notice."""
+    model = randomise(
+        mt.SequenceClassifier(
+            mt.Encoder(CONFIG.with_(ops=kind, norm_position=norm_position)), 3, "mean"
+        )
+    )
+    ids = torch.randint(1, 43, (2, 7), generator=torch.Generator().manual_seed(0))
+    alone, g = model(ids), normal(3, 3)
+    logits = model(torch.cat([ids, torch.zeros(1, 7, dtype=torch.long)]))
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[:2], alone, atol=1e-10, rtol=0)
+    weights = list(model.encoder.blocks.parameters())
+    grads = torch.autograd.grad((logits * g).sum(), weights)
+    for a, b in zip(grads, torch.autograd.grad((alone * g[:2]).sum(), weights), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"d_model": 20, "n_heads": 6}, "d_model=20 cannot be split into n_heads=6 equal heads; use a divisor such as n_heads=5"),
-        ({"norm_position": "middle"}, r"norm_position='middle' is not known; choose one of \('post', 'pre'\)"),
-        ({"activation": "swish"}, "activation='swish' is not known"),
-        ({"n_layers": 0}, "n_layers must be at least 1"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\)"),
-    ],
-)  # fmt: skip
-def test_config_refuses_what_makes_no_model(changes, message):
-    with pytest.raises(ValueError, match=message):
-        unchecked(mt.TransformerConfig)(**changes)
+@SETS
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_classifier_without_positions_ignores_padding_on_either_side(kind, side):
+    config = CONFIG.with_(positions="none", ops=kind)
+    model = randomise(mt.SequenceClassifier(mt.Encoder(config), 3, "mean"))
+    ids = torch.randint(1, 43, (2, 7), generator=torch.Generator().manual_seed(0))
+    padding = torch.zeros(2, 4, dtype=torch.long)
+    padded = torch.cat([padding, ids] if side == "left" else [ids, padding], 1)
+    for mode in (True, False):
+        model.train(mode)
+        torch.testing.assert_close(model(padded), model(ids), atol=1e-10, rtol=0)
 
 
-def unchecked(cls):
-    """A config without jaxtyping's own check of the annotations, to reach ours."""
-    import dataclasses
-
-    def make(**changes):
-        config = object.__new__(cls)
-        for field in dataclasses.fields(cls):
-            object.__setattr__(config, field.name, changes.get(field.name, field.default))
-        cls.__post_init__(config)
-        return config
-
-    return make
-
-
-@pytest.mark.parametrize(
-    ("keep", "kind", "message"),
-    [
-        (torch.ones(3, 7), TypeError, r"boolean mask \(True = may attend\), got torch.float32"),
-        (torch.ones(3, 7, dtype=torch.bool), ValueError, r"keep of shape \(3, 7\) does not broadcast"),
-        (torch.ones(3, 1, 1, 6, dtype=torch.bool), ValueError, r"padding_mask\(ids, pad_id\) gives"),
-        (torch.ones(2, 3, 5, 7, 7, dtype=torch.bool), ValueError, "does not broadcast"),
-    ],
-)  # fmt: skip
-def test_a_mask_that_does_not_fit_is_refused(keep, kind, message):
-    with pytest.raises(kind, match=message):
-        block("post")(normal(3, 7, 20), keep)
+@SETS
+def test_causal_and_padding_masks_combine_through_a_whole_encoder(kind):
+    encoder = randomise(mt.Encoder(CONFIG.with_(ops=kind)))
+    ids = torch.randint(1, 43, (3, 9), generator=torch.Generator().manual_seed(0))
+    ids[0, 6:] = 0
+    keep = mt.padding_mask(ids, 0) & mt.causal_mask(9)
+    h = encoder(ids, keep)
+    changed = ids.clone()
+    changed[:, 4:] = torch.randint(1, 43, (3, 5), generator=torch.Generator().manual_seed(1))
+    moved = (encoder(changed, keep) - h).abs().amax((0, 2))
+    assert moved[:4].max() < 1e-10 and moved[4:].min() > 1e-2
 
 
-def test_ids_and_lengths_that_the_tables_lack_are_named():
-    encoder = mt.Encoder(CONFIG)
-    with pytest.raises(
-        ValueError, match=r"id 43 at example 1, position 2 is outside the vocabulary of 43"
-    ):
-        encoder(torch.tensor([[1, 2, 3], [4, 5, 43]]))
-    with pytest.raises(ValueError, match="id -1 at example 0, position 1"):
-        encoder(torch.tensor([[1, -1]]))
-    with pytest.raises(ValueError, match="20 positions, the model 19; truncate"):
-        encoder(torch.ones(1, 20, dtype=torch.long))
+@SETS
+def test_rms_norm_ignores_scale_but_not_shift(kind):
+    norm, x = randomise(mt.RMSNorm(20, eps=0.0, ops=kind)), normal(5, 20)
+    torch.testing.assert_close(norm(7 * x), norm(x), atol=1e-10, rtol=0)
+    assert (norm(x + 1) - norm(x)).abs().max() > 0.1
 
 
-def test_a_classifier_says_what_it_needs():
-    with pytest.raises(ValueError, match="needs an encoder with a pooler"):
-        mt.SequenceClassifier(mt.Encoder(CONFIG), 2, "cls")
-    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
-        mt.SequenceClassifier(mt.Encoder(CONFIG), 1, "mean")
-    with pytest.raises(ValueError, match="n_heads=3 does not divide d_model=20"):
-        mt.MultiHeadAttention(20, 3)
+@SETS
+@pytest.mark.parametrize("keys", [5, ops.FEW_KEYS + 3])
+def test_dropout_of_attention_keeps_the_mean(kind, keys):
+    """Mistake 32: on the weights, scaled by 1 / (1 - p), so that the mean over masks is kept."""
+    torch.manual_seed(0)
+    n, p = 4000, 0.1
+    Q, K, V = normal(1, 1, 4), normal(1, keys, 4, seed=1), normal(1, keys, 3, seed=2)
+    f = ops.OPS[kind].attention
+    draws = f(*(t.expand(n, -1, -1) for t in (Q, K, V)), None, p)
+    error = draws.std(0) / n**0.5
+    assert ((draws.mean(0) - f(Q, K, V)[0]).abs() < 5 * error).all()
+    weights = mt.scaled_dot_product_attention(Q, K, V)[1][0]
+    expected = (p / (1 - p) * weights**2 @ V[0] ** 2).sqrt()  # the variance of dropped weights
+    torch.testing.assert_close(draws.std(0), expected, atol=0, rtol=0.1)
+
+
+def test_dropout_stands_on_embeddings_weights_and_sublayers():
+    """Each of the two switches alone changes what training computes, and nothing in evaluation."""
+    ids = torch.randint(1, 43, (2, 7), generator=torch.Generator().manual_seed(0))
+    plain = randomise(mt.Encoder(CONFIG))
+    for changes in ({"dropout": 0.3}, {"attention_dropout": 0.3}):
+        encoder = mt.Encoder(CONFIG.with_(**changes)).double()
+        encoder.load_state_dict(plain.state_dict())
+        assert not torch.equal(encoder.train()(ids), plain(ids))
+        assert torch.equal(encoder.eval()(ids), plain(ids))
