@@ -103,6 +103,8 @@ def execute(notebook: NotebookNode, name: str) -> NotebookNode:
     )  # fmt: skip
     # Strings hash alike in every kernel, so that sets and such print in one order.
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}
+    # Threads that wait should sleep: on a busy machine those that spin cost several times the work.
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         client.execute(env=environment)
     except CellExecutionError as error:

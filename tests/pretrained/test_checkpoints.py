@@ -1,0 +1,211 @@
+"""Folders that are broken, foreign or only half there; and saving that never leaves one behind."""
+
+import os
+import sys
+
+import huggingface_hub
+import pytest
+import torch
+from tiny_bert import PIECES, edit_config, edit_weights, hf_model, save
+from transformers import BertForSequenceClassification
+
+import minitransformer as mt
+from minitransformer.pretrained import checkpoints
+
+
+def error_of(folder, kind=ValueError) -> str:
+    with pytest.raises(kind) as error:
+        mt.load_pretrained(folder)
+    return str(error.value)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(hf_model(), tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda raw: raw[:-100],
+        lambda raw: raw[:50],
+        lambda raw: b"",
+        lambda raw: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        lambda raw: b"<!DOCTYPE html><html>Sign in</html>",
+        lambda raw: raw[:8] + b"[" + raw[9:],
+    ],
+    ids=["end missing", "header missing", "empty", "pointer", "web page", "header spoiled"],
+)
+def test_a_damaged_file_is_named(folder, spoil):
+    path = folder / "model.safetensors"
+    path.write_bytes(spoil(path.read_bytes()))
+    assert "damaged or cut off" in error_of(folder) and str(folder) in error_of(folder)
+
+
+def test_weights_that_do_not_fit_are_listed(folder):
+    def change(state):
+        del state["encoder.layer.1.output.dense.bias"]
+        state["encoder.layer.9.output.dense.bias"] = torch.zeros(21)
+        state["embeddings.word_embeddings.weight"] = torch.zeros(5, 21)
+        return state
+
+    edit_weights(folder, change)
+    message = error_of(folder)
+    assert "3 weights do not fit" in message
+    assert "missing: blocks.1.feed_forward.W_2.bias" in message
+    assert "unexpected: encoder.layer.9.output.dense.bias (21,)" in message
+    assert "embeddings.tokens.weight is (5, 21), the config asks for (41, 21)" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not a family"),
+        ({"hidden_act": "swish"}, "hidden_act 'swish' is not known; known: gelu"),
+        ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
+        ({"num_attention_heads": 4}, "d_model=21 cannot be split into n_heads=4"),
+        ({"vocab_size": 30}, "weights do not fit"),
+        ({"vocab_size": None}, "vocab_size must be a whole number, got None"),
+        ({"hidden_size": "21"}, "hidden_size must be a whole number, got '21'"),
+        ({"num_hidden_layers": 0}, "n_layers must be at least 1, got 0"),
+        (
+            {"type_vocab_size": 3},
+            "embeddings.segments.weight is (2, 21), the config asks for (3, 21)",
+        ),
+        ({"hidden_dropout_prob": 1.5}, "dropout must be in [0, 1), got 1.5"),
+    ],
+)
+def test_a_config_that_does_not_fit_says_why(folder, change, message):
+    edit_config(folder, **change)
+    assert message in error_of(folder)
+
+
+def test_files_that_are_missing_are_named(folder):
+    (folder / "vocab.txt").unlink()
+    assert "neither a tokenizer.json nor a vocab.txt" in error_of(folder)
+    (folder / "model.safetensors").unlink()
+    assert "there is no model.safetensors" in error_of(folder)
+    (folder / "config.json").write_text("{not json")
+    assert "not JSON" in error_of(folder)
+    (folder / "config.json").write_text("[1, 2]")
+    assert "not an object" in error_of(folder)
+    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 41}')
+    assert "there is no model.safetensors" in error_of(folder)
+    (folder / "config.json").unlink()
+    assert "has no config.json" in error_of(folder, FileNotFoundError)
+
+
+def test_a_config_without_its_sizes_names_the_entry(folder):
+    (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 41}')
+    assert "config.json has no entry 'hidden_size'" in error_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"0": "bad", "1": "good"}, "config.json names 2 labels, the classifier has 3"),
+        ({"1": "a", "2": "b", "3": "c"}, "id2label must name 0 to 2"),
+    ],
+)
+def test_labels_that_do_not_fit_the_classifier_are_refused(tmp_path, labels, message):
+    folder = save(hf_model(BertForSequenceClassification, num_labels=3), tmp_path)
+    edit_config(folder, id2label=labels)
+    assert message in error_of(folder)
+
+
+def test_a_classifier_without_pooler_is_refused(tmp_path):
+    """Half a head would give logits, and wrong ones."""
+    folder = save(hf_model(BertForSequenceClassification, num_labels=3), tmp_path)
+    edit_weights(folder, lambda s: {k: t for k, t in s.items() if "pooler" not in k})
+    assert "needs an encoder with a pooler" in error_of(folder)
+
+
+def test_a_tokenizer_that_cannot_be_read_is_named(folder):
+    (folder / "vocab.txt").write_text("just\nwords\n")
+    assert "vocab.txt has no line [PAD], [UNK], [CLS], [SEP]" in error_of(folder)
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    assert "tokenizer.json cannot be read" in error_of(folder)
+
+
+def test_an_unknown_switch_is_named(folder):
+    with pytest.raises(TypeError, match="n_head"):
+        mt.load_pretrained(folder, n_head=3)
+
+
+def test_a_tokenizer_too_large_for_the_model_is_refused(folder):
+    (folder / "vocab.txt").write_text("\n".join([*PIECES, "one more"]))
+    assert "the tokenizer has 42 tokens, the model only 41" in error_of(folder)
+
+
+def test_no_network_and_no_cache_say_what_to_do(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    message = error_of("someone/some-model", FileNotFoundError)
+    assert "no folder 'someone/some-model'" in message and "without a network" in message
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install huggingface_hub" in error_of("someone/some-model", FileNotFoundError)
+    monkeypatch.setenv("MINITRANSFORMER_DATA", str(tmp_path))
+    assert "run `make data`" in error_of("all-MiniLM-L6-v2", FileNotFoundError)
+
+
+def test_save_refuses_what_bert_cannot_express_and_foreign_folders(folder, tmp_path):
+    encoder, tokenizer = mt.load_pretrained(folder)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
+    with pytest.raises(FileExistsError, match="not a model's folder"):
+        mt.save_pretrained(encoder, tokenizer, tmp_path / "thesis")
+    pre = mt.Encoder(encoder.config.with_(norm_position="pre", scale_embeddings=True))
+    with pytest.raises(ValueError, match=r"scale_embeddings=True|norm_position='pre'"):
+        mt.save_pretrained(pre, tokenizer, tmp_path / "pre")
+    assert not (tmp_path / "pre").exists()
+
+
+def test_a_crash_while_saving_leaves_the_old_model_whole(folder, tmp_path, monkeypatch):
+    encoder, tokenizer = mt.load_pretrained(folder)
+    target = mt.save_pretrained(encoder, tokenizer, tmp_path / "kept")
+    before = {p.name: p.read_bytes() for p in target.iterdir()}
+
+    def full_disk(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoints.bert, "tokenizer_config", full_disk)
+    encoder.embeddings.tokens.weight.data += 1
+    for place in (target, tmp_path / "new"):
+        with pytest.raises(OSError, match="no space left"):
+            mt.save_pretrained(encoder, tokenizer, place)
+    assert {p.name: p.read_bytes() for p in target.iterdir()} == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["kept", "model"]
+
+
+def test_a_crash_while_moving_leaves_no_half_model(folder, tmp_path, monkeypatch):
+    encoder, tokenizer = mt.load_pretrained(folder)
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("power cut")))
+    with pytest.raises(OSError, match="power cut"):
+        mt.save_pretrained(encoder, tokenizer, tmp_path / "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    monkeypatch.undo()
+    mt.save_pretrained(encoder, tokenizer, tmp_path / "new")
+
+
+def test_save_again_replaces_the_model_and_keeps_other_files(folder, tmp_path):
+    encoder, tokenizer = mt.load_pretrained(folder)
+    target = mt.save_pretrained(encoder, tokenizer, tmp_path / "deep" / "down" / "kept")
+    (target / "notes.md").write_text("mine")
+    model = mt.SequenceClassifier(encoder, 4, "mean")
+    mt.save_pretrained(model, tokenizer, target)
+    again, _ = mt.load_pretrained(target)
+    assert again.n_classes == 4 and (target / "notes.md").read_text() == "mine"
+    assert [p.name for p in target.parent.iterdir()] == ["kept"]
+
+
+def test_save_makes_a_folder_with_usual_rights(folder, tmp_path):
+    """A draft made for its owner alone must not hand its rights on: others read the model too."""
+    encoder, tokenizer = mt.load_pretrained(folder)
+    target = mt.save_pretrained(encoder, tokenizer, tmp_path / "new")
+    (tmp_path / "usual").mkdir()
+    (tmp_path / "usual" / "file").write_text("")
+    assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
+    for file in target.iterdir():
+        assert file.stat().st_mode == (tmp_path / "usual" / "file").stat().st_mode, file.name
