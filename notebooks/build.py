@@ -100,6 +100,7 @@ def execute(notebook: NotebookNode, name: str) -> NotebookNode:
     client = NotebookClient(
         notebook, timeout=900, kernel_name="python3", record_timing=False,
         resources={"metadata": {"path": str(HERE)}},
+        extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word on each kernel's start
     )  # fmt: skip
     # Strings hash alike in every kernel, so that sets and such print in one order.
     environment = os.environ | {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1"}

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import minitransformer as mt
+from minitransformer.formulas import ops
 
 PACKAGE = Path(mt.__file__).parent
 ROOMS = [
@@ -86,6 +87,69 @@ def test_what_implements_a_formula_gives_formula_shapes_and_source(module):
         if "Source:" in doc:
             assert "Shapes:" in doc or "\n" not in doc.split("Source:")[0].strip(), name
             assert "$" in doc or name in ("Encoder", "EncoderBlock", "causal_mask"), name
+
+
+@pytest.mark.parametrize("name", ops.Ops._fields)
+def test_every_operation_has_its_formula_source_and_a_fused_twin(name):
+    written = inspect.getdoc(getattr(ops.FORMULA, name))
+    assert written.count("$") >= 2 and "Source:" in written, name
+    assert getattr(ops.FORMULA, name).__module__ == ops.__name__, "written out, not torch's"
+    assert getattr(ops.FUSED, name) is not getattr(ops.FORMULA, name)
+
+
+@pytest.mark.parametrize(
+    "room", ["formulas", "model", "data", "training", "pretrained", "inference"]
+)
+def test_every_public_function_and_method_explains_itself(room):
+    for path in (PACKAGE / room).rglob("*.py"):
+        if path.name == "rows.py":  # the ledger's rows explain themselves
+            continue
+        tree = ast.parse(path.read_text())
+        inner = {
+            n
+            for f in ast.walk(tree)
+            if isinstance(f, ast.FunctionDef)
+            for n in ast.walk(f)
+            if n is not f
+        }
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.FunctionDef | ast.ClassDef)
+                and node not in inner
+                and not node.name.startswith("_")
+            ):
+                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_annotations_are_not_postponed():
+    """As strings they could not be enforced: jaxtyping and beartype need the objects."""
+    for path in PACKAGE.rglob("*.py"):
+        assert "from __future__ import annotations" not in path.read_text(), path.name
+
+
+def test_only_pretrained_knows_other_libraries_names():
+    """One model, many families: the model has switches, and `pretrained` alone translates."""
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name != "pretrained":
+            for name in (
+                "hidden_size",
+                "token_type",
+                "model_type",
+                "self.query",
+                "import transformers",
+            ):
+                assert name not in path.read_text(), f"{path.name}: {name}"
+
+
+def test_nothing_is_unpickled_or_run_from_a_download():
+    for path in PACKAGE.rglob("*.py"):
+        called = {
+            ast.unparse(n.func)
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.Call)
+        }
+        forbidden = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "tar.extractall"}
+        assert not called & forbidden, path.name
 
 
 @pytest.mark.parametrize("module", MODULES)

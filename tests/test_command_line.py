@@ -1,15 +1,18 @@
 """The command line as a user meets it: a process, its output, its exit code."""
 
 import csv
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import minitransformer as mt
-from minitransformer.__main__ import main
+from minitransformer.__main__ import main, parser
 
+SAMPLES = Path(__file__).parents[1] / "data" / "samples" / "reviews.csv"
 GOOD, BAD = "A lovely thing.", "An awful thing."
 
 
@@ -161,8 +164,140 @@ def test_a_text_that_is_cut_is_said(trained, capsys):
     assert "1 of 1 texts are longer than 64 tokens and were cut" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["verify", "finetune", "predict", "evaluate"])
+COMMANDS = ["verify", "finetune", "predict", "evaluate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_explains_every_option(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
-    assert stop.value.code == 0 and len(capsys.readouterr().out) > 200
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and len(shown) > 200
+    choices = next(a for a in parser()._actions if a.choices).choices
+    for action in choices[command]._actions:
+        assert action.help and (action.option_strings or [action.dest])[0] in shown
+
+
+def test_no_or_an_unknown_command_lists_those_there_are(capsys):
+    for arguments in ([], ["train"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert (
+            stop.value.code == 2 and "usage: python -m minitransformer" in capsys.readouterr().err
+        )
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert all(command in capsys.readouterr().out for command in COMMANDS[:1])
+
+
+def test_verify_names_the_formulas_there_are(capsys):
+    assert main(["verify", "atention"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("minitransformer: no formula 'atention'") and "attention" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_verify_from_the_shell_prints_the_whole_ledger():
+    run = subprocess.run(
+        [sys.executable, "-m", "minitransformer", "verify"], capture_output=True, text=True
+    )
+    assert run.returncode == 0 and run.stderr == ""
+    for row in mt.ledger.LEDGER.values():
+        assert row.title in run.stdout and row.source in run.stdout
+
+
+def test_finetune_the_samples_with_the_real_model(tmp_path, capsys):
+    """The README's first command, one epoch of it: real weights, our own sentences."""
+    samples, out = str(SAMPLES), str(tmp_path / "my-model")
+    options = ["--strategy", "head-only", "--epochs", "1", "--precision", "medium"]
+    assert main(["finetune", "--data", samples, "--out", out, *options]) == 0
+    assert "32 to train, 4 to validate, 4 to test" in capsys.readouterr().out
+    assert main(["predict", out, "A wonderful film."]) == 0
+    assert capsys.readouterr().out.split()[0] in ("good", "bad")
+    assert main(["evaluate", out, "--data", samples]) == 0
+    assert float(capsys.readouterr().out.split()[1].rstrip(",")) > 0.6
+
+
+def test_finetune_refuses_a_foreign_folder_before_it_trains(
+    tiny, table, tmp_path, capsys, monkeypatch
+):
+    """An hour of training must not end in a message about the folder."""
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
+    monkeypatch.setattr("minitransformer.__main__.finetune", lambda *a, **k: pytest.fail("trained"))
+    out = str(tmp_path / "thesis")
+    assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 2
+    assert "not a model's folder; choose another name" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "thesis").iterdir()] == ["chapter1.txt"]
+
+
+def test_stopping_by_hand_leaves_nothing(tiny, table, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minitransformer.training.loop.evaluate", interrupt)
+    out = str(tmp_path / "m")
+    assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 130
+    assert "nothing was written" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_explodes_is_one_line_and_leaves_nothing(tiny, table, tmp_path, capsys):
+    options = ["--lr", "1e30", "--precision", "medium", "--epochs", "2"]
+    out = str(tmp_path / "m")
+    assert main(["finetune", "--data", table, "--model", tiny, "--out", out, *options]) == 2
+    assert "minitransformer: the loss is" in capsys.readouterr().err and not list(
+        tmp_path.iterdir()
+    )
+
+
+def test_broken_models_are_one_clear_error(trained, tmp_path, capsys):
+    def error_of(*arguments: str) -> str:
+        assert main(list(arguments)) == 2
+        return capsys.readouterr().err.strip()
+
+    broken = shutil.copytree(trained, tmp_path / "broken")
+    raw = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(raw[:1000])
+    assert "damaged or cut off" in error_of("predict", str(broken), "text")
+    (broken / "config.json").write_text('{"model_type": "t5"}')
+    assert "model_type 't5' is not a family" in error_of("predict", str(broken), "text")
+    assert "no folder" in error_of("predict", str(tmp_path / "none"), "text")
+    out = str(tmp_path / "nowhere" / "labels.csv")
+    assert "nowhere" in error_of("predict", trained, "text", "--out", out)
+    assert "at most 64" in error_of(
+        "finetune", "--data", samples_of(tmp_path), "--model", trained, "--out", str(tmp_path / "m"),
+        "--max-length", "65",
+    )  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken", "samples.csv"]
+
+
+def samples_of(tmp_path) -> str:
+    return str(shutil.copy(SAMPLES, tmp_path / "samples.csv"))
+
+
+def test_finetune_goes_on_from_a_classifier_with_a_new_head(trained, tmp_path):
+    out = tmp_path / "m"
+    arguments = [
+        "--data",
+        samples_of(tmp_path),
+        "--model",
+        trained,
+        "--out",
+        str(out),
+        "--epochs",
+        "1",
+    ]
+    assert main(["finetune", *arguments]) == 0
+    assert mt.load_pretrained(out)[0].labels == ("bad", "good")
+
+
+def test_the_same_seed_gives_the_same_model(tiny, table, tmp_path, capsys):
+    weights = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        options = ["--seed", seed, "--epochs", "1", "--lr", "0.01", "--precision", "highest"]
+        out = tmp_path / name
+        assert (
+            main(["finetune", "--data", table, "--model", tiny, "--out", str(out), *options]) == 0
+        )
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1] != weights[2]

@@ -55,11 +55,63 @@ def test_read_table_reads_csv_tsv_and_jsonl_alike(tmp_path):
         ("x.tsv", b"text\tlabel\nok\ta\ncaf\xe9\tb\n", "line 3: the byte 0xe9 is not UTF-8"),
         ("x.csv", " \n", "is empty"),
         ("x.csv", "text,label\nonly one field\n", "line 2: the label is empty"),
+        ("x.csv", b"text,label\nok,a\n\xff\xfeb,b\n", "line 3: the byte 0xff is not UTF-8"),
+        ("x.csv", 'text,label\n"two\nlines",a\n,b\n', "line 4: the text is empty"),
+        ("x.csv", "text;label\na;b\n", "line 1: there is no column 'text' .*'text;label'"),
+        ("x.tsv", "text,label\na,b\n", "line 1: there is no column 'text'"),
+        ("x.tsv", "text\tlabel\na\tb\tc\n", "line 2: 3 fields where the first line names 2"),
+        ("x.csv", "text,label\n", "has no rows"),
+        (
+            "x.jsonl",
+            '{"text": "a", "label": "b"}\n{"text": "c", "label": ""}',
+            "line 2: the label is empty",
+        ),
+        (
+            "x.jsonl",
+            '{"text": "a", "label": "b"}\n\n{"text": "c", "label": "b"}',
+            "every row has the label 'b'",
+        ),
     ],
 )
 def test_bad_tables_name_file_and_line(tmp_path, name, content, message):
     with pytest.raises(ValueError, match=rf"{name}.*{message}"):
         mt.data.read_table(write(tmp_path, name, content))
+
+
+def test_read_table_takes_only_labels_that_the_model_knows(tmp_path):
+    path = write(tmp_path, "x.csv", "text,label\nx,fine\ny,dull\n")
+    known = mt.data.read_table(path, ("fine", "fair", "dull"))  # not alphabetical, one not there
+    assert known.labels == (0, 2) and known.label_names == ("fine", "fair", "dull")
+    with pytest.raises(ValueError, match=r"line 3: the label 'dull' was not .* 'fine', 'fair'"):
+        mt.data.read_table(path, ("fine", "fair"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (mt.data.read_table, mt.data.read_texts):
+        with pytest.raises(FileNotFoundError, match=r"there is no file .*none\.csv"):
+            read(tmp_path / "none.csv")
+
+
+def test_only_line_ends_end_a_line(tmp_path):
+    """str.splitlines also cuts at U+2028, U+0085 and form feeds, which stand inside real texts."""
+    texts = ["one\u2028two", "one\x85 two", "one\x0ctwo"]
+    rows = [json.dumps({"text": t, "label": str(len(t))}, ensure_ascii=False) for t in texts[:2]]
+    table = mt.data.read_table(write(tmp_path, "x.jsonl", "\r\n".join(rows) + "\r\n"))
+    assert list(table.texts) == texts[:2]
+    assert mt.data.read_texts(write(tmp_path, "x.txt", "\n".join(texts) + "\n")) == texts
+
+
+def test_labels_of_json_may_be_numbers(tmp_path):
+    rows = '{"text": "a", "label": 1}\n{"text": "b", "label": 0}\n'
+    table = mt.data.read_table(write(tmp_path, "x.jsonl", rows))
+    assert table.labels == (1, 0) and table.label_names == ("0", "1")
+
+
+def test_samples_are_balanced_and_need_no_download():
+    texts = mt.data.samples()
+    assert len(texts) == 40 and sum(texts.labels) == 20 and len(set(texts.texts)) == 40
+    assert all(set(part.labels) == {0, 1} for part in texts.split())
+    assert "bad 20, good 20" in repr(texts)
 
 
 def test_read_texts_reads_lines_and_columns(tmp_path):
@@ -129,6 +181,8 @@ def test_batches_follow_the_seed_and_waste_little(movies, tokenizer):
         return [b.indices for b in data.batches(32, seed)]
 
     assert order(1) == order(1) != order(2)
+    assert len({b.ids.shape[1] for b in data.batches(32, 1)}) > 20, "padded as each batch needs"
+    assert all(not b.keep[:, 0, 0].all(0).logical_not().all() for b in data.batches(32, 1))
     padded = sum(b.ids.numel() for b in data.batches(32, 1))
     assert sum(map(len, data.ids)) / padded > 0.9
     assert sum(map(len, data.ids)) / (128 * len(data)) < 0.25

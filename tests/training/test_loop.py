@@ -11,7 +11,7 @@ import minitransformer as mt
 from minitransformer.training import loop
 from minitransformer.training.objectives import classification_loss
 from minitransformer.training.optim import make_adamw, warmup_then_linear
-from minitransformer.training.precision import resolve
+from minitransformer.training.precision import matmul_precision, resolve
 from minitransformer.training.strategies import Full, HeadOnly, Strategy, layers_of
 
 VOCAB, CLASSES = 37, 3
@@ -210,6 +210,102 @@ def test_a_loss_that_is_no_number_says_so():
     model.classifier.weight.data.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match=r"step 0 .*lower learning rate"):
         train(model, toy(), epochs=1)
+
+
+def test_a_last_step_that_destroys_the_model_says_so():
+    """The loss of a step is that before it; only validation sees what the last one did."""
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) at step 1 "):
+        train(classifier(), toy(), epochs=1, batch_size=60, lr=1e30, warmup=0.0)
+
+
+def test_labels_numbered_otherwise_are_refused():
+    """A table of its own with fewer labels counts them anew: 1 would mean another class."""
+    data, model = toy(), classifier()
+    other = mt.data.EncodedTexts(data.ids, data.labels, 0, ("c", "b", "a"))
+    with pytest.raises(ValueError, match=r"train has the labels \('a', 'b', 'c'\), valid \('c'"):
+        mt.finetune(model, data, other, progress=False)
+    train(model, data, epochs=1)
+    assert model.labels == ("a", "b", "c")
+    fewer = mt.data.EncodedTexts(data.ids, tuple(y % 2 for y in data.labels), 0, ("b", "c"))
+    for wrong in (other, fewer):
+        with pytest.raises(ValueError, match=r"read_table\(path, label_names=model.labels\)"):
+            mt.evaluate(model, wrong)
+    mt.evaluate(model, mt.data.EncodedTexts(data.ids, data.labels, 0))  # without names: as they are
+
+
+def test_each_strategy_has_a_rate_of_its_own_and_the_caller_overrides_it():
+    def peak(strategy, **options):
+        return max(s["lr"] for s in train(classifier(), toy(), strategy, epochs=1, **options).steps)
+
+    assert peak(Full()) == peak(None) == Full.learning_rate
+    assert peak(HeadOnly()) == HeadOnly.learning_rate > Full.learning_rate
+    assert peak(HeadOnly(), lr=0.25) == 0.25
+
+
+def test_rates_scale_each_layer_and_thaw_it_when_asked():
+    """The interface for the strategies to come: another rate a layer, another set an epoch."""
+
+    class Thaw(Strategy):
+        def rates(self, n_layers, epoch):
+            return [0.0] * (n_layers - 2) + ([0.0, 1.0] if epoch == 0 else [0.5, 1.0])
+
+    seen = {}
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        moved = {
+            g["layer"] for g in self.param_groups if any(p.grad is not None for p in g["params"])
+        }
+        rates = {g["layer"]: g["lr"] for g in self.param_groups}
+        seen[len(seen)] = moved, rates
+        return step(self, *args, **kwargs)
+
+    model, data = classifier(), toy(20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        train(model, data, Thaw(), epochs=2, batch_size=20)
+    assert seen[0][0] == {4} and seen[1][0] == {3, 4}  # embeddings, three blocks, head
+    assert seen[0][1][3] == 0 and seen[1][1][3] == 0.5 * seen[1][1][4] > 0
+
+
+def test_best_epoch_of_equal_accuracies_has_the_smaller_loss(monkeypatch):
+    figures = iter([(0.5, 3.0), (0.5, 1.0), (0.5, 2.0)])
+
+    def fixed(*_):
+        accuracy, loss = next(figures)
+        return mt.evaluate(model, data).__class__(
+            loss, accuracy, torch.zeros(1, 3), np.zeros(1, int), ()
+        )
+
+    model, data = classifier(), toy(20)
+    states = []
+    monkeypatch.setattr(loop, "evaluate", lambda *a: (states.append(state_of(model)), fixed())[1])
+    history = train(model, data, epochs=3, lr=1e-3)
+    assert history.best_epoch == 2
+    assert all(torch.equal(t, states[1][name]) for name, t in model.state_dict().items())
+    assert not all(torch.equal(t, states[2][name]) for name, t in model.state_dict().items())
+
+
+def test_an_unknown_precision_is_refused_and_the_setting_put_back_after_an_error():
+    with pytest.raises(
+        ValueError, match=r"precision='half' is not known; choose one of .*bfloat16"
+    ):
+        resolve("half") if not hasattr(resolve, "__wrapped__") else resolve.__wrapped__("half")
+    torch.set_float32_matmul_precision("highest")
+    with pytest.raises(RuntimeError, match="stop"), matmul_precision("medium"):
+        assert torch.get_float32_matmul_precision() == "medium"
+        raise RuntimeError("stop")
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_predict_builds_no_graph_and_draws_no_random_numbers():
+    model, data = classifier(dropout=0.4).train(), toy(20)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    logits = mt.predict(model, data, batch_size=3)
+    assert not logits.requires_grad and torch.equal(torch.rand(1), expected)
+    assert torch.equal(mt.predict(model, data, batch_size=3), logits)
 
 
 def test_labels_must_fit_the_model():
