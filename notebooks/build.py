@@ -26,7 +26,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
 HERE = Path(__file__).parent
@@ -110,6 +110,8 @@ def execute(notebook: NotebookNode, name: str) -> NotebookNode:
         client.execute(env=environment)
     except CellExecutionError as error:
         raise BuildError(f"{name} failed in a cell\n\n{ANSI.sub('', str(error))}") from None
+    except (CellTimeoutError, DeadKernelError) as error:  # too long, or killed (out of memory?)
+        raise BuildError(f"{name} did not finish: {error}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             outputs = [o for o in cell.outputs if o.get("name") != "stderr"]

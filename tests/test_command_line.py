@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process, its output, its exit code."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,7 @@ def test_finetune_prints_figures_on_the_test_part(tiny, table, tmp_path, capsys)
     )
     shown = capsys.readouterr().out
     assert "48 to train, 6 to validate, 6 to test" in shown
+    assert re.search(r"on the 6 texts kept for the test: accuracy .*, 6 examples", shown)
     for part in ("predicted", "actual", "precision", "recall", "validation loss", "predict"):
         assert part in shown
     assert sorted(p.name for p in tmp_path.iterdir()) == ["m"]

@@ -428,7 +428,7 @@ assert {tokens[i] for i in looked_at} == {"cat", "mat", "tired"}
 #
 # ## What to read next
 #
-# - **Notebook 04, the decoder block**: a mask for the future, and attention to another sequence.
+# - **Notebook 06, gradients by hand**: what flows back through a block, derived on paper.
 # - Xiong et al. 2020, "On layer normalization in the Transformer architecture"; Ba, Kiros and Hinton
 #   2016, "Layer normalization".
 # - In the package: `minitransformer/model/blocks.py`, which is hardly longer than the formulas.

@@ -682,8 +682,8 @@ assert all(errors["by-hand grad"] < 1e-12 for errors in report.rows.values())
 #
 # - `formulas/gradients.py` and `formulas/block_gradients.py`, each docstring a derivation; then
 #   `formulas/numpy_transformer.py`.
-# - Notebook 07 turns text into tokens, and 10 trains a real BERT with the same two steps:
-#   cross-entropy and AdamW.
+# - Notebook 10, fine-tuning BERT: a real model trained with the same two steps, cross-entropy and
+#   AdamW.
 # - Rumelhart, Hinton and Williams 1986, "Learning representations by back-propagating errors":
 #   where it comes from.
 # - Xiong et al. 2020, "On layer normalization in the Transformer architecture": pre-LN, post-LN and

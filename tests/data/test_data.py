@@ -128,7 +128,8 @@ def test_split_is_disjoint_stratified_and_seeded(movies):
     assert not plain[0] & plain[1] and not plain[0] & plain[2] and not plain[1] & plain[2]
     for part in parts:
         assert abs(sum(part.labels) / len(part) - 0.496) < 0.005
-    assert movies.split(seed=0) == parts and movies.split(seed=1)[0] != parts[0]
+    assert movies.split(seed=0) == parts
+    assert set(movies.split(seed=1)[2].texts) != set(parts[2].texts), "others, not only reordered"
 
 
 def test_split_keeps_equal_texts_together():
@@ -188,6 +189,17 @@ def test_batches_follow_the_seed_and_waste_little(movies, tokenizer):
     assert sum(map(len, data.ids)) / (128 * len(data)) < 0.25
 
 
+def test_batches_of_a_seed_mix_neighbours_and_lengths(movies, tokenizer):
+    """Sorted batches would show the model all short texts first, and the same ones together."""
+    data = mt.data.encode(movies.sample(500), tokenizer)
+    lengths = [b.ids.shape[1] for b in data.batches(4, seed=1)]
+    assert lengths[:40] != sorted(lengths[:40]) and lengths[:40] != sorted(lengths[:40])[::-1]
+    one, two = ({frozenset(b.indices) for b in data.batches(4, seed)} for seed in (1, 2))
+    assert len(one & two) < 25  # of 125
+    plain = [b.ids.shape[1] for b in data.batches(4)]
+    assert plain == sorted(plain)
+
+
 def test_encode_cuts_long_texts_and_says_so(tokenizer):
     with pytest.warns(UserWarning, match="1 of 2 texts are longer than 7 tokens and were cut"):
         data = mt.data.encode(["a b c d e f g h i", "a b"], tokenizer, max_length=7)
@@ -196,6 +208,7 @@ def test_encode_cuts_long_texts_and_says_so(tokenizer):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(mt.data.encode(["a b c d e"], tokenizer, max_length=7).ids[0]) == 7
+    assert len(tokenizer.encode("a b c d e f g h i")) == 11, "cutting once must not cut for ever"
     for length in (2, 513):
         with pytest.raises(ValueError, match="at least 3 and at most 512"):
             tokenizer.encode("a", max_length=length)

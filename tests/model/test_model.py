@@ -9,6 +9,7 @@ import minitransformer as mt
 from minitransformer.formulas import ops
 from minitransformer.model.blocks import EncoderBlock
 from minitransformer.model.heads import mean_pool
+from minitransformer.model.layers import Embeddings
 
 CONFIG = mt.TransformerConfig(
     vocab_size=43, d_model=20, n_heads=5, n_layers=2, d_ff=28, max_len=19, dropout=0.0,
@@ -202,6 +203,15 @@ def test_attention_maps_are_the_weights_that_the_model_uses():
     assert maps[0][0, ..., 5:].abs().max() == 0
 
 
+def test_attention_maps_leave_no_trace_and_know_no_dropout():
+    encoder = randomise(mt.Encoder(CONFIG.with_(dropout=0.3, attention_dropout=0.3))).train()
+    ids = torch.full((2, 7), 3)
+    first, second = mt.attention_maps(encoder, ids), mt.attention_maps(encoder, ids)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    torch.testing.assert_close(first[1].sum(-1), torch.ones(2, 5, 7).double())
+    assert not any(m._forward_pre_hooks for m in encoder.modules())
+
+
 def test_dropout_is_off_in_evaluation_and_on_in_training():
     encoder = mt.Encoder(CONFIG.with_(dropout=0.3, attention_dropout=0.2))
     ids = torch.full((2, 7), 3)
@@ -283,6 +293,24 @@ def test_dropout_of_attention_keeps_the_mean(kind, keys):
     torch.testing.assert_close(draws.std(0), expected, atol=0, rtol=0.1)
 
 
+ALL = 1 - 1e-9  # drops every entry: what stays tells where dropout stands
+
+
+def test_dropout_of_everything_leaves_the_residual_stream():
+    x, ids = normal(3, 7, 20), torch.ones(2, 7, dtype=torch.long)
+    post = randomise(EncoderBlock(CONFIG.with_(dropout=ALL)))
+    torch.testing.assert_close(post(x), post.norm_2(post.norm_1(x)), atol=1e-12, rtol=0)
+    pre = randomise(EncoderBlock(CONFIG.with_(dropout=ALL, norm_position="pre")))
+    torch.testing.assert_close(pre(x), x, atol=0, rtol=0)
+    # After the norm of the embeddings, whose shift would otherwise be seen.
+    embeddings = randomise(Embeddings(CONFIG.with_(dropout=ALL, embedding_norm=True)))
+    assert embeddings(ids).abs().max() == 0
+    head = randomise(mt.SequenceClassifier(mt.Encoder(CONFIG), 3, "mean", dropout=ALL))
+    assert torch.equal(head(ids), head.classifier.bias.expand(2, -1))
+    heads = randomise(mt.MultiHeadAttention(20, 5, dropout=ALL))
+    torch.testing.assert_close(heads(x), heads.W_O.bias.expand(3, 7, -1), atol=0, rtol=0)
+
+
 def test_dropout_stands_on_embeddings_weights_and_sublayers():
     """Each of the two switches alone changes what training computes, and nothing in evaluation."""
     ids = torch.randint(1, 43, (2, 7), generator=torch.Generator().manual_seed(0))
@@ -292,3 +320,31 @@ def test_dropout_stands_on_embeddings_weights_and_sublayers():
         encoder.load_state_dict(plain.state_dict())
         assert not torch.equal(encoder.train()(ids), plain(ids))
         assert torch.equal(encoder.eval()(ids), plain(ids))
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+def test_encoder_ends_in_a_norm(norm_position):
+    """Mistake 23: the stream of a pre-LN stack grows with its depth; one more norm ends it."""
+    encoder = mt.Encoder(CONFIG.with_(norm_position=norm_position, norm_eps=1e-9)).double()
+    h = encoder(torch.randint(1, 43, (3, 7), generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(h.mean(-1), torch.zeros(3, 7).double(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        h.var(-1, correction=0), torch.ones(3, 7).double(), atol=1e-6, rtol=0
+    )
+
+
+def test_init_weights_are_those_of_bert():
+    torch.manual_seed(0)
+    config = mt.TransformerConfig.bert(
+        vocab_size=500, d_model=60, n_layers=1, d_ff=90, init_std=0.03
+    )
+    model = mt.SequenceClassifier(mt.Encoder(config), 50)
+    for name, p in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(p, torch.ones(60) if name.endswith("weight") else torch.zeros(60)), (
+                name
+            )
+        elif name.endswith("bias"):
+            assert p.abs().max() == 0, name
+        elif p.numel() > 1000:
+            assert abs(p.std().item() / 0.03 - 1) < 0.1 and abs(p.mean().item()) < 0.003, name

@@ -175,6 +175,7 @@ def test_save_pretrained_round_trip(tmp_path, pooling):
     folder = mt.save_pretrained(model, tokenizer, tmp_path / "ours")
     ids, real, _ = batch("right")
     again, its_tokenizer = mt.load_pretrained(folder)
+    assert not again.training and again.encoder.config == encoder.config
     theirs = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     with torch.no_grad():
         logits = model(ids)

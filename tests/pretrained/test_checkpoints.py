@@ -209,3 +209,25 @@ def test_save_makes_a_folder_with_usual_rights(folder, tmp_path):
     assert target.stat().st_mode == (tmp_path / "usual").stat().st_mode
     for file in target.iterdir():
         assert file.stat().st_mode == (tmp_path / "usual" / "file").stat().st_mode, file.name
+
+
+def test_every_switch_of_the_config_survives_a_round_trip(folder, tmp_path):
+    _, tokenizer = mt.load_pretrained(folder)
+    config = mt.TransformerConfig.bert(
+        vocab_size=43, d_model=22, n_heads=11, n_layers=2, d_ff=26, max_len=19, n_segments=3,
+        norm_eps=1e-7, activation="gelu_tanh", dropout=0.25, attention_dropout=0.35, init_std=0.05,
+        pad_id=4, pooler=False,
+    )  # fmt: skip
+    usual = mt.TransformerConfig.bert()
+    same = {n for n, value in vars(config).items() if value == getattr(usual, n)}
+    assert same == {
+        "bias",
+        "embedding_norm",
+        "norm",
+        "norm_position",
+        "ops",
+        "positions",
+        "scale_embeddings",
+    }
+    saved = mt.save_pretrained(mt.Encoder(config), tokenizer, tmp_path / "new")
+    assert mt.load_pretrained(saved)[0].config == config
