@@ -246,12 +246,13 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     Shapes: (...) -> the same.  Source: Srivastava et al. 2014; the scaling at training time is
     the usual "inverted" form.
     """
-    if p == 0.0:
+    dropped = round(p * 65536)  # of the 65536 values that 16 bits have
+    if dropped == 0:
         return x
     n = x.numel()
     bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
-    kept = lanes >= round(p * 65536) - 32768
+    kept = lanes > dropped - 32769  # a threshold that 16 bits can hold, also at p near 1
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
 
 

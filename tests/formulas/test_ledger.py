@@ -332,3 +332,5 @@ def test_inverted_dropout_follows_the_seed_and_p_zero_changes_nothing():
         draws.append(ops.inverted_dropout(x, 0.4))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert ops.inverted_dropout(x, 0.0) is x
+    assert ops.inverted_dropout(x, 1e-9) is x, "less than 16 bits can say"
+    assert not ops.inverted_dropout(x, 1 - 1e-9).any()
