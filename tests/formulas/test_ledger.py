@@ -332,5 +332,15 @@ def test_inverted_dropout_follows_the_seed_and_p_zero_changes_nothing():
         draws.append(ops.inverted_dropout(x, 0.4))
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert ops.inverted_dropout(x, 0.0) is x
+
+
+def test_inverted_dropout_near_its_ends_drops_nothing_or_all():
+    """Sixteen bits are compared: one step beyond their range would turn all into nothing."""
+    torch.manual_seed(0)
+    x = torch.ones(1000, dtype=torch.float64)
+    torch.testing.assert_close(ops.inverted_dropout(x, 1e-9), x)
+    assert torch.equal(ops.inverted_dropout(x, 1 - 1e-9), 0 * x)
+    share = (ops.inverted_dropout(torch.ones(400_000), 1 - 2**-10) != 0).double().mean().item()
+    assert abs(share * 2**10 - 1) < 0.25  # five standard errors
     assert ops.inverted_dropout(x, 1e-9) is x, "less than 16 bits can say"
     assert not ops.inverted_dropout(x, 1 - 1e-9).any()
