@@ -78,7 +78,16 @@ class Encoder(nn.Module):
         """
         if keep is None and self.config.pad_id is not None:
             keep = padding_mask(ids, self.config.pad_id)
-        x = self.embeddings(ids, segments)
-        for block in self.blocks:
+        return self.norm(self.run(self.embeddings(ids, segments), keep))
+
+    def run(
+        self,
+        x: Float[Tensor, "batch length d_model"],
+        keep: Shaped[Tensor, "..."] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Pass the stream through the blocks from `start` up to `stop`, without the last norm."""
+        for block in self.blocks[start:stop]:
             x = block(x, keep)
-        return self.norm(x)
+        return x
