@@ -16,7 +16,7 @@ class PeakMemory:
     A thread looks 200 times a second, so a short peak may be missed.
 
     >>> with PeakMemory() as memory:
-    ...     block = bytes(64 * 2**20)
+    ...     block = b"x" * 2**26
     >>> memory.mib > 30
     True
     """
