@@ -28,6 +28,14 @@ from ..formulas.rows import (
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
 from .diagnosis import EXACT, Exercise, distance
+from .finetuning_checks import (  # noqa: F401  (exercises of their own file)
+    accuracy_error,
+    feature_gradient,
+    gradual_rates,
+    in_and_out,
+    lora,
+    mean_and_error,
+)
 from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     adamw_step,
     attention_backward,
