@@ -23,7 +23,7 @@ from .model.heads import SequenceClassifier
 from .model.layers import FeedForward, LayerNorm, RMSNorm
 from .model.transformer import Encoder
 from .pretrained import load_pretrained, save_pretrained
-from .training import experiments, results, strategies
+from .training import experiments, forgetting, results, strategies
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
 from .training.plan import plan
@@ -46,6 +46,7 @@ __all__ = [
     "evaluate",
     "experiments",
     "finetune",
+    "forgetting",
     "ledger",
     "load_pretrained",
     "padding_mask",

@@ -1,6 +1,7 @@
 """Text becomes batches: sources, tokenizer, splits, padding."""
 
 from .batches import Batch, EncodedTexts, pad
+from .cache import data_folder
 from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
 from .tokenizers import Tokenizer, encode
 
@@ -10,6 +11,7 @@ __all__ = [
     "EncodedTexts",
     "LabelledTexts",
     "Tokenizer",
+    "data_folder",
     "encode",
     "load",
     "pad",

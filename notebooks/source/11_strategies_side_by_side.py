@@ -1,0 +1,295 @@
+# %% [markdown]
+# # 11 Strategies side by side
+#
+# A pretrained model has millions of weights. Which of them should a new task move, and when? The
+# article's section 3.1 names three answers, *full*, *partial* and *frozen* fine-tuning, and section
+# 3.2 a fourth, *gradual unfreezing*. Later papers added more. Here all of them train on the same
+# thousand reviews, with the same number of steps, and are compared in what matters: accuracy,
+# seconds, memory, and what the model forgets.
+#
+# *Runs in about four minutes on two cores. Needs `make data` once.*
+
+# %%
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+
+import minitransformer as mt
+from minitransformer.training.results import Trial
+from minitransformer.training.strategies import GradualUnfreezing, HeadOnly, LastLayers, LoRA
+
+RESULTS = mt.data.data_folder() / "results"
+
+# %% [markdown]
+# ## A strategy is a learning rate for every layer
+#
+# A model is a list of layers from bottom to top: embeddings, blocks, head. A strategy says how fast
+# each of them learns, at every step anew; zero means frozen. `mt.plan` prints what it will do before
+# anything is trained.
+
+# %%
+encoder, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2")
+torch.manual_seed(0)
+model = mt.SequenceClassifier(encoder, n_classes=2, pooling="mean")
+for strategy in (HeadOnly(), LastLayers(2), GradualUnfreezing(every=None), LoRA(rank=8)):
+    print(mt.plan(model, strategy), end="\n\n")
+
+# %% [markdown]
+# *Notice* the sizes. Half of the model is its table of word pieces. The head has 770 numbers. LoRA
+# trains a third of a percent of the weights, yet reaches into every block. And a frozen layer has
+# its dropout off: its features are fixed, noise on them would help nobody.
+#
+# The others: `LayerwiseDecay` lets lower layers learn more slowly, `LinearProbeThenFull` trains the
+# head alone first, `BiasOnly` moves nothing but biases. All eight are in
+# `minitransformer/training/strategies.py`, a few lines each.
+#
+# ### Exercise: gradual unfreezing
+#
+# Write the rule that thaws one layer after the other, from the top, evenly over the run: of
+# $L$ layers, $1 + \lfloor L \cdot \text{step} / \text{steps} \rfloor$ learn (and never more than
+# $L$). Return a tensor with one rate a layer, 0 or 1, the embeddings first and the head last.
+
+
+# %%
+def gradual_rates(n_layers: int, step: int, steps: int) -> torch.Tensor:
+    # BEGIN SOLUTION
+    thawed = min(1 + n_layers * step // steps, n_layers)
+    rates = torch.zeros(n_layers)
+    rates[n_layers - thawed :] = 1.0
+    return rates
+    # END SOLUTION
+
+
+mt.check.gradual_rates(gradual_rates)
+
+# %% [markdown]
+# ### Exercise: LoRA
+#
+# A change of low rank beside a frozen map (Hu et al. 2021): $y = xW^\top + \frac{\alpha}{r}\,x
+# A^\top B^\top$ with $A$ of shape $(r, d_{in})$ and $B$ of shape $(d_{out}, r)$.
+
+
+# %%
+def low_rank(x, W, A, B, alpha):
+    # BEGIN SOLUTION
+    r = len(A)
+    return x @ W.T + alpha / r * (x @ A.T @ B.T)
+    # END SOLUTION
+
+
+mt.check.lora(low_rank)
+
+# %% [markdown]
+# Since the two maps add, they can be merged: after training LoRA costs nothing.
+
+# %%
+x, W, A, B = (torch.randn(*shape) for shape in ((50, 384), (384, 384), (8, 384), (384, 8)))
+W, A, B = W / 20, A / 20, B / 3
+beside, merged = low_rank(x, W, A, B, alpha=16), x @ (W + 16 / 8 * B @ A).T
+print(f"beside and merged differ by {(beside - merged).abs().max():.0e}")
+assert (beside - merged).abs().max() < 1e-5
+
+# %% [markdown]
+# ## Frozen layers need to be computed once
+#
+# A frozen layer says the same to the same text in every epoch. So its output can be kept: the first
+# epoch computes it, the others start above it. The result is the same, to rounding. Watch five
+# epochs of the head alone on 640 reviews:
+
+# %%
+reviews = mt.data.load("movies")
+train, valid, test = reviews.split(seed=0)
+few, some = (mt.data.encode(part, tokenizer) for part in (train.sample(640), valid.sample(100)))
+losses, seconds = {}, {}
+for name, mib in (("computed every epoch", 0), ("computed once", 1024)):
+    encoder, _ = mt.load_pretrained("all-MiniLM-L6-v2")
+    torch.manual_seed(0)
+    model = mt.SequenceClassifier(encoder, n_classes=2, pooling="mean")
+    history = mt.finetune(model, few, some, HeadOnly(), epochs=5, cache_mib=mib, progress=False)
+    losses[name], seconds[name] = history.validations[-1]["valid_loss"], history.seconds
+    print(f"{name:>20}: validation loss {losses[name]:.6f}")
+ratio = seconds["computed every epoch"] / seconds["computed once"]
+difference = abs(losses["computed once"] - losses["computed every epoch"])
+assert difference < 2e-3 and ratio > 2
+
+# %% [markdown]
+# Five epochs for the price of one: `tests/benchmarks/strategies.py` measures it, against
+# recomputing and against Hugging Face's Trainer. Gradual unfreezing gains too, as long as the lower
+# layers are frozen, and so does a head that is trained before the rest.
+#
+# ## All of them, on the same reviews
+#
+# 1,024 reviews, 100 steps of 32, the same head to start from. The learning rate of each was chosen
+# on validation reviews: a comparison at one common rate would be about the rate. Those choices and
+# three seeds of each are in `data/results/movies.jsonl`, made by
+#
+# ```
+# python -m minitransformer experiment --labels 1024 --out data/results/movies.jsonl \
+#     --methods full last-layers:2 head-only layerwise-decay lp-ft gradual:even bias-only lora:8 tf-idf
+# ```
+#
+# First we look at what is in the file, then we train each once more, here, and compare.
+
+# %%
+METHODS = ["full", "layerwise-decay", "gradual:even", "lp-ft", "lora:8", "bias-only",
+           "last-layers:2", "head-only"]  # fmt: skip
+results = mt.results.read(RESULTS / "movies.jsonl")
+cells = mt.results.chosen(results)
+thousand = [r for r in results if r.trial.labels == 1024 and r.trial.domain == "movies"]
+print(mt.results.table(thousand))
+
+# %%
+lab = mt.experiments.Lab(
+    encoder := mt.load_pretrained("all-MiniLM-L6-v2")[0], tokenizer, {"movies": reviews},
+    mt.data.load("editorials").texts,
+)  # fmt: skip
+live = {}
+for method in METHODS:
+    trial: Trial = cells["movies", method, 1024][0].trial
+    before = lab.new_model(trial)
+    model, history, mib = lab.train(trial)
+    live[method] = dict(
+        model=model, history=history, mib=mib, accuracy=mt.evaluate(model, lab.encoded_tests["movies"]).accuracy,
+        moved=mt.forgetting.moved(before, model),
+        pairs=mt.forgetting.pairing_accuracy(model.encoder, tokenizer, lab.unrelated),
+    )  # fmt: skip
+    kept = cells["movies", method, 1024][0].accuracy["movies"]
+    print(f"{method:>16}: {live[method]['accuracy']:.3f} here, {kept:.3f} in the file")
+    assert abs(live[method]["accuracy"] - kept) < 0.05
+
+# %% [markdown]
+# ## Accuracy against its price
+
+# %%
+counting = [r.accuracy["movies"] for r in cells["movies", "tf-idf", 1024]]
+_, axes = plt.subplots(1, 2, figsize=(9, 4), dpi=90, layout="constrained", sharey=True)
+for i, method in enumerate(METHODS):
+    members = cells["movies", method, 1024]
+    mean, sd = mt.results.mean_and_sd([r.accuracy["movies"] for r in members])
+    for ax, x in ((axes[0], live[method]["history"].seconds), (axes[1], members[0].trained)):
+        ax.errorbar(x, mean, sd, fmt="o", color=f"C{i}", capsize=2)
+        ax.annotate(method, (x, mean), xytext=(5, 4), textcoords="offset points", fontsize=8)
+for ax, label in zip(axes, ("seconds of training, here", "parameters that learn"), strict=True):
+    ax.axhline(np.mean(counting), color="0.6", linestyle=":")
+    ax.set(xlabel=label, xscale="log")
+axes[0].set(ylabel="test accuracy, three seeds ± sd")
+_ = axes[1].text(1e3, np.mean(counting), "TF-IDF", va="bottom", color="0.5", fontsize=8)
+
+# %% [markdown]
+# The dotted line counts words and needs no network at all.
+
+# %%
+means = {m: np.mean([r.accuracy["movies"] for r in cells["movies", m, 1024]]) for m in METHODS}
+spread = {
+    m: np.std([r.accuracy["movies"] for r in cells["movies", m, 1024]], ddof=1) for m in METHODS
+}
+best = max(means, key=means.get)
+error = np.sqrt(0.8 * 0.2 / len(test))
+for method in sorted(METHODS, key=means.get, reverse=True):
+    gap = means[best] - means[method]
+    print(
+        f"{method:>16}: {means[method]:.3f} ± {spread[method]:.3f}" + ("" if gap else "  <- best")
+    )
+print(f"standard error of one accuracy on {len(test)} test reviews: {error:.3f}")
+assert means["full"] > means["head-only"] + 0.02
+
+# %% [markdown]
+# ## How they learn
+
+# %%
+_, axes = plt.subplots(1, 2, figsize=(9, 3.8), dpi=90, layout="constrained")
+for i, method in enumerate(METHODS):
+    history = live[method]["history"]
+    loss = np.convolve([s["loss"] for s in history.steps], np.ones(15) / 15, mode="valid")
+    axes[0].plot(np.arange(len(loss)) + 7, loss, color=f"C{i}", label=method)
+    at = [v["step"] for v in history.validations]
+    axes[1].plot(at, [v["valid_accuracy"] for v in history.validations], "o-", color=f"C{i}", ms=3)
+axes[0].set(xlabel="step", ylabel="training loss, smoothed", ylim=(0, 0.75))
+axes[1].set(xlabel="step", ylabel="validation accuracy")
+_ = axes[0].legend(frameon=False, fontsize=8)
+
+# %% [markdown]
+# ## What moves, and what is forgotten
+#
+# How far did each layer go, as a share of its own size?
+
+# %%
+names = list(live["full"]["moved"])
+moved = np.array([[live[m]["moved"][n] for n in names[:-1]] for m in METHODS])
+_, ax = plt.subplots(figsize=(6, 3.6), dpi=100, layout="constrained")
+image = ax.imshow(np.log10(np.maximum(moved, 1e-6)), cmap="viridis", vmin=-4, vmax=-0.5)
+ax.set(xticks=range(len(names) - 1), yticks=range(len(METHODS)))
+ax.set_xticklabels(names[:-1], rotation=30, ha="right")
+ax.set_yticklabels(METHODS)
+for i in range(len(METHODS)):
+    for j in range(len(names) - 1):
+        text = f"{moved[i, j]:.1%}" if moved[i, j] else "-"
+        ax.text(j, i, text, ha="center", va="center", color="w", fontsize=7)
+_ = ax.set_title("‖W - W₀‖ / ‖W₀‖; the head is new and not shown", fontsize=9)
+assert not moved[METHODS.index("head-only")].any()
+
+# %% [markdown]
+# Even full fine-tuning stays close to where it started: the model is bent, not rebuilt.
+#
+# And what did it know before? This encoder was pretrained to tell which texts belong together. So we
+# cut editorials in two and ask which of 20 second halves belongs to a first half; guessing gives
+# 5 %. No editorial was trained on.
+
+# %%
+before_training = lab.pairs_before()
+_, ax = plt.subplots(figsize=(6, 3.2), dpi=100, layout="constrained")
+for i, method in enumerate(METHODS):
+    pairs = [r.pairs for r in cells["movies", method, 1024]]
+    ax.plot(pairs, [i] * len(pairs), "o", color=f"C{i}", alpha=0.6)
+ax.axvline(before_training, color="k", linewidth=1)
+ax.text(before_training, -0.7, "before", ha="center", fontsize=8)
+ax.axvline(0.05, color="0.6", linestyle=":")
+ax.set(xlabel="right among 20 halves, after fine-tuning; a point a seed", xlim=(0, None))
+ax.set(yticks=range(len(METHODS)), yticklabels=METHODS)
+ax.invert_yaxis()
+forgot = {
+    m: before_training - np.mean([r.pairs for r in cells["movies", m, 1024]]) for m in METHODS
+}
+assert abs(forgot["head-only"]) < 1e-6 < forgot["full"]
+
+# %% [markdown]
+# The head alone forgets nothing, because it changes nothing. The more a strategy may move, the more
+# of the old skill it pays with; the accuracy on the new task does not show it.
+#
+# ### The shape of a change
+#
+# LoRA's change of a matrix has rank 8 by construction. How many directions does full fine-tuning
+# use, when nobody limits it? The singular values of $W - W_0$ answer.
+
+# %%
+old = lab.encoder.blocks[4].attention.W_Q.weight.detach()
+_, ax = plt.subplots(figsize=(6, 3.4), dpi=100, layout="constrained")
+needed = {}
+for method, colour in (("full", "C0"), ("lora:8", "C4")):
+    new = live[method]["model"].encoder.blocks[4].attention.W_Q.weight.detach()
+    values = torch.linalg.svdvals((new - old).double())
+    needed[method] = int((values.square().cumsum(0) / values.square().sum() < 0.9).sum()) + 1
+    ax.semilogy(
+        values / values[0],
+        color=colour,
+        label=f"{method}: 90 % of it in {needed[method]} directions",
+    )
+ax.set(xlabel="direction", ylabel="singular value of the change, relative", ylim=(1e-4, 1.5))
+ax.legend(frameon=False, fontsize=9)
+assert needed["lora:8"] <= 8 < needed["full"]
+
+# %% [markdown]
+# ## The article's questions
+#
+# - *Full, partial or frozen?* Read it off the figures above: what a strategy may move decides what
+#   it can learn, and what it can forget.
+# - *Does gradual unfreezing help?* It is cheaper, since the frozen part is computed once, and it
+#   moves the lower layers less.
+# - *When is the frozen encoder enough?* When seconds or memory count most. Notebook 12 asks it for
+#   sixteen labels and for eight thousand.
+#
+# ## What to read next
+#
+# - `minitransformer/training/strategies.py` and `lora.py`; `prefix.py` for the frozen layers.
+# - Howard and Ruder 2018 (gradual unfreezing), Kumar et al. 2022 (LP-FT), Hu et al. 2021 (LoRA),
+#   Ben Zaken et al. 2022 (biases), Biderman et al. 2024 (LoRA learns less and forgets less).
