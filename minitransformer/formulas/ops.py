@@ -11,7 +11,7 @@ gradients.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Keep = Bool[Tensor, "..."] | None
+Bias = Float[Tensor, "..."] | None
 
 # Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU
 # (tests/benchmarks/attention.py measures where they cross).
@@ -48,15 +49,42 @@ def attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
-    r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k})\, V$.
+    r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k} + B)\, V$.
 
-    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v).
-    Source: Vaswani et al. 2017, equation 1.  Reference: `F.scaled_dot_product_attention`.
+    The paper's has no $B$; relative positions are one (`relative_buckets`).
+
+    Args:
+        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
+        causal: hide the keys later than the query, beside what `keep` hides.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v); the bias
+    broadcasts to (..., queries, keys).
+    Source: Vaswani et al. 2017, equation 1; the bias Raffel et al. 2020, section 2.1.
+    Reference: `F.scaled_dot_product_attention`.
     """
-    scores = Q @ K.mT / math.sqrt(Q.shape[-1])  # (..., queries, keys)
-    weights = softmax(scores, keep)
+    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias  # (..., queries, keys)
+    weights = softmax(scores, visible(keep, causal, scores))
     return inverted_dropout(weights, dropout) @ V
+
+
+def visible(keep: Keep, causal: bool, scores: Float[Tensor, "... queries keys"]) -> Keep:
+    r"""`keep`, and when causal $j \le i + (\text{keys} - \text{queries})$: no key later than its query.
+
+    With fewer queries than keys the queries are the last positions.
+
+    Shapes: (..., queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
+    """
+    queries, keys = scores.shape[-2:]
+    if not causal or queries == 1:  # the last position sees all
+        return keep
+    past = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    return past if keep is None else keep & past
 
 
 def layer_norm(
@@ -152,11 +180,21 @@ def fused_attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
-    if K.shape[-2] <= FEW_KEYS and Q.device.type == "cpu":
-        return few_keys_attention(Q, K, V, keep, dropout)
-    return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)
+    queries, keys = Q.shape[-2], K.shape[-2]
+    if (keys <= FEW_KEYS or queries == 1) and Q.device.type == "cpu":
+        return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
+    options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
+    if causal and queries == keys and keep is None and bias is None:  # no mask to be stored
+        return F.scaled_dot_product_attention(Q, K, V, is_causal=True, **options)
+    mask = visible(keep, causal, Q.new_empty(1).expand(queries, keys))
+    if bias is not None:
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+    return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, **options)
 
 
 def few_keys_attention(
@@ -165,10 +203,16 @@ def few_keys_attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by torch's matmul and softmax; the scores are stored, so only for few keys."""
-    scores = (Q / math.sqrt(Q.shape[-1])) @ K.mT
-    return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
+    scores = (Q * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)) @ K.mT
+    if bias is not None:
+        scores = scores + bias
+    weights = fused_softmax(scores, visible(keep, causal, scores))
+    return inverted_dropout(weights, dropout) @ V
 
 
 def fused_layer_norm(
@@ -268,6 +312,35 @@ def sinusoidal_positions(
     angle = pos / 10000 ** (two_i / d_model)  # (length, ceil(d / 2))
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # sin, cos, sin, cos ...
     return table[:, :d_model].to(dtype)
+
+
+def relative_buckets(
+    queries: int, keys: int, n_buckets: int, max_distance: int, bidirectional: bool
+) -> Int[Tensor, "queries keys"]:
+    r"""Distances $r = j - i$ from query to key, sorted into buckets: near ones alone, far ones together.
+
+    Of the $n$ buckets for one direction the first half hold one distance each, the others grow
+    like a logarithm up to `max_distance`; what is farther is in the last.
+
+    $$b(r) = |r| \ \text{ if } |r| < \tfrac n2, \ \text{ else } \
+    \min\!\left(n - 1,\ \tfrac n2 + \left\lfloor \frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}
+    \cdot \tfrac n2 \right\rfloor\right)$$
+
+    Bidirectional: half of all buckets for the keys before the query, half for those behind.
+    Causal: all for the keys before, and those behind, which are hidden, are in bucket 0. With
+    fewer queries than keys the queries are the last positions.
+
+    Shapes: (queries, keys).  Source: Raffel et al. 2020, section 2.1, and its code.
+    """
+    i = torch.arange(keys - queries, keys).unsqueeze(1)
+    r = torch.arange(keys) - i  # (queries, keys)
+    n = n_buckets // 2 if bidirectional else n_buckets
+    first = n * (r > 0) if bidirectional else 0
+    r = r.abs() if bidirectional else (-r).clamp(min=0)
+    # In float32, as the checkpoints were trained: rounding decides where a bucket ends.
+    far = torch.log(r.clamp(min=1) / (n / 2)) / math.log(max_distance / (n / 2)) * (n / 2)
+    far = (n // 2 + far.long()).clamp(max=n - 1)
+    return first + torch.where(r < n // 2, r, far)
 
 
 def adamw_step(
