@@ -186,7 +186,7 @@ def fused_attention(
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
     queries, keys = Q.shape[-2], K.shape[-2]
-    if (keys <= FEW_KEYS or queries == 1) and Q.device.type == "cpu":
+    if keys <= FEW_KEYS and Q.device.type == "cpu":
         return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
     if causal and queries == keys and keep is None and bias is None:  # no mask to be stored
