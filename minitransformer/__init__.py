@@ -10,6 +10,8 @@ from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
 from .inference import attention_maps
+from .model import decoder_rows as _decoder_rows  # noqa: F401  (fills the ledger)
+from .model import model_rows as _model_rows  # noqa: F401  (fills the ledger)
 from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
 from .model.attention import (
     MultiHeadAttention,

@@ -18,6 +18,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .adamw import adamw_step as adamw_step
+from .positions import relative_buckets as relative_buckets
+from .positions import sinusoidal_positions as sinusoidal_positions
+
 Keep = Bool[Tensor, "..."] | None
 Bias = Float[Tensor, "..."] | None
 
@@ -298,73 +302,3 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
     kept = lanes > dropped - 32769  # a threshold that 16 bits can hold, also at p near 1
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
-
-
-def sinusoidal_positions(
-    length: int, d_model: int, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "length d_model"]:
-    r"""$PE_{pos,2i} = \sin(pos / 10000^{2i/d})$, $PE_{pos,2i+1} = \cos(pos / 10000^{2i/d})$.
-
-    Shapes: (length, d_model).  Source: Vaswani et al. 2017, section 3.5.
-    """
-    pos = torch.arange(length, dtype=torch.float64).unsqueeze(1)  # (length, 1)
-    two_i = torch.arange(0, d_model, 2, dtype=torch.float64)
-    angle = pos / 10000 ** (two_i / d_model)  # (length, ceil(d / 2))
-    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # sin, cos, sin, cos ...
-    return table[:, :d_model].to(dtype)
-
-
-def relative_buckets(
-    queries: int, keys: int, n_buckets: int, max_distance: int, bidirectional: bool
-) -> Int[Tensor, "queries keys"]:
-    r"""Distances $r = j - i$ from query to key, sorted into buckets: near ones alone, far ones together.
-
-    Of the $n$ buckets for one direction the first half hold one distance each, the others grow
-    like a logarithm up to `max_distance`; what is farther is in the last.
-
-    $$b(r) = |r| \ \text{ if } |r| < \tfrac n2, \ \text{ else } \
-    \min\!\left(n - 1,\ \tfrac n2 + \left\lfloor \frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}
-    \cdot \tfrac n2 \right\rfloor\right)$$
-
-    Bidirectional: half of all buckets for the keys before the query, half for those behind.
-    Causal: all for the keys before, and those behind, which are hidden, are in bucket 0. With
-    fewer queries than keys the queries are the last positions.
-
-    Shapes: (queries, keys).  Source: Raffel et al. 2020, section 2.1, and its code.
-    """
-    i = torch.arange(keys - queries, keys).unsqueeze(1)
-    r = torch.arange(keys) - i  # (queries, keys)
-    n = n_buckets // 2 if bidirectional else n_buckets
-    first = n * (r > 0) if bidirectional else 0
-    r = r.abs() if bidirectional else (-r).clamp(min=0)
-    # In float32, as the checkpoints were trained: rounding decides where a bucket ends.
-    far = torch.log(r.clamp(min=1) / (n / 2)) / math.log(max_distance / (n / 2)) * (n / 2)
-    far = (n // 2 + far.long()).clamp(max=n - 1)
-    return first + torch.where(r < n // 2, r, far)
-
-
-def adamw_step(
-    theta: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    t: int,
-    lr: float,
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Step $t$ of AdamW: $\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\hat m/(\sqrt{\hat v}+\epsilon)$.
-
-    Training uses `torch.optim.AdamW`; this is its formula. Returns the new $\theta, m, v$.
-
-    Shapes: all alike.  Source: Loshchilov and Hutter 2019, algorithm 2.
-    Reference: `torch.optim.AdamW`.
-    """
-    m = beta_1 * m + (1 - beta_1) * g
-    v = beta_2 * v + (1 - beta_2) * g**2
-    m_hat = m / (1 - beta_1**t)
-    v_hat = v / (1 - beta_2**t)
-    theta = theta - lr * weight_decay * theta - lr * m_hat / (torch.sqrt(v_hat) + eps)
-    return theta, m, v

@@ -159,7 +159,7 @@ class Decoder(nn.Module):
                 since a text may start with the padding id and causality hides padding behind it.
             memory: the encoder's output; `memory_keep` says which of it may be attended to.
             cache: what earlier calls read; `ids` are the tokens after those.
-            positions: of each token, by default 0, 1, 2 ... With padding on the left give
+            positions: of each token, by default 0, 1, 2 and so on. With padding on the left give
                 `token_positions(keep)`; later calls with the same cache count on from there.
 
         Raises:
@@ -172,7 +172,8 @@ class Decoder(nn.Module):
             check_keep(keep, (len(ids), 1, 1, past + ids.shape[1]))
         if cache is not None:
             cache.keep = keep
-            positions = cache.next if positions is None else positions
+            if positions is None and cache.next is not None:
+                positions = cache.next + torch.arange(ids.shape[1], device=ids.device)
             if positions is not None:
                 cache.next = positions[:, -1:] + 1
         y = self.embeddings(ids, None, positions, past)
