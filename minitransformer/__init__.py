@@ -29,9 +29,10 @@ from .model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from .model.layers import FeedForward, LayerNorm, RMSNorm
 from .model.transformer import Decoder, Encoder, EncoderDecoder
 from .pretrained import load_pretrained, save_pretrained
-from .training import strategies
+from .training import experiments, results, strategies
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
+from .training.plan import plan
 
 __version__ = "0.1.0"
 
@@ -57,11 +58,14 @@ __all__ = [
     "check",
     "data",
     "evaluate",
+    "experiments",
     "finetune",
     "ledger",
     "load_pretrained",
     "padding_mask",
+    "plan",
     "predict",
+    "results",
     "save_pretrained",
     "scaled_dot_product_attention",
     "strategies",

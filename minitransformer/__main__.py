@@ -19,9 +19,12 @@ from .model.heads import SequenceClassifier
 from .pretrained import load_pretrained, save_pretrained
 from .pretrained.checkpoints import refuse_foreign
 from .training.evaluate import evaluate, predict
+from .training.experiments import Grid, Lab, run
 from .training.finetune import finetune
+from .training.plan import plan
 from .training.precision import Precision
-from .training.strategies import STRATEGIES
+from .training.results import TF_IDF, table
+from .training.strategies import STRATEGIES, named
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +70,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model"
     )
-    p.add_argument("--strategy", choices=STRATEGIES, default="full", help="which layers learn")
+    p.add_argument("--strategy", default="full", metavar="NAME[:NUMBER]",
+                   help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 the last two, lora:8 rank 8")  # fmt: skip
     p.add_argument("--pooling", choices=("mean", "cls"), default="mean",
                    help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
     p.add_argument("--epochs", type=int, default=3, help="passes over the data")
@@ -82,6 +86,32 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
     )
     p.set_defaults(run=run_finetune)
+
+    p = commands.add_parser(
+        "experiment",
+        help="compare strategies over numbers of labels and seeds",
+        formatter_class=show_defaults,
+        epilog="example: python -m minitransformer experiment --methods full head-only tf-idf "
+        "--labels 64 1024 --out results.jsonl; stopped, it goes on where it was",
+    )
+    p.add_argument("--out", required=True, help="the JSONL file of results; what is in it is not redone")  # fmt: skip
+    p.add_argument("--data", nargs="+", default=["movies"], help=f"{TABLE}; or domains: {', '.join(DOMAINS)}")  # fmt: skip
+    p.add_argument("--also-test", nargs="*", default=[], help="more of them, to test on only")
+    p.add_argument("--methods", nargs="+", default=list(Grid.methods),
+                   help=f"strategies ({', '.join(STRATEGIES)}), with a number after a colon, and tf-idf")  # fmt: skip
+    p.add_argument("--labels", nargs="+", type=int, default=list(Grid.labels), help="training texts")  # fmt: skip
+    p.add_argument("--seeds", nargs="+", type=int, default=list(Grid.seeds), help="one training each")  # fmt: skip
+    p.add_argument("--lr-factors", nargs="+", type=float, default=list(Grid.lr_factors),
+                   help="multiples of each strategy's own rate to choose from, on validation")  # fmt: skip
+    p.add_argument("--tune-up-to", type=int, default=Grid.tune_up_to,
+                   help="with more labels take the rate that was best with fewer")  # fmt: skip
+    p.add_argument("--min-steps", type=int, default=Grid.min_steps, help="for few labels")
+    p.add_argument("--epochs", type=int, default=Grid.epochs, help="for many labels")
+    p.add_argument("--batch-size", type=int, default=Grid.batch_size, help="texts in a batch")
+    p.add_argument("--model", default="all-MiniLM-L6-v2", help="name or folder of an encoder")
+    p.add_argument("--pooling", choices=("mean", "cls"), default="mean", help="the text's vector")
+    p.add_argument("--precision", choices=get_args(Precision), default="auto", help="as in finetune")  # fmt: skip
+    p.set_defaults(run=run_experiment)
 
     p = commands.add_parser("predict", help="label texts with a trained model")
     p.add_argument("model", help="folder that finetune wrote")
@@ -114,7 +144,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1")
     refuse_foreign(Path(args.out))  # now, not after an hour of training
-    labelled = read_labelled(args.data)
+    strategy, labelled = named(args.strategy), read_labelled(args.data)
     train, valid, test = labelled.split(seed=args.seed)
     encoder, tokenizer = load_pretrained(args.model)
     if isinstance(encoder, SequenceClassifier):
@@ -123,8 +153,9 @@ def run_finetune(args: argparse.Namespace) -> int:
     model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
     encoded = [data.encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
     print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
+    print(plan(model, strategy, epochs=args.epochs, lr=args.lr), "\n")
     history = finetune(
-        model, encoded[0], encoded[1], STRATEGIES[args.strategy](), epochs=args.epochs, lr=args.lr,
+        model, encoded[0], encoded[1], strategy, epochs=args.epochs, lr=args.lr,
         batch_size=args.batch_size, seed=args.seed, precision=args.precision,
     )  # fmt: skip
     print(history)
@@ -133,6 +164,26 @@ def run_finetune(args: argparse.Namespace) -> int:
     print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")
     print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")
     print(f'  python -m minitransformer predict {folder} "{test.texts[0]}"')
+    return 0
+
+
+def run_experiment(args: argparse.Namespace) -> int:
+    """Make the trials that are missing, print the table of all."""
+    for method in args.methods:
+        if method != TF_IDF:
+            named(method)  # a wrong name now, not after the others have run
+    grid = Grid(
+        tuple(args.data), tuple(args.methods), tuple(args.labels), tuple(args.seeds),
+        tuple(args.lr_factors), args.tune_up_to, args.min_steps, args.epochs, args.batch_size,
+    )  # fmt: skip
+    encoder, tokenizer = load_pretrained(args.model)
+    if isinstance(encoder, SequenceClassifier):
+        encoder = encoder.encoder
+    domains = {name: read_labelled(name) for name in (*args.data, *args.also_test)}
+    unrelated = next(d for d in ("editorials", "movies") if d not in args.data[:1])
+    lab = Lab(encoder, tokenizer, domains, data.load(unrelated).texts, args.pooling, args.precision)
+    results = run(lab, grid, args.out)
+    print(f"before fine-tuning: pairs {lab.pairs_before():.3f}\n\n{table(results)}")
     return 0
 
 

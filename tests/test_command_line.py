@@ -234,10 +234,10 @@ def test_finetune_refuses_a_foreign_folder_before_it_trains(
 
 
 def test_stopping_by_hand_leaves_nothing(tiny, table, tmp_path, capsys, monkeypatch):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("minitransformer.training.loop.evaluate", interrupt)
+    monkeypatch.setattr("minitransformer.training.finetune.evaluate", interrupt)
     out = str(tmp_path / "m")
     assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 130
     assert "nothing was written" in capsys.readouterr().err and not list(tmp_path.iterdir())

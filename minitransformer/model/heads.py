@@ -72,7 +72,15 @@ class SequenceClassifier(nn.Module):
         segments: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits for each sequence; `keep` as `padding_mask` gives it, by default from `pad_id`."""
-        hidden = self.encoder(ids, keep, segments)
+        return self.classify(self.encoder(ids, keep, segments), ids, keep)
+
+    def classify(
+        self,
+        hidden: Float[Tensor, "batch length d_model"],
+        ids: Int[Tensor, "batch length"],
+        keep: Shaped[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch n_classes"]:
+        """Logits from the encoder's output: what stands above it."""
         return self.classifier(self.dropout(self.pool(hidden, ids, keep)))
 
     def pool(

@@ -110,12 +110,27 @@ class Encoder(nn.Module):
         """
         if keep is None and self.config.pad_id is not None:
             keep = padding_mask(ids, self.config.pad_id)
-        x = self.embeddings(ids, segments)
+        return self.finish(self.run(self.embeddings(ids, segments), keep))
+
+    def run(
+        self,
+        x: Float[Tensor, "batch length d_model"],
+        keep: Shaped[Tensor, "..."] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Pass the stream through the blocks from `start` up to `stop`."""
         bias = None
         if self.relative_positions is not None:
-            bias = self.relative_positions(ids.shape[1], ids.shape[1])
-        for block in self.blocks:
+            bias = self.relative_positions(x.shape[1], x.shape[1])
+        for block in self.blocks[start:stop]:
             x = block(x, keep, bias)
+        return x
+
+    def finish(
+        self, x: Float[Tensor, "batch length d_model"]
+    ) -> Float[Tensor, "batch length d_model"]:
+        """What stands above the last block: the norm of a pre-LN stack, dropout where there is any."""
         return self.dropout(self.norm(x))
 
 

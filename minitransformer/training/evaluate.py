@@ -13,6 +13,7 @@ from ..data.batches import EncodedTexts
 from ..formulas import ops
 from ..model.heads import SequenceClassifier
 from .precision import Precision, matmul_precision
+from .prefix import FrozenPrefix
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,21 @@ def predict(
     batch_size: int = 64,
     precision: Precision = "medium",
     progress: bool = False,
+    prefix: FrozenPrefix | None = None,
 ) -> Float[Tensor, "examples classes"]:
-    """The logits of every example, in the order of the data; the model's mode is left as it was."""
-    was_training, rows = model.training, torch.zeros(len(data), model.n_classes)
+    """The logits of every example, in the order of the data; each module's mode is left as it was.
+
+    `prefix` knows the outputs of the layers that are frozen while the model trains.
+    """
+    rows, modes = torch.zeros(len(data), model.n_classes), {m: m.training for m in model.modules()}
     model.eval()
     with matmul_precision(precision), tqdm(total=len(data), disable=not progress) as bar:
         for batch in data.batches(batch_size):
-            rows[list(batch.indices)] = model(batch.ids, batch.keep).float()
+            logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
+            rows[list(batch.indices)] = logits.float()
             bar.update(len(batch))
-    model.train(was_training)
+    for module, mode in modes.items():  # not model.train(): frozen layers are in evaluation mode
+        module.training = mode
     return rows
 
 
@@ -87,6 +94,7 @@ def evaluate(
     batch_size: int = 64,
     precision: Precision = "medium",
     progress: bool = False,
+    prefix: FrozenPrefix | None = None,
 ) -> Metrics:
     """Loss and accuracy over all of the data.
 
@@ -103,7 +111,7 @@ def evaluate(
             f"the data numbers its labels {theirs}, the model {known}, so they would be compared "
             "wrongly; read the data with the model's: read_table(path, label_names=model.labels)"
         )
-    logits = predict(model, data, batch_size, precision, progress)
+    logits = predict(model, data, batch_size, precision, progress, prefix)
     targets = torch.tensor(data.labels)
     loss = ops.fused_cross_entropy(logits, targets).item()
     accuracy = (logits.argmax(-1) == targets).double().mean().item()

@@ -2,9 +2,11 @@
 
 from ..data.batches import EncodedTexts
 from ..model.heads import SequenceClassifier
-from .loop import History, fit
+from .evaluate import evaluate
+from .loop import Entry, History, fit
 from .objectives import classification_loss
 from .precision import Precision
+from .prefix import prefixes
 from .strategies import Full, Strategy, layers_of
 
 
@@ -15,6 +17,8 @@ def finetune(
     strategy: Strategy | None = None,
     *,
     epochs: int = 3,
+    steps: int | None = None,
+    validate_every: int | None = None,
     lr: float | None = None,
     batch_size: int = 32,
     warmup: float = 0.1,
@@ -22,14 +26,19 @@ def finetune(
     clip: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
+    cache_mib: int = 1024,
     progress: bool = True,
 ) -> History:
-    """Train a classifier on labelled texts and leave it, in evaluation mode, at its best epoch.
+    """Train a classifier on labelled texts and leave it, in evaluation mode, as it was at its best.
 
     Args:
         train, valid: encoded with the same tokenizer and the same labels; the validation set
-            chooses the epoch that is kept.
+            chooses the moment whose weights are kept.
         strategy: which layers learn, at which rate; `Full()` when not given.
+        epochs: passes over the training data.
+        steps: batches to train on instead, over as many epochs as they take.
+        validate_every: steps from one validation to the next; an epoch when not given, and at least
+            a tenth of `steps`.
         lr: base learning rate; the strategy's own when not given.
         warmup: the share of the steps over which the rate rises; then it falls linearly to zero.
         weight_decay: AdamW's decay, of weight matrices and embeddings only.
@@ -37,13 +46,15 @@ def finetune(
         seed: of the order of the examples and of dropout.
         precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
             is bfloat16 where the CPU has it. Validation and prediction stay in float32.
+        cache_mib: memory for the outputs of frozen layers, which are computed once for each text;
+            0 computes them every epoch. The result is the same to rounding.
         progress: show a bar with the loss and the examples per second.
 
     Returns: the history; `history.plot()` draws it.
 
     Raises:
-        ValueError: data without labels, labels that the model has no classes for, or a validation
-            set that numbers its labels otherwise.
+        ValueError: data without labels, labels that the model has no classes for, a validation set
+            that numbers its labels otherwise, or a strategy that does not fit the model.
         FloatingPointError: the loss is no longer a number.
 
     Source: article, section 3.2; Devlin et al. 2019, section 4.1.
@@ -64,20 +75,36 @@ def finetune(
     if train.label_names and len(train.label_names) == model.n_classes:
         model.labels = train.label_names
     strategy = Full() if strategy is None else strategy
-    return fit(
-        model,
-        train,
-        valid,
-        layers_of(model),
-        classification_loss,
-        strategy,
-        epochs=epochs,
-        lr=strategy.learning_rate if lr is None else lr,
-        batch_size=batch_size,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        seed=seed,
-        precision=precision,
-        progress=progress,
-    )
+    per_epoch = -(-len(train) // batch_size)
+    if steps is None:
+        steps, validate_every = epochs * per_epoch, validate_every or per_epoch
+    valid_prefix, train_prefix = prefixes(model, (valid, train), cache_mib)
+
+    def validate() -> Entry:
+        metrics = evaluate(model, valid, prefix=valid_prefix)
+        return {"loss": metrics.loss, "accuracy": metrics.accuracy}
+
+    def on_freeze(n_layers: int) -> None:
+        valid_prefix.freeze(n_layers)
+        train_prefix.freeze(n_layers)
+
+    with strategy.applied(model):
+        return fit(
+            model,
+            train,
+            layers_of(model),
+            lambda batch: classification_loss(model, batch, train_prefix),
+            validate,
+            strategy,
+            steps=steps,
+            validate_every=validate_every or max(per_epoch, -(-steps // 10)),
+            lr=strategy.learning_rate if lr is None else lr,
+            batch_size=batch_size,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            clip=clip,
+            seed=seed,
+            precision=precision,
+            progress=progress,
+            on_freeze=on_freeze,
+        )

@@ -1,11 +1,11 @@
 """One loop: batches train a model, validation keeps the best."""
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,36 +13,34 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..data.batches import Batch, EncodedTexts
-from ..model.heads import SequenceClassifier
-from .evaluate import Metrics, evaluate
 from .optim import make_adamw, warmup_then_linear
 from .precision import Precision, matmul_precision
-from .strategies import Layer, Strategy
+from .strategies import Layer, Progress, Strategy
 
 Entry = dict[str, int | float]
 
 
 @dataclass
 class History:
-    """What happened: one entry a step, one an epoch."""
+    """What happened: one entry a step, one a validation."""
 
     steps: list[Entry] = field(default_factory=list)
-    epochs: list[Entry] = field(default_factory=list)
-    best_epoch: int = 0
+    validations: list[Entry] = field(default_factory=list)
+    best: Entry = field(default_factory=dict)
+    """The validation whose weights were kept."""
     seconds: float = 0.0
 
     def __repr__(self) -> str:
-        lines = [
-            f"epoch {e['epoch']:.0f}: training loss {e['loss']:.3f}, validation loss "
-            f"{e['valid_loss']:.3f}, accuracy {e['valid_accuracy']:.3f}"
-            + "  <- kept"
-            * (e["epoch"] == self.best_epoch)
-            for e in self.epochs
-        ]
-        return "\n".join(lines)
+        return "\n".join(
+            f"epoch {round(e['epoch'], 2):g}: training loss {e['loss']:.3f}, validation loss "
+            f"{e['valid_loss']:.3f}"
+            + (f", accuracy {e['valid_accuracy']:.3f}" if "valid_accuracy" in e else "")
+            + "  <- kept" * (e is self.best)
+            for e in self.validations
+        )
 
     def plot(self, ax: Any = None) -> Any:
-        """Loss by step (smoothed over its neighbours), and validation loss by epoch."""
+        """Loss by step (smoothed over its neighbours), and every validation loss."""
         import matplotlib.pyplot as plt
 
         if ax is None:
@@ -56,29 +54,30 @@ class History:
         ]
         ax.plot(at, losses, color="C0", alpha=0.25, linewidth=0.8)
         ax.plot(at, smooth, color="C0", label="training loss")
-        ends = [e["step"] for e in self.epochs]
-        ax.plot(
-            ends, [e["valid_loss"] for e in self.epochs], "o-", color="C1", label="validation loss"
-        )
-        for e in self.epochs:
-            ax.annotate(
-                f"{e['valid_accuracy']:.1%}", (e["step"], e["valid_loss"]),
-                textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8, color="C1",
-            )  # fmt: skip
+        ends = [e["step"] for e in self.validations]
+        valid = [e["valid_loss"] for e in self.validations]
+        ax.plot(ends, valid, "o-", color="C1", label="validation loss")
+        for e in self.validations:
+            if "valid_accuracy" in e:
+                ax.annotate(
+                    f"{e['valid_accuracy']:.1%}", (e["step"], e["valid_loss"]),
+                    textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8, color="C1",
+                )  # fmt: skip
         ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
         ax.legend(frameon=False)
         return ax
 
 
 def fit(
-    model: SequenceClassifier,
+    model: nn.Module,
     train: EncodedTexts,
-    valid: EncodedTexts,
     layers: list[Layer],
-    loss_of: Callable[[SequenceClassifier, Batch], Tensor],
+    loss_of: Callable[[Batch], Tensor],
+    validate: Callable[[], Entry],
     strategy: Strategy,
     *,
-    epochs: int,
+    steps: int,
+    validate_every: int,
     lr: float,
     batch_size: int,
     warmup: float,
@@ -87,29 +86,40 @@ def fit(
     seed: int,
     precision: Precision,
     progress: bool,
+    on_freeze: Callable[[int], None] = lambda n_layers: None,
 ) -> History:
-    """Train, validate after every epoch, and leave the model at its best epoch.
+    """Train for so many steps, validate now and then, and leave the model as it was at its best.
 
-    The arguments are explained at `finetune`, which calls this with its defaults.
+    Args:
+        loss_of: the loss of a batch, a tensor with a gradient.
+        validate: the loss on unseen data, and the accuracy if there is one, which then decides
+            what is best.
+        on_freeze: told how many layers at the bottom are frozen, whenever that changes.
+
+    The other arguments are explained at `finetune`, which calls this with its defaults.
 
     Raises:
         FloatingPointError: the loss is no longer a number.
+        ValueError: the strategy trains nothing.
     """
-    history, best, best_state = History(), (-1.0, -math.inf), {}
-    optimizer = make_adamw(layers, weight_decay)
-    n_steps, step, start = epochs * -(-len(train) // batch_size), 0, time.perf_counter()
-    bar = tqdm(total=epochs * len(train), unit=" examples", disable=not progress)
-    with bar, reproducible(seed):
-        for epoch in range(epochs):
-            rates = strategy.rates(len(layers), epoch)
-            set_trainable(model, layers, rates)
-            losses = []
-            for batch in train.batches(batch_size, seed=seed * 1000 + epoch):
-                factor = lr * warmup_then_linear(step, n_steps, warmup)
+    history, best, rates, losses = History(), Keeper(model), None, []
+    optimizer, start = make_adamw(layers, weight_decay), time.perf_counter()
+    bar = tqdm(total=steps * batch_size, unit=" examples", disable=not progress)
+    try:
+        with bar, reproducible(seed):
+            for step, epoch, batch in endless(train, batch_size, steps, seed):
+                now = strategy.rates(len(layers), Progress(step, steps, epoch))
+                if now != rates:
+                    set_trainable(model, layers, now, strategy)
+                    if rates is None or leading_zeros(now) != leading_zeros(rates):
+                        on_freeze(leading_zeros(now))
+                    best.watch()
+                    rates = now
+                factor = lr * warmup_then_linear(step, steps, warmup)
                 for group in optimizer.param_groups:
                     group["lr"] = factor * rates[group["layer"]]
                 with matmul_precision(precision):
-                    loss = loss_of(model, batch)
+                    loss = loss_of(batch)
                     loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), clip)
                 optimizer.step()
@@ -118,33 +128,94 @@ def fit(
                 losses.append(loss.item())
                 refuse_nan(losses[-1], step, factor)
                 history.steps.append({"step": step, "loss": losses[-1], "lr": factor})
-                step += 1
                 bar.update(len(batch))
-                bar.set_postfix_str(f"epoch {epoch + 1}/{epochs}, loss {losses[-1]:.3f}")
-            metrics = evaluate(model, valid)
-            refuse_nan(metrics.loss, step, factor)  # the last step may have done it
-            history.epochs.append(summary(epoch, step, losses, metrics))
-            if (metrics.accuracy, -metrics.loss) > best:
-                best, history.best_epoch = (metrics.accuracy, -metrics.loss), epoch + 1
-                if epoch + 1 < epochs:  # the last epoch's weights are in the model already
-                    best_state = copy.deepcopy(model.state_dict())
-    if history.best_epoch < epochs:
-        model.load_state_dict(best_state)
+                bar.set_postfix_str(f"step {step + 1}/{steps}, loss {losses[-1]:.3f}")
+                if (step + 1) % validate_every and step + 1 < steps:
+                    continue
+                per_epoch = -(-len(train) // batch_size)
+                entry: Entry = {"step": step + 1, "epoch": (step + 1) / per_epoch}
+                entry["loss"] = sum(losses) / len(losses)
+                entry |= {f"valid_{name}": value for name, value in validate().items()}
+                losses = []
+                refuse_nan(entry["valid_loss"], step + 1, factor)  # the last step may have done it
+                history.validations.append(entry)
+                if not history.best or score(entry) > score(history.best):
+                    history.best = entry
+                    best.keep(last=step + 1 == steps)
+        best.put_back()
+    finally:
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        model.eval()
     history.seconds = time.perf_counter() - start
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    model.eval()
     return history
 
 
-def set_trainable(model: nn.Module, layers: list[Layer], rates: list[float]) -> None:
-    """Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features."""
-    model.train()
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+def endless(
+    data: EncodedTexts, batch_size: int, steps: int, seed: int
+) -> Iterator[tuple[int, int, Batch]]:
+    """(step, epoch, batch) for so many steps, each epoch in an order of its own."""
+    epochs = ((e, b) for e in count() for b in data.batches(batch_size, seed=seed * 1000 + e))
+    for step, (epoch, batch) in zip(range(steps), epochs, strict=False):
+        yield step, epoch, batch
+
+
+def leading_zeros(rates: list[float]) -> int:
+    """The number of frozen layers at the bottom."""
+    return next(i for i, rate in enumerate([*rates, 1.0]) if rate)
+
+
+def set_trainable(
+    model: nn.Module, layers: list[Layer], rates: list[float], strategy: Strategy
+) -> None:
+    """Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features.
+
+    Raises:
+        ValueError: nothing is left to train.
+    """
+    if not any(rates):
+        raise ValueError(f"{strategy} freezes every layer: nothing would learn")
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    model.train().requires_grad_(False)
     for layer, rate in zip(layers, rates, strict=True):
         for module in layer.modules:
-            module.train(rate > 0).requires_grad_(rate > 0)
+            module.train(rate > 0)
+            for parameter in module.parameters():
+                chosen = layer is layers[-1] or strategy.learns(names[parameter])
+                parameter.requires_grad_(rate > 0 and chosen)
+
+
+class Keeper:
+    """A copy of the best weights, of what learns only: the rest is where it was."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.copies, self.stale = model, dict[str, Tensor](), True
+
+    def watch(self) -> None:
+        """Copy what is about to learn for the first time: at the best so far it had this value."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and name not in self.copies:
+                self.copies[name] = parameter.detach().clone()
+
+    @torch.no_grad()
+    def keep(self, last: bool = False) -> None:
+        """The weights of now are the best; those of the last step need no copy."""
+        self.stale = last
+        if not last:
+            for name, copy in self.copies.items():
+                copy.copy_(self.model.get_parameter(name))
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give the model its best weights."""
+        if not self.stale:
+            for name, copy in self.copies.items():
+                self.model.get_parameter(name).copy_(copy)
+
+
+def score(entry: Entry) -> tuple[float, float]:
+    """What is better: accuracy first, of equal ones the smaller loss."""
+    return entry.get("valid_accuracy", 0.0), -entry["valid_loss"]
 
 
 def refuse_nan(loss: float, step: int, rate: float) -> None:
@@ -154,17 +225,6 @@ def refuse_nan(loss: float, step: int, rate: float) -> None:
             f"the loss is {loss} at step {step} (learning rate {rate:.1e}); try a lower learning rate "
             "or a longer warm-up"
         )
-
-
-def summary(epoch: int, step: int, losses: list[float], metrics: Metrics) -> Entry:
-    """One epoch's line in the history."""
-    return {
-        "epoch": epoch + 1,
-        "step": step,
-        "loss": sum(losses) / len(losses),
-        "valid_loss": metrics.loss,
-        "valid_accuracy": metrics.accuracy,
-    }
 
 
 @contextlib.contextmanager

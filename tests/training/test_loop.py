@@ -6,47 +6,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, confusion_matrix
+from toys import CLASSES, classifier, state_of, toy, train
 
 import minitransformer as mt
+from minitransformer.training import finetune as training
 from minitransformer.training import loop
 from minitransformer.training.objectives import classification_loss
 from minitransformer.training.optim import make_adamw, warmup_then_linear
 from minitransformer.training.precision import matmul_precision, resolve
-from minitransformer.training.strategies import Full, HeadOnly, Strategy, layers_of
+from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy, layers_of
 
-VOCAB, CLASSES = 37, 3
-
-
-def classifier(dropout: float = 0.0, pooling: str = "cls", seed: int = 0) -> mt.SequenceClassifier:
-    """A small classifier whose weights are of order 1, so that nothing is hidden by small ones."""
-    torch.manual_seed(seed)
-    config = mt.TransformerConfig.bert(
-        vocab_size=VOCAB, d_model=20, n_heads=5, n_layers=3, d_ff=28, max_len=13,
-        dropout=dropout, attention_dropout=dropout, init_std=0.25,
-    )  # fmt: skip
-    return mt.SequenceClassifier(mt.Encoder(config), CLASSES, pooling)
-
-
-def toy(n: int = 60, seed: int = 0) -> mt.data.EncodedTexts:
-    """Sequences whose class is a token that occurs in them: learnable without a remainder."""
-    rng = np.random.default_rng(seed)
-    labels = [int(y) for y in rng.integers(0, CLASSES, n)]
-    ids = [
-        (1, *(int(t) for t in rng.integers(10, VOCAB, rng.integers(2, 9))), 5 + label, 2)
-        for label in labels
-    ]
-    return mt.data.EncodedTexts(tuple(ids), tuple(labels), 0, ("a", "b", "c"))
-
-
-def train(model, data, strategy=None, **options):
-    """finetune without a bar, in exact float32 or float64."""
-    return mt.finetune(
-        model, data, data, strategy, progress=False, **({"precision": "highest"} | options)
-    )
-
-
-def state_of(module) -> dict[str, torch.Tensor]:
-    return {name: t.clone() for name, t in module.state_dict().items()}
+START = Progress(0, 1, 0)
 
 
 def test_finetune_equals_a_plain_torch_loop():
@@ -74,7 +44,7 @@ def test_finetune_equals_a_plain_torch_loop():
             optimizer.zero_grad()
             losses.append(loss.item())
             step += 1
-    assert history.best_epoch == 2, "the comparison needs the last epoch's weights"
+    assert history.best is history.validations[1], "the comparison needs the last epoch's weights"
     np.testing.assert_allclose([s["loss"] for s in history.steps], losses, atol=1e-10)
     for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0, msg=name)
@@ -109,11 +79,11 @@ def test_frozen_layers_have_no_dropout():
     """Mistake 54: without gradients but with dropout, the head would learn from noisy features."""
     model, batch = classifier(dropout=0.5), next(toy().batches(16))
     layers = layers_of(model)
-    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), 0))
+    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), START), HeadOnly())
     features = [model.encoder(batch.ids, batch.keep) for _ in range(2)]
     assert torch.equal(*features)
     assert model.dropout.training and not model.encoder.blocks[0].training
-    loop.set_trainable(model, layers, Full().rates(len(layers), 0))
+    loop.set_trainable(model, layers, Full().rates(len(layers), START), Full())
     assert not torch.equal(model.encoder(batch.ids), model.encoder(batch.ids))
 
 
@@ -121,7 +91,7 @@ def test_optimizer_keeps_state_only_for_what_learns():
     model, batch = classifier(), next(toy().batches(16))
     layers = layers_of(model)
     optimizer = make_adamw(layers, 0.01)
-    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), 0))
+    loop.set_trainable(model, layers, HeadOnly().rates(len(layers), START), HeadOnly())
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     classification_loss(model, batch).backward()
@@ -164,14 +134,14 @@ def test_best_epoch_is_kept():
     class Wreck(Strategy):
         """Learns in the first epoch, then destroys what it learned."""
 
-        def rates(self, n_layers, epoch):
-            return [1.0 if epoch == 0 else 300.0] * n_layers
+        def rates(self, n_layers, at):
+            return [1.0 if at.epoch == 0 else 300.0] * n_layers
 
     model, data = classifier(), toy(120)
     history = train(model, data, Wreck(), epochs=3, lr=3e-3, warmup=0.0)
-    assert history.best_epoch == 1
-    assert mt.evaluate(model, data).accuracy == history.epochs[0]["valid_accuracy"]
-    assert history.epochs[0]["valid_accuracy"] > history.epochs[2]["valid_accuracy"]
+    assert history.best is history.validations[0]
+    assert mt.evaluate(model, data).accuracy == history.validations[0]["valid_accuracy"]
+    assert history.validations[0]["valid_accuracy"] > history.validations[2]["valid_accuracy"]
 
 
 def test_clip_bounds_the_gradient(monkeypatch):
@@ -257,8 +227,8 @@ def test_rates_scale_each_layer_and_thaw_it_when_asked():
     """The interface for the strategies to come: another rate a layer, another set an epoch."""
 
     class Thaw(Strategy):
-        def rates(self, n_layers, epoch):
-            return [0.0] * (n_layers - 2) + ([0.0, 1.0] if epoch == 0 else [0.5, 1.0])
+        def rates(self, n_layers, at):
+            return [0.0] * (n_layers - 2) + ([0.0, 1.0] if at.epoch == 0 else [0.5, 1.0])
 
     seen = {}
     step = torch.optim.AdamW.step
@@ -290,9 +260,11 @@ def test_best_epoch_of_equal_accuracies_has_the_smaller_loss(monkeypatch):
 
     model, data = classifier(), toy(20)
     states = []
-    monkeypatch.setattr(loop, "evaluate", lambda *a: (states.append(state_of(model)), fixed())[1])
+    monkeypatch.setattr(
+        training, "evaluate", lambda *a, **k: (states.append(state_of(model)), fixed())[1]
+    )
     history = train(model, data, epochs=3, lr=1e-3)
-    assert history.best_epoch == 2
+    assert history.best is history.validations[1]
     assert all(torch.equal(t, states[1][name]) for name, t in model.state_dict().items())
     assert not all(torch.equal(t, states[2][name]) for name, t in model.state_dict().items())
 

@@ -1,0 +1,75 @@
+r"""Low-rank adaptation: a matrix learns by adding a thin product to it.
+
+Source: Hu et al. 2021.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LoRALinear(nn.Module):
+    r"""A linear map $W_0$ and a change of rank $r$ beside it: $y = xW_0^\top + \frac{\alpha}{r}\,xA^\top B^\top$.
+
+    $A$ starts random and $B$ at zero, so at first nothing is changed and yet $B$ has a gradient.
+
+    Shapes: (..., d_in) -> (..., d_out); A (r, d_in), B (d_out, r).
+    Raises: ValueError for a rank over the matrix's own.
+    Source: Hu et al. 2021, equation 3.
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float | int, name: str = "linear"):
+        super().__init__()
+        d_out, d_in = linear.weight.shape
+        if rank > min(d_out, d_in):
+            raise ValueError(
+                f"rank={rank} is over the size of {name}, {d_in} to {d_out}; a change of rank "
+                f"{min(d_out, d_in)} can be anything already, so train the matrix itself"
+            )
+        self.linear, self.scale = linear, alpha / rank
+        self.A = nn.Parameter(torch.empty(rank, d_in, dtype=linear.weight.dtype))
+        self.B = nn.Parameter(torch.zeros(d_out, rank, dtype=linear.weight.dtype))
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear starts
+
+    def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
+        """The two maps, added."""
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @torch.no_grad()
+    def merged(self) -> nn.Linear:
+        r"""The plain linear map $W_0 + \frac{\alpha}{r} BA$."""
+        self.linear.weight += self.scale * self.B @ self.A
+        return self.linear
+
+
+def insert(model: nn.Module, rank: int, alpha: float | int, targets: tuple[str, ...]) -> None:
+    """Give every linear map whose name ends in one of `targets` a low-rank change.
+
+    Raises:
+        ValueError: a target that matches nothing, or a rank over a matrix's size; the model is
+            left as it was.
+    """
+    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    for target in targets:
+        if not any(n.rpartition(".")[2] == target for n in linears):
+            there = sorted({n.rpartition(".")[2] for n in linears})
+            raise ValueError(
+                f"no linear map is called {target!r}; targets may be: {', '.join(there)}"
+            )
+    changed = {
+        n: LoRALinear(m, rank, alpha, n)
+        for n, m in linears.items()
+        if n.rpartition(".")[2] in targets
+    }
+    for name, module in changed.items():
+        model.set_submodule(name, module)
+
+
+def merge(model: nn.Module) -> None:
+    """Add every low-rank change into its matrix: a plain model again."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            model.set_submodule(name, module.merged())

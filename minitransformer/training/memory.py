@@ -1,0 +1,51 @@
+"""How much memory a piece of work takes."""
+
+import ctypes
+import gc
+import threading
+from types import TracebackType
+
+import psutil
+
+MIB = 2**20
+
+
+class PeakMemory:
+    """The most memory, in MiB, that the process held inside over what it held before.
+
+    A thread looks 200 times a second, so a short peak may be missed.
+
+    >>> with PeakMemory() as memory:
+    ...     block = b"x" * 2**26
+    >>> memory.mib > 30
+    True
+    """
+
+    mib = 0.0
+
+    def __enter__(self) -> "PeakMemory":
+        gc.collect()
+        if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+            libc.malloc_trim(0)  # what earlier work freed must not hide what this work takes
+        self.process, self.done = psutil.Process(), threading.Event()
+        self.before = self.process.memory_info().rss
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self.look()
+        self.done.set()
+        self.thread.join()
+
+    def look(self) -> None:
+        """Compare now with the peak so far."""
+        self.mib = max(self.mib, (self.process.memory_info().rss - self.before) / MIB)
+
+    def watch(self) -> None:
+        """Look until it is over."""
+        while not self.done.wait(0.005):
+            self.look()
