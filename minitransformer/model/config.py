@@ -91,10 +91,11 @@ class TransformerConfig:
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("d_head", "n_decoder_layers"):
-            if (getattr(self, name) or 0) < 0:
+        for name, least in (("d_head", 0), ("n_decoder_layers", 1)):  # no d_head given: 0
+            value = getattr(self, name)
+            if value is not None and value < least:
                 raise ValueError(
-                    f"{name} must be at least 1, got {getattr(self, name)}; leave it out for the default"
+                    f"{name} must be at least 1, got {value}; leave it out for the default"
                 )
         for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:

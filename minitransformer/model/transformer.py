@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.cross = config, cross
         self.embeddings = Embeddings(config)
-        depth = config.n_decoder_layers or config.n_layers
+        depth = config.n_layers if config.n_decoder_layers is None else config.n_decoder_layers
         self.blocks = nn.ModuleList(DecoderBlock(config, cross) for _ in range(depth))
         self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
         self.dropout = Dropout(config.final_dropout)

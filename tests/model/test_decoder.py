@@ -104,6 +104,24 @@ def test_causal_attention_is_attention_with_a_causal_mask(kind, keys, masked, bi
             close(a, b, 1e-11)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_fused_attention_of_many_tokens_stores_no_scores(masked):
+    """What backward needs is of the size of Q: memory grows with the length, not with its square."""
+    n, stored = 3 * ops.FEW_KEYS, []
+    Q, K, V = (torch.randn(1, 2, n, 4, requires_grad=True) for _ in range(3))
+    keep = mt.padding_mask(torch.ones(1, n, dtype=torch.long), 0) if masked else None
+
+    def note(a):
+        stored.append(a.untyped_storage().nbytes())
+        return a
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda a: a):
+        ops.fused_attention(Q, K, V, keep, causal=not masked)
+        assert 0 < max(stored) < 4 * n * n / 10
+        ops.attention(Q, K, V, keep, causal=not masked)
+        assert max(stored) >= 4 * n * n
+
+
 def test_a_decoder_block_without_cross_is_a_causal_encoder_block():
     for position in ("post", "pre"):
         config = CONFIG.with_(norm_position=position)
