@@ -10,18 +10,24 @@ from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
 from .inference import attention_maps
+from .model import decoder_rows as _decoder_rows  # noqa: F401  (fills the ledger)
+from .model import model_rows as _model_rows  # noqa: F401  (fills the ledger)
 from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
 from .model.attention import (
     MultiHeadAttention,
+    RelativePositionBias,
     causal_mask,
     padding_mask,
     scaled_dot_product_attention,
+    token_positions,
 )
-from .model.blocks import EncoderBlock
+from .model.blocks import DecoderBlock, EncoderBlock
+from .model.cache import KeyValueCache
 from .model.config import TransformerConfig
 from .model.heads import SequenceClassifier
+from .model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from .model.layers import FeedForward, LayerNorm, RMSNorm
-from .model.transformer import Encoder
+from .model.transformer import Decoder, Encoder, EncoderDecoder
 from .pretrained import load_pretrained, save_pretrained
 from .training import experiments, forgetting, results, strategies
 from .training.evaluate import evaluate, predict
@@ -31,12 +37,20 @@ from .training.plan import plan
 __version__ = "0.1.0"
 
 __all__ = [
+    "CausalLM",
+    "Decoder",
+    "DecoderBlock",
     "Encoder",
     "EncoderBlock",
+    "EncoderDecoder",
     "FeedForward",
+    "KeyValueCache",
     "LayerNorm",
+    "MaskedLM",
     "MultiHeadAttention",
     "RMSNorm",
+    "RelativePositionBias",
+    "Seq2SeqLM",
     "SequenceClassifier",
     "TransformerConfig",
     "attention_maps",
@@ -56,5 +70,6 @@ __all__ = [
     "save_pretrained",
     "scaled_dot_product_attention",
     "strategies",
+    "token_positions",
     "verify",
 ]

@@ -63,6 +63,8 @@ def attention(
     K: Float[ndarray, "keys d_k"],
     V: Float[ndarray, "keys d_v"],
     keep: Bool[ndarray, "queries keys"] | None = None,
+    bias: Float[ndarray, "queries keys"] | None = None,
+    scale: float | None = None,
 ) -> tuple[Float[ndarray, "queries d_v"], Float[ndarray, "queries keys"]]:
     r"""Scaled dot-product attention: each query averages the values, weighted by its keys.
 
@@ -70,6 +72,8 @@ def attention(
 
     Index by index: $s_{ij} = \frac{1}{\sqrt{d_k}} \sum_l Q_{il} K_{jl}$,
     $w_{i\cdot} = \mathrm{softmax}(s_{i\cdot})$, $o_{ic} = \sum_j w_{ij} V_{jc}$.
+
+    Not in the paper, but in T5: a bias $b_{ij}$ added to $s_{ij}$, another scale than $1/\sqrt{d_k}$.
 
     Shapes: see the annotations; returns the output and the weights.
     Source: Vaswani et al. 2017, equation 1.
@@ -79,7 +83,10 @@ def attention(
     for i in range(queries):
         scores = np.zeros(keys)
         for j in range(keys):
-            scores[j] = sum(Q[i, m] * K[j, m] for m in range(d_k)) / sqrt(d_k)
+            product = sum(Q[i, m] * K[j, m] for m in range(d_k))
+            scores[j] = product / sqrt(d_k) if scale is None else product * scale
+            if bias is not None:
+                scores[j] += bias[i, j]
         weights[i] = softmax(scores, None if keep is None else keep[i])
         for c in range(d_v):
             output[i, c] = sum(weights[i, j] * V[j, c] for j in range(keys))

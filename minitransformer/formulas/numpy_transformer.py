@@ -36,7 +36,7 @@ for i in (1, 2):
     NAMES |= {f"gamma_{i}": f"norm_{i}.weight", f"beta_{i}": f"norm_{i}.bias"}
 
 
-def turned(name: str, a: ndarray) -> ndarray:
+def turned(name: str, a: Any) -> Any:
     r"""Between formula and state dict: a linear map is stored as $W^\top$, all else as it is."""
     return a.T if name.startswith("W_") else a
 

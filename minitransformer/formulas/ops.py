@@ -11,14 +11,19 @@ gradients.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .adamw import adamw_step as adamw_step
+from .positions import relative_buckets as relative_buckets
+from .positions import sinusoidal_positions as sinusoidal_positions
+
 Keep = Bool[Tensor, "..."] | None
+Bias = Float[Tensor, "..."] | None
 
 # Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU
 # (tests/benchmarks/attention.py measures where they cross).
@@ -48,15 +53,42 @@ def attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
-    r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k})\, V$.
+    r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k} + B)\, V$.
 
-    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v).
-    Source: Vaswani et al. 2017, equation 1.  Reference: `F.scaled_dot_product_attention`.
+    The paper's has no $B$; relative positions are one (`relative_buckets`).
+
+    Args:
+        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
+        causal: hide the keys later than the query, beside what `keep` hides.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v); the bias
+    broadcasts to (..., queries, keys).
+    Source: Vaswani et al. 2017, equation 1; the bias Raffel et al. 2020, section 2.1.
+    Reference: `F.scaled_dot_product_attention`.
     """
-    scores = Q @ K.mT / math.sqrt(Q.shape[-1])  # (..., queries, keys)
-    weights = softmax(scores, keep)
+    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias  # (..., queries, keys)
+    weights = softmax(scores, visible(keep, causal, scores))
     return inverted_dropout(weights, dropout) @ V
+
+
+def visible(keep: Keep, causal: bool, scores: Float[Tensor, "... queries keys"]) -> Keep:
+    r"""`keep`, and when causal $j \le i + (\text{keys} - \text{queries})$: no key later than its query.
+
+    With fewer queries than keys the queries are the last positions.
+
+    Shapes: (..., queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
+    """
+    queries, keys = scores.shape[-2:]
+    if not causal or queries == 1:  # the last position sees all
+        return keep
+    past = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    return past if keep is None else keep & past
 
 
 def layer_norm(
@@ -152,11 +184,21 @@ def fused_attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
-    if K.shape[-2] <= FEW_KEYS and Q.device.type == "cpu":
-        return few_keys_attention(Q, K, V, keep, dropout)
-    return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep, dropout_p=dropout)
+    queries, keys = Q.shape[-2], K.shape[-2]
+    if keys <= FEW_KEYS and Q.device.type == "cpu":
+        return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
+    options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
+    if causal and queries == keys and keep is None and bias is None:  # no mask to be stored
+        return F.scaled_dot_product_attention(Q, K, V, is_causal=True, **options)
+    mask = visible(keep, causal, Q.new_empty(1).expand(queries, keys))
+    if bias is not None:
+        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
+    return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, **options)
 
 
 def few_keys_attention(
@@ -165,10 +207,16 @@ def few_keys_attention(
     V: Float[Tensor, "... keys d_v"],
     keep: Keep = None,
     dropout: float = 0.0,
+    bias: Bias = None,
+    scale: float | None = None,
+    causal: bool = False,
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by torch's matmul and softmax; the scores are stored, so only for few keys."""
-    scores = (Q / math.sqrt(Q.shape[-1])) @ K.mT
-    return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
+    scores = (Q * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)) @ K.mT
+    if bias is not None:
+        scores = scores + bias
+    weights = fused_softmax(scores, visible(keep, causal, scores))
+    return inverted_dropout(weights, dropout) @ V
 
 
 def fused_layer_norm(
@@ -254,44 +302,3 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
     kept = lanes > dropped - 32769  # a threshold that 16 bits can hold, also at p near 1
     return x * kept.to(x.dtype).mul_(1 / (1 - p))
-
-
-def sinusoidal_positions(
-    length: int, d_model: int, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "length d_model"]:
-    r"""$PE_{pos,2i} = \sin(pos / 10000^{2i/d})$, $PE_{pos,2i+1} = \cos(pos / 10000^{2i/d})$.
-
-    Shapes: (length, d_model).  Source: Vaswani et al. 2017, section 3.5.
-    """
-    pos = torch.arange(length, dtype=torch.float64).unsqueeze(1)  # (length, 1)
-    two_i = torch.arange(0, d_model, 2, dtype=torch.float64)
-    angle = pos / 10000 ** (two_i / d_model)  # (length, ceil(d / 2))
-    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # sin, cos, sin, cos ...
-    return table[:, :d_model].to(dtype)
-
-
-def adamw_step(
-    theta: Tensor,
-    g: Tensor,
-    m: Tensor,
-    v: Tensor,
-    t: int,
-    lr: float,
-    beta_1: float = 0.9,
-    beta_2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Step $t$ of AdamW: $\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\hat m/(\sqrt{\hat v}+\epsilon)$.
-
-    Training uses `torch.optim.AdamW`; this is its formula. Returns the new $\theta, m, v$.
-
-    Shapes: all alike.  Source: Loshchilov and Hutter 2019, algorithm 2.
-    Reference: `torch.optim.AdamW`.
-    """
-    m = beta_1 * m + (1 - beta_1) * g
-    v = beta_2 * v + (1 - beta_2) * g**2
-    m_hat = m / (1 - beta_1**t)
-    v_hat = v / (1 - beta_2**t)
-    theta = theta - lr * weight_decay * theta - lr * m_hat / (torch.sqrt(v_hat) + eps)
-    return theta, m, v

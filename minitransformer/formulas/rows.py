@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import by_hand, gradients, ops
+from . import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from .ledger import Formula, Inputs, add
 
 # Every dimension has its own size, so that no axis can be mistaken for another.
@@ -138,6 +138,60 @@ add(
         backward_by_hand=gradients.attention_backward,
         reference=torch_attention,
         cases=MASKS,
+    )
+)
+
+
+def draw_biased_attention(rng: np.random.Generator, case: str) -> Inputs:
+    inputs = draw_attention(rng, case)
+    inputs["bias"] = 2 * rng.standard_normal((1, HEADS, QUERIES, KEYS))  # one for the whole batch
+    return inputs | {"scale": 0.7}
+
+
+def biased_attention_by_hand(
+    Q: np.ndarray, K: np.ndarray, V: np.ndarray, keep: np.ndarray | None, bias: np.ndarray,
+    scale: float,
+) -> np.ndarray:  # fmt: skip
+    output = np.zeros((*Q.shape[:-1], V.shape[-1]))
+    for n, h in np.ndindex(Q.shape[:2]):
+        mask = None if keep is None else keep[n, h]
+        output[n, h] = by_hand.attention(Q[n, h], K[n, h], V[n, h], mask, bias[0, h], scale)[0]
+    return output
+
+
+def biased_attention(
+    Q: Tensor, K: Tensor, V: Tensor, keep: Tensor | None, bias: Tensor, scale: float
+) -> Tensor:
+    return ops.attention(Q, K, V, keep, bias=bias, scale=scale)
+
+
+def fused_biased_attention(
+    Q: Tensor, K: Tensor, V: Tensor, keep: Tensor | None, bias: Tensor, scale: float
+) -> Tensor:
+    return ops.fused_attention(Q, K, V, keep, bias=bias, scale=scale)
+
+
+def torch_biased_attention(
+    Q: Tensor, K: Tensor, V: Tensor, keep: Tensor | None, bias: Tensor, scale: float
+) -> Tensor:
+    mask = bias if keep is None else torch.where(keep, bias, -torch.inf)
+    return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, scale=scale)
+
+
+add(
+    Formula(
+        id="biased_attention",
+        title="attention with a bias",
+        latex=r"\mathrm{softmax}(c\,QK^\top + B)\,V",
+        source="Raffel et al. 2020, section 2.1",
+        draw=draw_biased_attention,
+        by_hand=biased_attention_by_hand,
+        ours=biased_attention,
+        fused=fused_biased_attention,
+        backward_by_hand=decoder_gradients.biased_attention_backward,
+        reference=torch_biased_attention,
+        cases=MASKS,
+        shows=(ops.attention,),
     )
 )
 
@@ -320,6 +374,43 @@ add(
         reference=rotating_positions,
         cases=("even", "odd"),
         shows=(ops.sinusoidal_positions,),
+    )
+)
+
+
+def draw_buckets(rng: np.random.Generator, case: str) -> Inputs:
+    return {
+        "queries": 40 if case == "a cache" else 150, "keys": 150,
+        "n_buckets": 32 if case == "bidirectional" else 20,
+        "max_distance": 128 if case == "bidirectional" else 90,
+        "bidirectional": case == "bidirectional",
+    }  # fmt: skip
+
+
+def bucketized(
+    queries: int, keys: int, n_buckets: int, max_distance: int, bidirectional: bool
+) -> Tensor:
+    """An independent witness: where each bucket begins, and a search among these."""
+    r = torch.arange(keys) - torch.arange(keys - queries, keys)[:, None]
+    half = n_buckets // 4 if bidirectional else n_buckets // 2
+    ends = half * (max_distance / half) ** (torch.arange(half, dtype=torch.float64) / half)
+    begins = torch.cat([torch.arange(1, half), torch.ceil(ends - 1e-9).long()])
+    distance = r.abs() if bidirectional else -r
+    behind = (r > 0) * 2 * half if bidirectional else 0
+    return torch.bucketize(distance, begins, right=True) + behind
+
+
+add(
+    Formula(
+        id="relative_buckets",
+        title="buckets of distances",
+        latex=r"b(r) = \min\left(n-1,\ \frac n2 + \left\lfloor\frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}\cdot\frac n2\right\rfloor\right)",
+        source="Raffel et al. 2020, section 2.1",
+        draw=draw_buckets,
+        by_hand=by_hand_decoder.relative_buckets,
+        ours=ops.relative_buckets,
+        reference=bucketized,
+        cases=("bidirectional", "causal", "a cache"),
     )
 )
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..formulas import ops
+from .cache import KeyValues
 
 
 def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "batch 1 1 keys"]:
@@ -23,6 +24,17 @@ def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "b
     [True, True, False]
     """
     return (ids != pad_id)[:, None, None, :]
+
+
+def token_positions(keep: Bool[Tensor, "batch 1 1 keys"]) -> Int[Tensor, "batch keys"]:
+    """The position of each token when only real ones count: for prompts padded on the left.
+
+    Shapes: (batch, 1, 1, keys) -> (batch, keys).
+
+    >>> token_positions(padding_mask(torch.tensor([[0, 0, 7, 8]]), pad_id=0)).tolist()
+    [[0, 0, 0, 1]]
+    """
+    return (keep[:, 0, 0].long().cumsum(-1) - 1).clamp(min=0)
 
 
 def causal_mask(queries: int, keys: int | None = None) -> Bool[Tensor, "queries keys"]:
@@ -70,11 +82,23 @@ def check_keep(keep: Tensor | None, shape: tuple[int, ...]) -> None:
         )
 
 
+def check_ops(name: str) -> None:
+    """Refuse a set of operations that there is not.
+
+    Raises:
+        ValueError: the message lists those there are.
+    """
+    if name not in ops.OPS:
+        raise ValueError(f"ops={name!r} is not known; choose one of {tuple(ops.OPS)}")
+
+
 def scaled_dot_product_attention(
     Q: Float[Tensor, "... queries d_k"],
     K: Float[Tensor, "... keys d_k"],
     V: Float[Tensor, "... keys d_v"],
     keep: Shaped[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    scale: float | None = None,
 ) -> tuple[Float[Tensor, "... queries d_v"], Float[Tensor, "... queries keys"]]:
     r"""Each query averages the values, weighted by how well its key matches; returns the weights too.
 
@@ -83,6 +107,8 @@ def scaled_dot_product_attention(
     Args:
         keep: True = may attend, broadcastable to (..., queries, keys). A query that may attend to
             nothing gets weights and output zero.
+        bias: added to the scores, broadcastable to (..., queries, keys); not in the formula.
+        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
 
     Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v) and
     (..., queries, keys).
@@ -98,7 +124,9 @@ def scaled_dot_product_attention(
             "Q and K must share d_k, K and V their number of keys; got "
             f"Q {tuple(Q.shape)}, K {tuple(K.shape)}, V {tuple(V.shape)}"
         )
-    scores = Q @ K.mT / math.sqrt(Q.shape[-1])
+    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    if bias is not None:
+        scores = scores + bias
     check_keep(keep, tuple(scores.shape))
     weights = ops.softmax(scores, keep)
     return weights @ V, weights
@@ -114,12 +142,15 @@ class MultiHeadAttention(nn.Module):
 
     Args:
         d_model: width of the input and the output.
-        n_heads: $h$; must divide `d_model`.
+        n_heads: $h$; must divide `d_model`, unless `d_head` is given.
         bias: whether the four maps have biases (not in the formula; in BERT and GPT-2).
         dropout: probability of dropping an attention weight in training.
         ops: "formula" or "fused".
+        d_head: $d_k$, by default $d_{model} / h$.
+        scale: whether scores are divided by $\sqrt{d_k}$.
 
     Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
+    Raises: ValueError for heads that do not fit, or unknown ops.
     Source: Vaswani et al. 2017, section 3.2.2.  Reference: `nn.MultiheadAttention`.
     """
 
@@ -130,30 +161,49 @@ class MultiHeadAttention(nn.Module):
         bias: bool = True,
         dropout: float = 0.0,
         ops: str = "fused",
+        d_head: int | None = None,
+        scale: bool = True,
     ):
         super().__init__()
-        if d_model % n_heads:
-            raise ValueError(f"n_heads={n_heads} does not divide d_model={d_model}")
+        if d_head is None and d_model % n_heads:
+            raise ValueError(
+                f"n_heads={n_heads} does not divide d_model={d_model}; give another, or d_head"
+            )
+        check_ops(ops)
+        wide = n_heads * (d_model // n_heads if d_head is None else d_head)
         self.n_heads, self.dropout, self.ops = n_heads, dropout, ops
-        self.W_Q = nn.Linear(d_model, d_model, bias)
-        self.W_K = nn.Linear(d_model, d_model, bias)
-        self.W_V = nn.Linear(d_model, d_model, bias)
-        self.W_O = nn.Linear(d_model, d_model, bias)
+        self.scale = None if scale else 1.0  # None: by the square root
+        self.W_Q = nn.Linear(d_model, wide, bias)
+        self.W_K = nn.Linear(d_model, wide, bias)
+        self.W_V = nn.Linear(d_model, wide, bias)
+        self.W_O = nn.Linear(wide, d_model, bias)
 
     def forward(
         self,
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
         keep: Shaped[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        causal: bool = False,
+        cache: KeyValues | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
         """Attend from `x` to `memory`, or to `x` itself when there is none.
+
+        Args:
+            bias: added to the scores, broadcastable to (batch, heads, queries, keys).
+            causal: hide the keys later than the query, beside what `keep` hides.
+            cache: keys and values of earlier calls, to which those of `x` are appended; those of
+                `memory` are computed in the first call and used again.
 
         Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
         Raises: TypeError, ValueError as `check_keep`.
         """
-        Q, K, V = self.project(x, x if memory is None else memory, keep)
+        if cache is None:
+            Q, K, V = self.project(x, x if memory is None else memory, keep)
+        else:
+            Q, K, V = self.project_cached(x, memory, keep, cache)
         p = self.dropout if self.training else 0.0
-        heads = ops.OPS[self.ops].attention(Q, K, V, keep, p)  # (B, H, queries, d_k)
+        heads = ops.OPS[self.ops].attention(Q, K, V, keep, p, bias, self.scale, causal)
         return self.W_O(heads.transpose(1, 2).flatten(2))  # Concat: (B, queries, H d_k)
 
     def weights(
@@ -161,16 +211,58 @@ class MultiHeadAttention(nn.Module):
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
         keep: Shaped[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        causal: bool = False,
+        cache: None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The attention weights that `forward` averages with: what each head looks at."""
         Q, K, V = self.project(x, x if memory is None else memory, keep)
-        return scaled_dot_product_attention(Q, K, V, keep)[1]
+        if causal:
+            past = causal_mask(Q.shape[2], K.shape[2]).to(x.device)
+            keep = past if keep is None else keep & past
+        return scaled_dot_product_attention(Q, K, V, keep, bias, self.scale)[1]
 
     def project(self, x: Tensor, z: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of x, keys and values of z, one slice of d_k numbers for each head."""
         check_keep(keep, (len(x), self.n_heads, x.shape[1], z.shape[1]))
+        return self.split(self.W_Q(x)), self.split(self.W_K(z)), self.split(self.W_V(z))
 
-        def split(y: Tensor) -> Tensor:  # (B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)
-            return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+    def project_cached(
+        self, x: Tensor, memory: Tensor | None, keep: Tensor | None, cache: KeyValues
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`project`, where the cache has the keys and values of all tokens but the new ones."""
+        if memory is None:
+            K, V = cache.append(self.split(self.W_K(x)), self.split(self.W_V(x)))
+        else:
+            if not cache.length:
+                cache.append(self.split(self.W_K(memory)), self.split(self.W_V(memory)))
+            K, V = cache.read()
+        check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
+        return self.split(self.W_Q(x)), K, V
 
-        return split(self.W_Q(x)), split(self.W_K(z)), split(self.W_V(z))
+    def split(self, y: Tensor) -> Tensor:
+        """(B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)."""
+        return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+
+
+class RelativePositionBias(nn.Module):
+    r"""For each head a learned number by the distance from query to key, added to the scores.
+
+    $$B_{hij} = E_{b(j - i),\,h}$$
+
+    One for a whole stack: every block's self-attention adds the same.
+
+    Shapes: (1, heads, queries, keys).
+    Source: Raffel et al. 2020, section 2.1; the buckets $b$ are `ops.relative_buckets`.
+    """
+
+    def __init__(self, n_heads: int, n_buckets: int, max_distance: int, bidirectional: bool):
+        super().__init__()
+        self.max_distance, self.bidirectional = max_distance, bidirectional
+        self.buckets = nn.Embedding(n_buckets, n_heads)
+
+    def forward(self, queries: int, keys: int) -> Float[Tensor, "1 heads queries keys"]:
+        """The bias of the last `queries` of `keys` positions."""
+        E = self.buckets.weight
+        b = ops.relative_buckets(queries, keys, len(E), self.max_distance, self.bidirectional)
+        return E[b.to(E.device)].permute(2, 0, 1).unsqueeze(0)

@@ -4,6 +4,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
+from .cache import KeyValues
 from .config import TransformerConfig
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
 
@@ -40,6 +41,14 @@ def decoder_sublayer(
     return norm(y + attention(y, z, keep=keep))
 
 
+def make_attention(config: TransformerConfig) -> MultiHeadAttention:
+    """The attention that the config asks for."""
+    c = config
+    return MultiHeadAttention(
+        c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
+    )
+
+
 class EncoderBlock(nn.Module):
     r"""Self-attention, then feed-forward, each with a residual and a norm.
 
@@ -60,11 +69,11 @@ class EncoderBlock(nn.Module):
         super().__init__()
         c = config
         self.norm_position = c.norm_position
-        self.attention = MultiHeadAttention(
-            c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops
-        )
+        self.attention = make_attention(c)
         self.norm_1 = make_norm(c)
-        self.feed_forward = FeedForward(c.d_model, c.d_ff, c.activation, c.bias, c.ops)
+        self.feed_forward = FeedForward(
+            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
+        )
         self.norm_2 = make_norm(c)
         self.dropout = Dropout(c.dropout)
 
@@ -72,10 +81,94 @@ class EncoderBlock(nn.Module):
         self,
         x: Float[Tensor, "batch length d_model"],
         keep: Shaped[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
-        """Transform the stream; `keep` says which keys each position may attend to."""
+        """Transform the stream; `keep` says which keys each position may attend to.
+
+        Args:
+            bias: added to the scores of attention (relative positions).
+        """
         if self.norm_position == "post":
-            x = self.norm_1(x + self.dropout(self.attention(x, keep=keep)))
+            x = self.norm_1(x + self.dropout(self.attention(x, keep=keep, bias=bias)))
             return self.norm_2(x + self.dropout(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.norm_1(x), keep=keep))
+        x = x + self.dropout(self.attention(self.norm_1(x), keep=keep, bias=bias))
         return x + self.dropout(self.feed_forward(self.norm_2(x)))
+
+
+class DecoderBlock(nn.Module):
+    r"""Causal self-attention, then attention to the encoder's output, then feed-forward.
+
+    post-LN (Vaswani et al. 2017), with the encoder's output $z$:
+
+    $$a = \mathrm{LN}_1(y + \mathrm{MHA}(y)), \quad c = \mathrm{LN}_c(a + \mathrm{MHA}_c(a, z)), \quad
+    y' = \mathrm{LN}_2(c + \mathrm{FFN}(c))$$
+
+    pre-LN (T5), $z$ as it is:
+
+    $$a = y + \mathrm{MHA}(\mathrm{LN}_1(y)), \quad c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z), \quad
+    y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))$$
+
+    Without `cross` the middle is missing (GPT-2): an encoder block that cannot see the future.
+
+    Args:
+        cross: whether there is an encoder to attend to.
+
+    Shapes: (batch, length, d_model), memory (batch, keys, d_model) -> (batch, length, d_model).
+    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
+    Reference: `nn.TransformerDecoderLayer`.
+    """
+
+    def __init__(self, config: TransformerConfig, cross: bool = False):
+        super().__init__()
+        c = config
+        self.norm_position, self.cross = c.norm_position, cross
+        self.attention = make_attention(c)
+        self.norm_1 = make_norm(c)
+        if cross:
+            self.cross_attention = make_attention(c)
+            self.norm_cross = make_norm(c)
+        self.feed_forward = FeedForward(
+            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
+        )
+        self.norm_2 = make_norm(c)
+        self.dropout = Dropout(c.dropout)
+
+    def forward(
+        self,
+        y: Float[Tensor, "batch length d_model"],
+        keep: Shaped[Tensor, "..."] | None = None,
+        memory: Float[Tensor, "batch keys d_model"] | None = None,
+        memory_keep: Shaped[Tensor, "..."] | None = None,
+        bias: Float[Tensor, "..."] | None = None,
+        cache: tuple[KeyValues, KeyValues] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Transform the stream.
+
+        Args:
+            keep: which tokens of the decoder may be attended to, beside that none sees the future.
+            memory: the encoder's output $z$; `memory_keep` says which of it may be attended to.
+            bias: added to the scores of self-attention (relative positions).
+            cache: keys and values of earlier tokens, and those of the memory.
+
+        Raises:
+            ValueError: a memory without `cross`, or none with it.
+        """
+        if (memory is not None) != self.cross:
+            raise ValueError(
+                "this decoder attends to an encoder's output: give it as memory"
+                if self.cross
+                else "this decoder has no cross-attention for the memory; build it with cross=True"
+            )
+        own, others = (None, None) if cache is None else cache
+        post = self.norm_position == "post"
+
+        n = y if post else self.norm_1(y)
+        y = y + self.dropout(self.attention(n, keep=keep, bias=bias, causal=True, cache=own))
+        y = self.norm_1(y) if post else y
+        if self.cross:
+            n = y if post else self.norm_cross(y)
+            y = y + self.dropout(self.cross_attention(n, memory, memory_keep, cache=others))
+            y = self.norm_cross(y) if post else y
+        n = y if post else self.norm_2(y)
+        y = y + self.dropout(self.feed_forward(n))
+        return self.norm_2(y) if post else y

@@ -3,26 +3,35 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
+DROPOUTS = ("dropout", "attention_dropout", "feed_forward_dropout", "final_dropout")
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
     r"""Everything that distinguishes one Transformer from another.
 
     The symbols are the paper's: $d_{model}$, $d_{ff}$, $h$ = `n_heads`, $N$ = `n_layers`,
-    $d_k$ = `d_head`. The defaults are the encoder of Vaswani et al. 2017; `bert()` and
-    `pre_norm()` give others.
+    $d_k$ = `d_head`. The defaults are the Transformer of Vaswani et al. 2017; `bert()`, `gpt2()`,
+    `t5()` and `t5_v1_1()` give others.
 
     Raises:
-        ValueError: a value out of its set or range, or `d_model` that `n_heads` does not divide.
+        ValueError: a value out of its set or range, or `d_model` that `n_heads` does not divide
+            while no `d_head` is given.
 
     >>> TransformerConfig(vocab_size=100, d_model=30, n_heads=5).d_head
     6
+    >>> TransformerConfig(vocab_size=100, d_model=30, n_heads=4, d_head=9).d_head
+    9
     """
 
     vocab_size: int = 30522
     d_model: int = 512
     n_heads: int = 8
+    d_head: int = 0
+    r"""Width $d_k$ of one head; not given, it is $d_{model} / h$ (T5 chooses it freely)."""
     n_layers: int = 6
+    n_decoder_layers: int | None = None
+    """Blocks of a decoder, where it has another depth than the encoder."""
     d_ff: int = 2048
     max_len: int = 512
     n_segments: int = 0
@@ -33,21 +42,44 @@ class TransformerConfig:
     norm_eps: float = 1e-5
     embedding_norm: bool = False
     """A norm after the embeddings (BERT)."""
-    positions: Literal["sinusoidal", "learned", "none"] = "sinusoidal"
+    positions: Literal["sinusoidal", "learned", "relative", "none"] = "sinusoidal"
+    """Added to the embeddings, or "relative": a bias on the scores of attention (T5)."""
+    n_buckets: int = 32
+    """Relative positions: how many distances are told apart ..."""
+    max_distance: int = 128
+    """... and from which distance on they all count as one."""
     scale_embeddings: bool = True
     r"""Multiply token embeddings by $\sqrt{d_{model}}$ (Vaswani et al. 2017, section 3.4)."""
+    scale_attention: bool = True
+    r"""Divide the scores by $\sqrt{d_k}$; T5 does not, its initial $W^Q$ is smaller instead."""
     activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
+    gated: bool = False
+    """A second linear map multiplies what the activation gives (T5 v1.1)."""
     bias: bool = True
     """Biases in the linear maps of attention and feed-forward."""
     pooler: bool = False
     """A tanh layer on the first position for classification (BERT)."""
+    tie_embeddings: bool = True
+    """The embeddings are also the language model's last map (Vaswani et al. 2017, section 3.4)."""
+    scale_logits: bool = False
+    r"""Multiply by $d_{model}^{-1/2}$ before that last map (T5 v1.0)."""
 
     dropout: float = 0.1
     """On the embeddings and on every sublayer's output."""
     attention_dropout: float = 0.0
     """On the attention weights."""
+    feed_forward_dropout: float = 0.0
+    """Inside the feed-forward, after its activation (T5)."""
+    final_dropout: float = 0.0
+    """On the output of the stack (T5)."""
+    init: Literal["normal", "depth", "fan_in"] = "normal"
+    """How weights start, see `init_weights`."""
     init_std: float = 0.02
     pad_id: int | None = 0
+    start_id: int | None = None
+    """What a decoder reads first."""
+    eos_id: int | None = None
+    """What ends a text."""
     ops: Literal["formula", "fused"] = "fused"
     """Which set of operations computes: written out, or torch's kernels."""
 
@@ -59,24 +91,38 @@ class TransformerConfig:
         for name in ("vocab_size", "d_model", "n_heads", "n_layers", "d_ff", "max_len"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("dropout", "attention_dropout"):
+        for name, least in (("d_head", 0), ("n_decoder_layers", 1)):  # no d_head given: 0
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(
+                    f"{name} must be at least 1, got {value}; leave it out for the default"
+                )
+        for name in DROPOUTS:
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 4 <= self.n_buckets < 2 * self.max_distance or self.n_buckets % 4:
+            raise ValueError(
+                f"n_buckets={self.n_buckets} must be a multiple of 4 and less than twice "
+                f"max_distance={self.max_distance}, such as 32 and 128"
+            )
+        if self.d_head == 0:
+            object.__setattr__(self, "d_head", self.default_d_head())
+
+    def default_d_head(self) -> int:
+        r"""$d_{model} / h$, which must be whole."""
         if self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - self.n_heads))
             raise ValueError(
                 f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads; "
-                f"use a divisor such as n_heads={nearest}"
+                f"use a divisor such as n_heads={nearest}, or choose d_head"
             )
-
-    @property
-    def d_head(self) -> int:
-        """The width $d_k = d_{model} / h$ of one head."""
         return self.d_model // self.n_heads
 
     def with_(self, **changes: Any) -> "TransformerConfig":
-        """The same with some switches changed."""
+        """The same with some switches changed; heads that shared `d_model` share it again."""
+        if self.d_head * self.n_heads == self.d_model:
+            changes = {"d_head": 0} | changes
         return replace(self, **changes)
 
     @classmethod
@@ -88,3 +134,34 @@ class TransformerConfig:
             pooler=True, attention_dropout=0.1,
         )  # fmt: skip
         return cls(**(switches | changes))
+
+    @classmethod
+    def gpt2(cls, **changes: Any) -> "TransformerConfig":
+        """GPT-2's switches, the smallest one's sizes (Radford et al. 2019, section 2.3)."""
+        switches: dict[str, Any] = dict(
+            vocab_size=50257, d_model=768, n_heads=12, n_layers=12, d_ff=3072, max_len=1024,
+            norm_position="pre", positions="learned", scale_embeddings=False,
+            activation="gelu_tanh", attention_dropout=0.1, init="depth",
+            pad_id=None, start_id=50256, eos_id=50256,
+        )  # fmt: skip
+        return cls(**(switches | changes))
+
+    @classmethod
+    def t5(cls, **changes: Any) -> "TransformerConfig":
+        """T5's switches, t5-small's sizes (Raffel et al. 2020, section 2.1)."""
+        switches: dict[str, Any] = dict(
+            vocab_size=32128, norm="rms", norm_position="pre", norm_eps=1e-6, positions="relative",
+            scale_embeddings=False, scale_attention=False, bias=False, scale_logits=True,
+            attention_dropout=0.1, feed_forward_dropout=0.1, final_dropout=0.1, init="fan_in",
+            start_id=0, eos_id=1,
+        )  # fmt: skip
+        return cls(**(switches | changes))
+
+    @classmethod
+    def t5_v1_1(cls, **changes: Any) -> "TransformerConfig":
+        """T5 v1.1 small: a gated feed-forward and an output map of its own (Shazeer 2020)."""
+        switches: dict[str, Any] = dict(
+            n_heads=6, d_head=64, n_layers=8, d_ff=1024, activation="gelu_tanh", gated=True,
+            tie_embeddings=False, scale_logits=False,
+        )  # fmt: skip
+        return cls.t5(**(switches | changes))

@@ -63,7 +63,7 @@ class SequenceClassifier(nn.Module):
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
         self.classifier = nn.Linear(encoder.config.d_model, n_classes)
-        init_weights(self.classifier, encoder.config.init_std)
+        init_weights(self.classifier, encoder.config)
 
     def forward(
         self,

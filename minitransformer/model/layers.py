@@ -71,8 +71,11 @@ class Dropout(nn.Module):
 class FeedForward(nn.Module):
     r"""The same two-layer network at every position: $\mathrm{FFN}(x) = f(xW_1 + b_1)W_2 + b_2$.
 
+    Gated, a third map decides entry by entry how much passes: $(f(xW_1) \odot xW_3)\,W_2$.
+
     Shapes: (..., d_model) -> the same, through (..., d_ff).
-    Source: Vaswani et al. 2017, equation 2, with $f$ = ReLU; BERT has GELU.
+    Source: Vaswani et al. 2017, equation 2, with $f$ = ReLU; BERT has GELU; gated Shazeer 2020,
+    equation 6.
     """
 
     def __init__(
@@ -82,16 +85,23 @@ class FeedForward(nn.Module):
         activation: str = "relu",
         bias: bool = True,
         ops: str = "fused",
+        gated: bool = False,
+        dropout: float = 0.0,
     ):
         super().__init__()
         self.activation, self.ops = activation, ops
         self.W_1 = nn.Linear(d_model, d_ff, bias)
         self.W_2 = nn.Linear(d_ff, d_model, bias)
+        self.W_3 = nn.Linear(d_model, d_ff, bias) if gated else None
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Transform every position."""
         f = getattr(ops.OPS[self.ops], self.activation)
-        return self.W_2(f(self.W_1(x)))
+        inner = f(self.W_1(x))
+        if self.W_3 is not None:
+            inner = inner * self.W_3(x)
+        return self.W_2(self.dropout(inner))
 
 
 class Embeddings(nn.Module):
@@ -123,41 +133,66 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self, ids: Int[Tensor, "batch length"], segments: Int[Tensor, "batch length"] | None = None
+        self,
+        ids: Int[Tensor, "batch length"],
+        segments: Int[Tensor, "batch length"] | None = None,
+        positions: Int[Tensor, "batch length"] | None = None,
+        first: int = 0,
     ) -> Float[Tensor, "batch length d_model"]:
         """Look up and add.
 
         Args:
             segments: which segment each token belongs to; all 0 when not given.
+            positions: the position of each token; `first`, `first` + 1 and so on when not given.
+            first: the position of the first token, where a cache holds those before.
 
         Raises:
             ValueError: ids outside the vocabulary, more positions than there are, or segments that
                 do not fit.
         """
-        config, length = self.config, ids.shape[1]
-        self.check(ids, length)
+        config, places = self.config, slice(first, first + ids.shape[1])
+        self.check(ids)
         self.check_segments(ids, segments)
+        if config.positions in ("learned", "sinusoidal"):
+            self.check_positions(ids, positions, places)
         x = self.tokens(ids)
         if config.scale_embeddings:
             x = x * math.sqrt(config.d_model)
         if config.positions == "learned":
-            x = x + self.position_table.weight[:length]
+            table = self.position_table
+            x = x + (table.weight[places] if positions is None else table(positions))
         elif config.positions == "sinusoidal":
-            x = x + self.positions[:length].to(x.dtype)
+            x = x + self.positions[places if positions is None else positions].to(x.dtype)
         if self.segments is not None:
             # Without segments every token is of segment 0, whose vector is still added.
             s = self.segments.weight[0] if segments is None else self.segments(segments)
             x = x + s
         return self.dropout(self.norm(x))
 
-    def check(self, ids: Tensor, length: int) -> None:
-        """Refuse what the tables cannot look up."""
-        config = self.config
-        if config.positions != "none" and length > config.max_len:
+    def check_positions(self, ids: Tensor, positions: Tensor | None, places: slice) -> None:
+        """Refuse more positions than there are, and positions of another shape."""
+        if positions is not None and positions.shape != ids.shape:
             raise ValueError(
-                f"the input has {length} positions, the model {config.max_len}; truncate it "
-                f"(max_length={config.max_len} when encoding)"
+                f"positions of shape {tuple(positions.shape)} must have the shape of the ids, "
+                f"{tuple(ids.shape)}: one position for each token"
             )
+        low, high = (
+            (places.start, places.stop - 1)
+            if positions is None
+            else tuple(int(a) for a in torch.aminmax(positions))
+        )
+        if low < 0:
+            raise ValueError(f"position {low} is negative; the first token's is 0")
+        if high >= self.config.max_len:
+            raise ValueError(
+                f"the input has {high + 1} positions, the model {self.config.max_len}; truncate it "
+                f"(max_length={self.config.max_len} when encoding)"
+                + (f"; {places.start} of them are in the cache" if places.start else "")
+            )
+
+    def check(self, ids: Tensor) -> None:
+        """Refuse what the table of tokens cannot look up."""
+        config = self.config
         low, high = (int(a) for a in torch.aminmax(ids)) if ids.numel() else (0, 0)
         if low < 0 or high >= config.vocab_size:
             bad = low if low < 0 else high

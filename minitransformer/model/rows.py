@@ -260,7 +260,7 @@ def draw_block(rng: np.random.Generator, case: str) -> Inputs:
 
 
 def block_by_hand(
-    norm_position: str, x: np.ndarray, keep: np.ndarray | None, activation: str, **w: np.ndarray
+    norm_position: str, x: np.ndarray, keep: np.ndarray | None, activation: str, **w: Any
 ) -> np.ndarray:
     attention_weights = {name: w[name] for name in ATTENTION}
     ffn_weights = {name: w[name] for name in ("W_1", "b_1", "W_2", "b_2")}

@@ -1,23 +1,43 @@
-"""Embeddings and a stack of blocks: the encoder."""
+"""Embeddings and a stack of blocks: the encoder, the decoder, and both together."""
+
+import math
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from .attention import padding_mask
-from .blocks import EncoderBlock
+from .attention import RelativePositionBias, check_keep, padding_mask
+from .blocks import DecoderBlock, EncoderBlock
+from .cache import KeyValueCache
 from .config import TransformerConfig
-from .layers import Embeddings, make_norm
+from .layers import Dropout, Embeddings, make_norm
 
 
-def init_weights(module: nn.Module, std: float) -> None:
-    r"""Start as BERT does: matrices and embeddings $\sim N(0, \text{std}^2)$, biases 0.
+def init_weights(module: nn.Module, config: TransformerConfig) -> None:
+    r"""Start small: matrices and embeddings $\sim N(0, \text{std}^2)$, biases 0, norms as they are.
 
-    Source: Devlin et al. 2019's code; norms keep their gain 1 and shift 0.
+    `config.init` says how small:
+
+    - "normal": std is `init_std` (Devlin et al. 2019's code);
+    - "depth": the last map of each of the $2N$ sublayers $1/\sqrt{2N}$ of that, so that the stream
+      does not grow with depth (Radford et al. 2019, section 2.3);
+    - "fan_in": $1/\sqrt{d_{in}}$, of which $W^Q$ also takes the $1/\sqrt{d_k}$ that the scores lack;
+      the embeddings of tokens 1 (Raffel et al. 2020's code).
     """
-    for m in module.modules():
-        if isinstance(m, nn.Linear | nn.Embedding):
-            nn.init.normal_(m.weight, std=std)
+    deep = config.init_std / math.sqrt(2 * config.n_layers)
+    for name, m in module.named_modules():
+        if not isinstance(m, nn.Linear | nn.Embedding):
+            continue
+        std = config.init_std
+        if config.init == "depth" and name.endswith(("W_O", "feed_forward.W_2")):
+            std = deep
+        if config.init == "fan_in":
+            std = 1.0 if isinstance(m, nn.Embedding) else m.in_features**-0.5
+            if name.endswith("W_Q") and not config.scale_attention:
+                std /= math.sqrt(config.d_head)
+            if name.endswith("relative_positions.buckets"):
+                std = config.d_model**-0.5
+        nn.init.normal_(m.weight, std=std)
         if isinstance(m, nn.Linear) and m.bias is not None:
             nn.init.zeros_(m.bias)
 
@@ -40,6 +60,16 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
+def make_relative_positions(
+    config: TransformerConfig, bidirectional: bool
+) -> RelativePositionBias | None:
+    """The bias that a stack adds to its scores, if the config asks for one."""
+    if config.positions != "relative":
+        return None
+    c = config
+    return RelativePositionBias(c.n_heads, c.n_buckets, c.max_distance, bidirectional)
+
+
 class Encoder(nn.Module):
     r"""A stack of $N$ encoder blocks on top of embeddings.
 
@@ -58,8 +88,10 @@ class Encoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layers))
         self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.dropout = Dropout(config.final_dropout)
+        self.relative_positions = make_relative_positions(config, bidirectional=True)
         self.pooler = Pooler(config.d_model) if config.pooler else None
-        init_weights(self, config.init_std)
+        init_weights(self, config)
 
     def forward(
         self,
@@ -78,7 +110,7 @@ class Encoder(nn.Module):
         """
         if keep is None and self.config.pad_id is not None:
             keep = padding_mask(ids, self.config.pad_id)
-        return self.norm(self.run(self.embeddings(ids, segments), keep))
+        return self.finish(self.run(self.embeddings(ids, segments), keep))
 
     def run(
         self,
@@ -87,7 +119,164 @@ class Encoder(nn.Module):
         start: int = 0,
         stop: int | None = None,
     ) -> Float[Tensor, "batch length d_model"]:
-        """Pass the stream through the blocks from `start` up to `stop`, without the last norm."""
+        """Pass the stream through the blocks from `start` up to `stop`."""
+        bias = None
+        if self.relative_positions is not None:
+            bias = self.relative_positions(x.shape[1], x.shape[1])
         for block in self.blocks[start:stop]:
-            x = block(x, keep)
+            x = block(x, keep, bias)
         return x
+
+    def finish(
+        self, x: Float[Tensor, "batch length d_model"]
+    ) -> Float[Tensor, "batch length d_model"]:
+        """What stands above the last block: the norm of a pre-LN stack, dropout where there is any."""
+        return self.dropout(self.norm(x))
+
+
+class Decoder(nn.Module):
+    r"""A stack of $N$ decoder blocks on top of embeddings: what stands at $t$ depends on tokens up to $t$.
+
+    $$y_0 = \mathrm{Embed}(ids), \qquad y_l = \mathrm{DecoderBlock}_l(y_{l-1}, z)$$
+
+    Args:
+        cross: whether it attends to an encoder's output $z$.
+
+    Shapes: ids (batch, length), memory (batch, keys, d_model) -> (batch, length, d_model).
+    Source: Vaswani et al. 2017, section 3.1; without encoder Radford et al. 2019.
+    """
+
+    def __init__(self, config: TransformerConfig, cross: bool = False):
+        super().__init__()
+        self.config, self.cross = config, cross
+        self.embeddings = Embeddings(config)
+        depth = config.n_layers if config.n_decoder_layers is None else config.n_decoder_layers
+        self.blocks = nn.ModuleList(DecoderBlock(config, cross) for _ in range(depth))
+        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.dropout = Dropout(config.final_dropout)
+        self.relative_positions = make_relative_positions(config, bidirectional=False)
+        init_weights(self, config)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "batch length"],
+        keep: Shaped[Tensor, "..."] | None = None,
+        memory: Float[Tensor, "batch memory d_model"] | None = None,
+        memory_keep: Shaped[Tensor, "..."] | None = None,
+        cache: KeyValueCache | None = None,
+        positions: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """Decode token ids.
+
+        Args:
+            keep: which tokens may be attended to, (batch, 1, 1, keys), with a cache also those in
+                it; causality comes on top. By default all but `config.pad_id`; with `cross` all,
+                since a text may start with the padding id and causality hides padding behind it.
+            memory: the encoder's output; `memory_keep` says which of it may be attended to.
+            cache: what earlier calls read; `ids` are the tokens after those.
+            positions: of each token, by default 0, 1, 2 and so on. With padding on the left give
+                `token_positions(keep)`; later calls with the same cache count on from there.
+
+        Raises:
+            ValueError, TypeError: as `Embeddings`, `DecoderBlock` and `check_keep`.
+        """
+        past = 0 if cache is None else cache.length
+        if keep is None:
+            keep = self.padding(ids, cache)
+        else:
+            check_keep(keep, (len(ids), 1, 1, past + ids.shape[1]))
+        if cache is not None:
+            cache.keep = keep
+            if positions is None and cache.next is not None:
+                positions = cache.next + torch.arange(ids.shape[1], device=ids.device)
+            if positions is not None:
+                cache.next = positions[:, -1:] + 1
+        y = self.embeddings(ids, None, positions, past)
+        bias = None
+        if self.relative_positions is not None:
+            bias = self.relative_positions(ids.shape[1], past + ids.shape[1])
+        for i, block in enumerate(self.blocks):
+            both = None if cache is None else (cache.own[i], cache.memory[i])
+            y = block(y, keep, memory, memory_keep, bias, both)
+        return self.dropout(self.norm(y))
+
+    def padding(self, ids: Tensor, cache: KeyValueCache | None) -> Tensor | None:
+        """The mask that hides padding, None where there is none: attention is then cheaper."""
+        before = None if cache is None else cache.keep
+        pad_id = None if self.cross else self.config.pad_id
+        if pad_id is None and before is None:
+            return None
+        now = padding_mask(ids, -1 if pad_id is None else pad_id)
+        if before is None:
+            if now.all():
+                return None
+            before = now.new_ones(len(ids), 1, 1, 0 if cache is None else cache.length)
+        return torch.cat([before, now], -1)
+
+
+class EncoderDecoder(nn.Module):
+    r"""The whole Transformer: an encoder reads the source, a decoder writes the target.
+
+    $$z = \mathrm{Encoder}(source), \qquad h = \mathrm{Decoder}(target, z)$$
+
+    Both look up tokens in one table, which is the encoder's parameter and in the state dict once.
+
+    Shapes: source (batch, keys), target (batch, length) -> (batch, length, d_model).
+    Source: Vaswani et al. 2017, figure 1 and section 3.4; Raffel et al. 2020.
+    Reference: `nn.Transformer`.
+    """
+
+    def __init__(self, config: TransformerConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config, cross=True)
+        # Not a submodule of the decoder, only its attribute: a parameter has one name.
+        del self.decoder.embeddings.tokens
+        self.decoder.embeddings.__dict__["tokens"] = self.encoder.embeddings.tokens
+
+    def forward(
+        self,
+        source: Int[Tensor, "batch keys"],
+        target: Int[Tensor, "batch length"],
+        source_keep: Shaped[Tensor, "..."] | None = None,
+        target_keep: Shaped[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """What the decoder says at each position of the target, which it is given up to there.
+
+        Args:
+            source_keep: which source tokens may be attended to, by default all but `pad_id`.
+            target_keep: the same for the target, by default all; causality comes on top.
+
+        Raises:
+            ValueError, TypeError: as `Encoder` and `Decoder`.
+        """
+        source_keep = self.source_keep(source, source_keep)
+        memory = self.encode(source, source_keep)
+        return self.decode(target, memory, source_keep, target_keep)
+
+    def encode(
+        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
+    ) -> Float[Tensor, "batch keys d_model"]:
+        """The first half: the memory $z$ of the source."""
+        return self.encoder(source, keep)
+
+    def decode(
+        self,
+        target: Int[Tensor, "batch length"],
+        memory: Float[Tensor, "batch keys d_model"],
+        memory_keep: Shaped[Tensor, "..."] | None = None,
+        keep: Shaped[Tensor, "..."] | None = None,
+        cache: KeyValueCache | None = None,
+        positions: Int[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "batch length d_model"]:
+        """The second half; `memory_keep` is `source_keep(source)`, the other arguments `Decoder`'s."""
+        return self.decoder(target, keep, memory, memory_keep, cache, positions)
+
+    def source_keep(
+        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
+    ) -> Shaped[Tensor, "..."] | None:
+        """The mask of the source that both halves need: `keep`, or all but `config.pad_id`."""
+        if keep is None and self.config.pad_id is not None:
+            return padding_mask(source, self.config.pad_id)
+        return keep

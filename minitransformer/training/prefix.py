@@ -47,7 +47,7 @@ class FrozenPrefix:
             return self.model(batch.ids, batch.keep)
         encoder = self.model.encoder
         hidden = encoder.run(self.frozen_output(batch), batch.keep, self.n_frozen - 1)
-        return self.model.classify(encoder.norm(hidden), batch.ids, batch.keep)
+        return self.model.classify(encoder.finish(hidden), batch.ids, batch.keep)
 
     def frozen_output(self, batch: Batch) -> Float[Tensor, "batch length d_model"]:
         """The output of the last frozen layer."""

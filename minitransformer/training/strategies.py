@@ -30,10 +30,12 @@ class Layer(NamedTuple):
 def layers_of(model: SequenceClassifier) -> list[Layer]:
     """The layers from bottom to top; the pooler counts to the head, which is new for every task."""
     encoder = model.encoder
-    layers = [Layer("embeddings", (encoder.embeddings,))]
+    bottom = (encoder.embeddings, encoder.relative_positions)
+    layers = [Layer("embeddings", tuple(m for m in bottom if m is not None))]
     layers += [Layer(f"block {i}", (block,)) for i, block in enumerate(encoder.blocks)]
     pooler = (encoder.pooler,) if model.pooling == "cls" and encoder.pooler is not None else ()
-    layers.append(Layer("head", (encoder.norm, *pooler, model.dropout, model.classifier)))
+    top = (encoder.norm, encoder.dropout, *pooler, model.dropout, model.classifier)
+    layers.append(Layer("head", top))
     return layers
 
 

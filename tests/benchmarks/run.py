@@ -2,9 +2,11 @@
 
 import attention
 import finetuning
+import generation
 import training_step
 
 if __name__ == "__main__":
     attention.main()
     training_step.main()
+    generation.main()
     finetuning.main(accuracy=False)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import minitransformer as mt
-from minitransformer.formulas import block_gradients, by_hand, gradients
+from minitransformer.formulas import block_gradients, by_hand, decoder_gradients, gradients
 from minitransformer.formulas.ledger import LEDGER
 from minitransformer.formulas.verify import CHECKS, differentiable, measure
 from minitransformer.model.rows import EPS, HEADS
@@ -65,7 +65,7 @@ def test_by_hand_matches_finite_differences_of_by_hand(id):
     assert set(grads) == set(names)
     for name in names:
         assert grads[name].shape == inputs[name].shape
-        for _ in range(3):
+        for _ in range(3 if len(names) < 20 else 1):  # a whole model has many names
             at = tuple(rng.integers(0, n) for n in inputs[name].shape)
 
             def loss(entry, name=name, at=at):
@@ -204,6 +204,55 @@ def block_slip(position, slip):
     return backward
 
 
+def decoder_slip(slip):
+    def backward(dout, z, **inputs):
+        right = decoder_gradients.decoder_block_backward
+        options = dict(n_heads=HEADS, eps=EPS, norm_position="post")
+        if slip == "the memory's mask":
+            inputs["memory_keep"] = None
+        grads = right(dout, z=z, **options, **inputs)
+        if slip == "nothing for the encoder":
+            grads["z"] = 0 * grads["z"]
+        return grads
+
+    return backward
+
+
+def causal_slip(dy, x, keep, **w):
+    """The future hidden on the way forward only."""
+    grads = block_gradients.multi_head_attention_backward(dy, x, x, HEADS, keep, **w)
+    grads["x"] = grads["x"] + grads.pop("z")
+    return grads
+
+
+def gate_forgotten(dy, **inputs):
+    grads = decoder_gradients.gated_feed_forward_backward(dy, **inputs)
+    return grads | {"W_3": 0 * grads["W_3"]}
+
+
+def bias_of_one_example(dO, Q, K, V, keep, bias, scale):
+    right = decoder_gradients.biased_attention_backward
+    first = None if keep is None else keep[:1]
+    dB = right(dO[:1], Q[:1], K[:1], V[:1], bias, scale, first)[3]
+    return *right(dO, Q, K, V, bias, scale, keep)[:3], dB
+
+
+def head_alone(dlogits, ids, E, W, scaled):
+    """The lookup's half of the gradient is missing."""
+    x = E[ids]
+    dh, dE = decoder_gradients.tied_logits_backward(dlogits, x @ W, E, scaled)
+    return dE, gradients.linear_backward(dh, x, W)[1]
+
+
+def lookup_alone(dlogits, source, target, source_keep, **p):
+    """The whole model, and its table learns from the target's side only."""
+    right = LEDGER["post_ln_transformer"].backward_by_hand
+    grads = right(dlogits, source, target, source_keep, **p)
+    table = next(name for name in grads if "tokens" in name)
+    grads[table] = grads[table] * np.isin(np.arange(len(grads[table])), target)[:, None]
+    return grads
+
+
 def sublayer_without_values(dy, x, **inputs):
     """z used once, not twice: the way through the keys and values is forgotten."""
     grads = block_gradients.decoder_sublayer_backward(dy, x, x, n_heads=HEADS, eps=EPS, **inputs)
@@ -228,6 +277,19 @@ SLIPS = {
     "pre-LN block: residual": ("pre_ln_block", block_slip("pre", "residual")),
     "post-LN block: order": ("post_ln_block", block_slip("post", "other order")),
     "article's encoder: z": ("encoder_sublayer", sublayer_without_values),
+    "decoder block: the memory's mask": (
+        "post_ln_decoder_block",
+        decoder_slip("the memory's mask"),
+    ),
+    "decoder block: nothing for the encoder": (
+        "post_ln_decoder_block",
+        decoder_slip("nothing for the encoder"),
+    ),
+    "masked self-attention: the mask": ("causal_self_attention", causal_slip),
+    "gated feed-forward: the gate": ("gated_feed_forward", gate_forgotten),
+    "bias on the scores: the batch": ("biased_attention", bias_of_one_example),
+    "tied embeddings: the lookup": ("tied_logits", head_alone),
+    "whole Transformer: the table": ("post_ln_transformer", lookup_alone),
     "GELU: tanh for erf": ("gelu", gradients.gelu_tanh_backward),
 }
 
@@ -250,5 +312,6 @@ def test_unaltered_slips_would_pass():
         ("attention", attention_slip("nothing")),
         ("pre_ln_block", block_slip("pre", "nothing")),
         ("post_ln_block", block_slip("post", "nothing")),
+        ("post_ln_decoder_block", decoder_slip("nothing")),
     ):
         assert measure(replace(LEDGER[id], backward_by_hand=right)).wrong() == []

@@ -17,6 +17,7 @@ from minitransformer.formulas import ops
 from minitransformer.formulas.ledger import LEDGER
 from minitransformer.formulas.verify import Errors, measure
 from minitransformer.model import rows
+from minitransformer.model.language_models import LanguageModelHead
 from minitransformer.model.layers import Embeddings
 from minitransformer.model.transformer import Pooler
 
@@ -42,8 +43,9 @@ def defined_in(module: str) -> set[str]:
 
 def test_verify_runs_every_formula_and_module():
     """A new operation or module that no row of the ledger computes with fails here."""
-    modules = ["formulas.ops", "model.attention", "model.layers", "model.blocks",
-               "model.transformer", "model.heads"]  # fmt: skip
+    modules = ["formulas.ops", "formulas.positions", "formulas.adamw", "model.attention",
+               "model.layers", "model.blocks", "model.transformer", "model.heads",
+               "model.language_models"]  # fmt: skip
     files = {sys.modules[f"minitransformer.{m}"].__file__: set() for m in modules}
 
     def note(frame, event, argument):
@@ -60,33 +62,11 @@ def test_verify_runs_every_formula_and_module():
         name for m, ran in zip(modules, files.values(), strict=True) for name in defined_in(m) - ran
     }
     assert missed <= {
-        "causal_mask", "padding_mask", "init_weights",  # no formulas
-        "scaled_dot_product_attention", "RMSNorm.forward",  # in others' rows, in the next tests
-        "Encoder.forward", "SequenceClassifier.forward",  # made of rows; compared in test_bert.py
-    }  # fmt: skip
-
-
-def test_scaled_dot_product_attention_holds_like_its_row():
-    def ours(Q, K, V, keep):
-        output, weights = mt.scaled_dot_product_attention(Q, K, V, keep)
-        torch.testing.assert_close(weights @ V, output)
-        return output
-
-    errors = measure(dataclasses.replace(LEDGER["attention"], ours=ours))
-    assert not errors.wrong() and errors["gradient"] is not None
-
-
-@pytest.mark.parametrize("kind", ["formula", "fused"])
-@pytest.mark.parametrize(
-    ("row", "module"), [("layer_norm", mt.LayerNorm), ("rms_norm", mt.RMSNorm)]
-)
-def test_norm_modules_hold_like_their_rows(kind, row, module):
-    def ours(x, eps, gamma, beta=None):
-        state = {"weight": gamma} | ({} if beta is None else {"bias": beta})
-        return torch.func.functional_call(module(x.shape[-1], eps, kind), state, (x,))
-
-    errors = measure(dataclasses.replace(LEDGER[row], ours=ours))
-    assert not errors.wrong() and errors["gradient"] is not None
+        "padding_mask",
+        "token_positions",
+        "init_weights",  # no formulas
+        "SequenceClassifier.forward",  # made of rows; compared in test_bert.py
+    }
 
 
 def hot(Q, K, V, keep):
@@ -182,36 +162,36 @@ def heads_interleaved(self, x, z, keep):
     return tuple(y.unflatten(-1, (-1, self.n_heads)).permute(0, 3, 1, 2) for y in maps)
 
 
-def merged_without_transpose(self, x, memory=None, keep=None):
+def merged_without_transpose(self, x, memory=None, keep=None, **others):
     """Mistake 17."""
     heads = ops.attention(*self.project(x, x if memory is None else memory, keep), keep)
     return self.W_O(heads.reshape(x.shape))
 
 
-def heads_never_mixed(self, x, memory=None, keep=None):
+def heads_never_mixed(self, x, memory=None, keep=None, **others):
     """Mistake 21: no output projection."""
     heads = ops.attention(*self.project(x, x if memory is None else memory, keep), keep)
     return heads.transpose(1, 2).flatten(2) + 0 * self.W_O(x)
 
 
-def block_without_residual(self, x, keep=None):
+def block_without_residual(self, x, keep=None, bias=None):
     """Mistake 22."""
     x = self.norm_1(self.attention(x, keep=keep))
     return self.norm_2(x + self.feed_forward(x))
 
 
-def block_of_the_other_kind(self, x, keep=None):
+def block_of_the_other_kind(self, x, keep=None, bias=None):
     """Mistake 23: pre-LN where post-LN is asked for."""
     x = x + self.attention(self.norm_1(x), keep=keep)
     return x + self.feed_forward(self.norm_2(x))
 
 
-def post_ln_always(self, x, keep=None):
+def post_ln_always(self, x, keep=None, bias=None):
     x = self.norm_1(x + self.attention(x, keep=keep))
     return self.norm_2(x + self.feed_forward(x))
 
 
-def block_ignores_mask(self, x, keep=None):
+def block_ignores_mask(self, x, keep=None, bias=None):
     """Mistake 13."""
     return post_ln_always(self, x)
 
@@ -226,9 +206,54 @@ def relu_always(self, x):
     return self.W_2(torch.relu(self.W_1(x)))
 
 
-def unscaled(self, ids, segments=None):
+def unscaled(self, ids, segments=None, positions=None, first=0):
     """Mistake 31."""
     return self.tokens(ids) + self.positions[: ids.shape[1]]
+
+
+def future_in_view(keep, causal, scores):
+    """Mistake 12: the decoder sees what it has to predict."""
+    return keep
+
+
+def sees_itself_alone(keep, causal, scores):
+    """The diagonal and what is above, where it should be below."""
+    past = torch.ones(scores.shape[-2:], dtype=torch.bool).triu()
+    return (past if keep is None else keep & past) if causal else keep
+
+
+def no_cross_attention(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+    y = self.norm_1(y + self.attention(y, keep=keep, causal=True))
+    y = self.norm_cross(y + 0 * self.cross_attention(y, memory, memory_keep))
+    return self.norm_2(y + self.feed_forward(y))
+
+
+def cross_before_self(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+    y = self.norm_cross(y + self.cross_attention(y, memory, memory_keep))
+    y = self.norm_1(y + self.attention(y, keep=keep, causal=True))
+    return self.norm_2(y + self.feed_forward(y))
+
+
+def memory_unmasked(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+    return right_decoder_block(self, y, keep, memory, None, bias, cache)
+
+
+right_decoder_block = mt.DecoderBlock.forward
+
+
+def gate_on_the_wrong_side(self, x):
+    f = getattr(ops.OPS[self.ops], self.activation)
+    return self.W_2(self.W_1(x) * f(self.W_3(x)))
+
+
+def distance_turned_round(self, queries, keys):
+    E = self.buckets.weight
+    b = ops.relative_buckets(keys, keys, len(E), self.max_distance, self.bidirectional).T
+    return E[b[-queries:]].permute(2, 0, 1)[None]
+
+
+def head_of_its_own(self, hidden, E):
+    return hidden @ E.detach().mT
 
 
 def last_position(self, hidden):
@@ -251,6 +276,15 @@ def last_position(self, hidden):
         ("feed_forward", mt.FeedForward, "forward", relu_always),
         ("embeddings", Embeddings, "forward", unscaled),
         ("pooler", Pooler, "forward", last_position),
+        ("causal_self_attention", ops, "visible", sees_itself_alone),
+        ("post_ln_decoder_block", ops, "visible", future_in_view),
+        ("causal_lm", ops, "visible", future_in_view),
+        ("post_ln_decoder_block", mt.DecoderBlock, "forward", no_cross_attention),
+        ("post_ln_decoder_block", mt.DecoderBlock, "forward", cross_before_self),
+        ("post_ln_decoder_block", mt.DecoderBlock, "forward", memory_unmasked),
+        ("pre_ln_transformer", mt.DecoderBlock, "forward", memory_unmasked),
+        ("gated_feed_forward", mt.FeedForward, "forward", gate_on_the_wrong_side),
+        ("relative_position_bias", mt.RelativePositionBias, "forward", distance_turned_round),
     ],
 )
 def test_a_mistake_in_a_module_is_caught(row, owner, name, mistake, monkeypatch, capsys):
@@ -258,6 +292,16 @@ def test_a_mistake_in_a_module_is_caught(row, owner, name, mistake, monkeypatch,
     report = mt.verify([row])
     assert not report.ok and {"by hand", "torch"} <= set(report.rows[row].wrong())
     assert main(["verify", row]) == 1 and "!" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("row", ["tied_logits", "post_ln_transformer", "causal_lm"])
+def test_a_gradient_from_one_of_two_places_is_caught(row, monkeypatch):
+    """Tied embeddings learn from both ends: cut at the head, all values are right."""
+    monkeypatch.setattr(LanguageModelHead, "forward", head_of_its_own)
+    wrong = mt.verify([row]).rows[row].wrong()
+    assert {"gradient", "by-hand grad"} <= set(wrong) and (
+        row == "tied_logits" or not {"by hand", "torch"} & set(wrong)
+    )
 
 
 def test_mean_pool_with_padding_is_caught():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_models import normal, randomise
 
 import minitransformer as mt
 from minitransformer.formulas import ops
@@ -18,23 +19,6 @@ CONFIG = mt.TransformerConfig(
 SETS = pytest.mark.parametrize("kind", ["formula", "fused"])
 NORMS = pytest.mark.parametrize("norm_position", ["post", "pre"])
 few = settings(max_examples=20, deadline=None)
-
-
-def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Weights of order 1, random gains and biases, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    for p in module.double().parameters():
-        p.data = (
-            torch.randn(p.shape, generator=generator, dtype=torch.float64)
-            / max(1, p.shape[-1]) ** 0.5
-        )
-        if p.ndim == 1:
-            p.data += 1.0
-    return module
-
-
-def normal(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def block(norm_position: str, kind: str = "fused") -> EncoderBlock:

@@ -1,0 +1,91 @@
+"""What a decoder has read: the keys and values of earlier tokens, which the next one attends to."""
+
+from collections import defaultdict
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+ROOM = 256
+"""How many positions memory is laid out for at a time, so that a token is written, not all copied."""
+
+
+class KeyValues:
+    """Keys and values of one attention.
+
+    Shapes: K, V (batch, heads, length, d_k).
+    """
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.K: Tensor | None = None  # with room behind the first `length` positions
+        self.V: Tensor | None = None
+
+    def append(
+        self, K: Float[Tensor, "batch heads new d_k"], V: Float[Tensor, "batch heads new d_k"]
+    ) -> tuple[Float[Tensor, "batch heads keys d_k"], Float[Tensor, "batch heads keys d_k"]]:
+        """Put the new ones behind those there are; returns all."""
+        start, self.length = self.length, self.length + K.shape[2]
+        self.K = put(self.K, start, K)
+        self.V = put(self.V, start, V)
+        return self.read()
+
+    def read(
+        self,
+    ) -> tuple[Float[Tensor, "batch heads keys d_k"], Float[Tensor, "batch heads keys d_k"]]:
+        """All keys and values so far."""
+        assert self.K is not None and self.V is not None, "nothing was appended"
+        return self.K[:, :, : self.length], self.V[:, :, : self.length]
+
+
+def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
+    """Write `new` from position `start` on; more room is laid out when there is too little."""
+    end = start + new.shape[2]
+    if new.requires_grad:  # what gradients need must not be written over: a copy
+        return new if store is None else torch.cat([store[:, :, :start], new], 2)
+    if store is None or end > store.shape[2] or store.requires_grad:
+        batch, heads, _, d_k = new.shape
+        larger = new.new_empty(batch, heads, -(-end // ROOM) * ROOM, d_k)
+        if store is not None:
+            larger[:, :, :start] = store[:, :, :start]
+        store = larger
+    store[:, :, start:end] = new
+    return store
+
+
+class KeyValueCache:
+    """The keys and values of every layer of a decoder, so that each token is read once.
+
+    Give the same cache to one call after another, with the new tokens only; the result is that of
+    one call with all of them. Keys and values of the encoder's output are computed in the first.
+
+    >>> import minitransformer as mt
+    >>> decoder = mt.Decoder(mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8)).eval()
+    >>> ids, cache = torch.tensor([[4, 7, 5]]), KeyValueCache()
+    >>> first, last = decoder(ids[:, :2], cache=cache), decoder(ids[:, 2:], cache=cache)
+    >>> bool(torch.allclose(last, decoder(ids)[:, 2:], atol=1e-6)), cache.length
+    (True, 3)
+    """
+
+    def __init__(self) -> None:
+        self.own: defaultdict[int, KeyValues] = defaultdict(KeyValues)
+        """Of the self-attention, by layer."""
+        self.memory: defaultdict[int, KeyValues] = defaultdict(KeyValues)
+        """Of the cross-attention, by layer."""
+        self.keep: Tensor | None = None
+        """Which of the tokens so far may be attended to, (batch, 1, 1, length); None: all."""
+        self.next: Tensor | None = None
+        """The position of the next token, (batch, 1), where positions were given."""
+
+    @property
+    def length(self) -> int:
+        """How many tokens were read."""
+        return self.own[0].length
+
+    def reorder(self, indices: Int[Tensor, "new_batch"]) -> None:
+        """Make example `indices[n]` the n-th of the batch: beam search follows its best beams."""
+        for one in (*self.own.values(), *self.memory.values()):
+            if one.K is not None and one.V is not None:
+                one.K, one.V = one.K[indices], one.V[indices]
+        self.keep = None if self.keep is None else self.keep[indices]
+        self.next = None if self.next is None else self.next[indices]
