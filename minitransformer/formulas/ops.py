@@ -252,8 +252,10 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     n = x.numel()
     bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
-    kept = lanes > dropped - 32769  # a threshold that 16 bits can hold, also at p near 1
-    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+    # 0 or 1 in x's own type: by way of booleans it would take twice as long.
+    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.gt(lanes, dropped - 32769, out=kept)  # a threshold that 16 bits can hold, also at p near 1
+    return x * kept.mul_(1 / (1 - p))
 
 
 def sinusoidal_positions(
