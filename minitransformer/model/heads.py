@@ -72,7 +72,10 @@ class SequenceClassifier(nn.Module):
         segments: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits for each sequence; `keep` as `padding_mask` gives it, by default from `pad_id`."""
-        hidden = self.encoder(ids, keep, segments)
+        # "cls" reads the first position only, so the last block computes no other: with 6 layers
+        # a seventh of all the work less, and the same logits.
+        first = 1 if self.pooling == "cls" else None
+        hidden = self.encoder(ids, keep, segments, first)
         return self.classifier(self.dropout(self.pool(hidden, ids, keep)))
 
     def pool(

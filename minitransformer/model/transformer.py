@@ -66,12 +66,15 @@ class Encoder(nn.Module):
         ids: Int[Tensor, "batch length"],
         keep: Shaped[Tensor, "..."] | None = None,
         segments: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        first: int | None = None,
+    ) -> Float[Tensor, "batch first d_model"]:
         """Encode token ids.
 
         Args:
             keep: which keys may be attended to; by default all but `config.pad_id`.
             segments: segment of each token (BERT's sentences A and B), all 0 by default.
+            first: how many positions, from the left, are wanted; all by default. The others are
+                then left out of the last block, where nothing reads them any more.
 
         Raises:
             ValueError, TypeError: as `Embeddings` and `check_keep`.
@@ -80,5 +83,5 @@ class Encoder(nn.Module):
             keep = padding_mask(ids, self.config.pad_id)
         x = self.embeddings(ids, segments)
         for block in self.blocks:
-            x = block(x, keep)
+            x = block(x, keep, first if block is self.blocks[-1] else None)
         return self.norm(x)
