@@ -135,14 +135,16 @@ def cross_entropy(
 def fused_softmax(
     scores: Float[Tensor, "... keys"], keep: Keep = None
 ) -> Float[Tensor, "... keys"]:
-    """`softmax` by torch's kernel."""
+    """`softmax` by torch's kernel, in float32 at least: in 16 bits it is less exact, and slower."""
+    dtype = scores.dtype
+    scores = scores.to(torch.promote_types(dtype, torch.float32))
     if keep is None:
-        return torch.softmax(scores, -1)
+        return torch.softmax(scores, -1).to(dtype)
     some = keep.any(-1, keepdim=True)
     # A query without any key is let see all of them, and zeroed afterwards: no NaN on the way.
     # Adding a small broadcast mask is cheaper than filling the scores.
     blocked = torch.zeros(keep.shape, dtype=scores.dtype, device=scores.device)
-    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1)
+    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1).to(dtype)
     return weights if some.all() else weights * some
 
 
