@@ -1,9 +1,16 @@
-"""AdamW's parameter groups and the learning rate's schedule."""
+"""AdamW's parameter groups, the rows of the embedding that it needs, the learning rate's schedule."""
+
+import contextlib
+import itertools
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
-from ..model.layers import LayerNorm, RMSNorm
+from ..data.batches import EncodedTexts
+from ..model.layers import Embeddings, LayerNorm, RMSNorm
 from .strategies import Layer
 
 
@@ -35,6 +42,50 @@ def split_by_decay(layer: Layer) -> tuple[list[nn.Parameter], list[nn.Parameter]
             exempt = isinstance(module, LayerNorm | RMSNorm) or name == "bias"
             (plain if exempt else decayed).append(parameter)
     return decayed, plain
+
+
+class RowsInUse(nn.Module):
+    r"""Stands in for the table of token embeddings: only the rows that the training texts read.
+
+    The other rows get no gradient, so their momentum stays 0 and AdamW only decays them, all alike:
+    $\theta \leftarrow (1 - \eta\lambda)\,\theta$. One row of ones that no id reads goes through AdamW
+    for all of them. The result is the whole table's, at a fraction of its gradient, norm and update.
+
+        rows = RowsInUse(encoder.embeddings.tokens, train)
+        with rows.inside(encoder.embeddings):
+            ...  # make the optimizer, train
+        ...  # the whole table has learned: evaluate, save; and again `with` to go on
+
+    Not for a table that an output layer shares: there every row gets a gradient.
+
+    Shapes: ids (batch, length) -> (batch, length, d_model).
+    """
+
+    def __init__(self, table: nn.Embedding, data: EncodedTexts):
+        super().__init__()
+        self.rows = torch.tensor(sorted({data.pad_id, *itertools.chain(*data.ids)}))
+        self.place = torch.full((table.num_embeddings,), -1)  # any other id is an IndexError
+        self.place[self.rows] = torch.arange(len(self.rows))
+        start = table.weight.detach()
+        self.weight = nn.Parameter(torch.cat([start[self.rows], torch.ones_like(start[:1])]))
+
+    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
+        """Look up."""
+        return F.embedding(self.place[ids], self.weight)
+
+    @contextlib.contextmanager
+    def inside(self, embeddings: Embeddings) -> Iterator[None]:
+        """Read from these rows inside; outside, the whole table has learned what they learned."""
+        table = embeddings.tokens
+        embeddings.tokens = self
+        try:
+            yield
+        finally:
+            embeddings.tokens = table
+            with torch.no_grad():
+                table.weight.mul_(self.weight[-1])  # the decay since the last time
+                table.weight[self.rows] = self.weight[:-1]
+                self.weight[-1] = 1
 
 
 def warmup_then_linear(step: int, steps: int, warmup: float) -> float:
