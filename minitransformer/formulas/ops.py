@@ -254,9 +254,9 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     n = x.numel()
     bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
-    # 0 or 1 in x's own type: by way of booleans it would take twice as long.
+    threshold = dropped - 32769  # fits into 16 bits, also at p near 1
     kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.gt(lanes, dropped - 32769, out=kept)  # a threshold that 16 bits can hold, also at p near 1
+    torch.gt(lanes, threshold, out=kept)  # 0 or 1 in x's type; through booleans: twice as long
     return x * kept.mul_(1 / (1 - p))
 
 

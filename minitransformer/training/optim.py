@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -44,7 +43,7 @@ def split_by_decay(layer: Layer) -> tuple[list[nn.Parameter], list[nn.Parameter]
     return decayed, plain
 
 
-class RowsInUse(nn.Module):
+class RowsInUse(nn.Embedding):
     r"""Stands in for the table of token embeddings: only the rows that the training texts read.
 
     The other rows get no gradient, so their momentum stays 0 and AdamW only decays them, all alike:
@@ -62,16 +61,16 @@ class RowsInUse(nn.Module):
     """
 
     def __init__(self, table: nn.Embedding, data: EncodedTexts):
-        super().__init__()
-        self.rows = torch.tensor(sorted({data.pad_id, *itertools.chain(*data.ids)}))
-        self.place = torch.full((table.num_embeddings,), -1)  # any other id is an IndexError
-        self.place[self.rows] = torch.arange(len(self.rows))
+        rows = torch.tensor(sorted({data.pad_id, *itertools.chain(*data.ids)}))
         start = table.weight.detach()
-        self.weight = nn.Parameter(torch.cat([start[self.rows], torch.ones_like(start[:1])]))
+        weight = torch.cat([start[rows], torch.ones_like(start[:1])])
+        super().__init__(*weight.shape, _weight=weight)
+        self.rows, self.place = rows, torch.full((len(start),), -1)
+        self.place[rows] = torch.arange(len(rows))  # -1 stays, an IndexError, for any other id
 
     def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
         """Look up."""
-        return F.embedding(self.place[ids], self.weight)
+        return super().forward(self.place[ids])
 
     @contextlib.contextmanager
     def inside(self, embeddings: Embeddings) -> Iterator[None]:
