@@ -167,14 +167,16 @@ def cross_entropy(
 def fused_softmax(
     scores: Float[Tensor, "... keys"], keep: Keep = None
 ) -> Float[Tensor, "... keys"]:
-    """`softmax` by torch's kernel."""
+    """`softmax` by torch's kernel, in float32 at least: in 16 bits it is less exact, and slower."""
+    dtype = scores.dtype
+    scores = scores.to(torch.promote_types(dtype, torch.float32))
     if keep is None:
-        return torch.softmax(scores, -1)
+        return torch.softmax(scores, -1).to(dtype)
     some = keep.any(-1, keepdim=True)
     # A query without any key is let see all of them, and zeroed afterwards: no NaN on the way.
     # Adding a small broadcast mask is cheaper than filling the scores.
     blocked = torch.zeros(keep.shape, dtype=scores.dtype, device=scores.device)
-    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1)
+    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1).to(dtype)
     return weights if some.all() else weights * some
 
 
@@ -300,5 +302,7 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     n = x.numel()
     bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
     lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
-    kept = lanes > dropped - 32769  # a threshold that 16 bits can hold, also at p near 1
-    return x * kept.to(x.dtype).mul_(1 / (1 - p))
+    threshold = dropped - 32769  # fits into 16 bits, also at p near 1
+    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    torch.gt(lanes, threshold, out=kept)  # 0 or 1 in x's type; through booleans: twice as long
+    return x * kept.mul_(1 / (1 - p))

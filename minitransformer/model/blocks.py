@@ -82,17 +82,27 @@ class EncoderBlock(nn.Module):
         x: Float[Tensor, "batch length d_model"],
         keep: Shaped[Tensor, "..."] | None = None,
         bias: Float[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
-        """Transform the stream; `keep` says which keys each position may attend to.
+        first: int | None = None,
+    ) -> Float[Tensor, "batch first d_model"]:
+        """Transform the stream.
 
         Args:
+            keep: which keys each position may attend to.
             bias: added to the scores of attention (relative positions).
+            first: how many positions, from the left, to transform: the others are still attended
+                to, but what would become of them is not computed. All of them by default.
         """
+        if first is not None:
+            bias = None if bias is None else bias[..., :first, :]
+            if keep is not None and keep.shape[-2:-1] == x.shape[1:2]:
+                keep = keep[..., :first, :]
         if self.norm_position == "post":
-            x = self.norm_1(x + self.dropout(self.attention(x, keep=keep, bias=bias)))
-            return self.norm_2(x + self.dropout(self.feed_forward(x)))
-        x = x + self.dropout(self.attention(self.norm_1(x), keep=keep, bias=bias))
-        return x + self.dropout(self.feed_forward(self.norm_2(x)))
+            q = x[:, :first]
+            q = self.norm_1(q + self.dropout(self.attention(q, x, keep, bias)))
+            return self.norm_2(q + self.dropout(self.feed_forward(q)))
+        z = self.norm_1(x)
+        q = x[:, :first] + self.dropout(self.attention(z[:, :first], z, keep, bias))
+        return q + self.dropout(self.feed_forward(self.norm_2(q)))
 
 
 class DecoderBlock(nn.Module):

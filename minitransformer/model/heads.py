@@ -59,6 +59,9 @@ class SequenceClassifier(nn.Module):
         if n_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {n_classes}")
         self.encoder, self.pooling, self.n_classes = encoder, pooling, n_classes
+        self.first = 1 if pooling == "cls" else None
+        """How many positions it reads: the last block computes no others, a seventh of the work
+        with 6 layers."""
         self.labels: tuple[str, ...] = tuple(str(c) for c in range(n_classes))
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
@@ -72,11 +75,11 @@ class SequenceClassifier(nn.Module):
         segments: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits for each sequence; `keep` as `padding_mask` gives it, by default from `pad_id`."""
-        return self.classify(self.encoder(ids, keep, segments), ids, keep)
+        return self.classify(self.encoder(ids, keep, segments, self.first), ids, keep)
 
     def classify(
         self,
-        hidden: Float[Tensor, "batch length d_model"],
+        hidden: Float[Tensor, "batch positions d_model"],
         ids: Int[Tensor, "batch length"],
         keep: Shaped[Tensor, "..."] | None = None,
     ) -> Float[Tensor, "batch n_classes"]:

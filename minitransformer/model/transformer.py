@@ -98,19 +98,22 @@ class Encoder(nn.Module):
         ids: Int[Tensor, "batch length"],
         keep: Shaped[Tensor, "..."] | None = None,
         segments: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        first: int | None = None,
+    ) -> Float[Tensor, "batch first d_model"]:
         """Encode token ids.
 
         Args:
             keep: which keys may be attended to; by default all but `config.pad_id`.
             segments: segment of each token (BERT's sentences A and B), all 0 by default.
+            first: how many positions, from the left, are wanted; all by default. The others are
+                then left out of the last block, where nothing reads them any more.
 
         Raises:
             ValueError, TypeError: as `Embeddings` and `check_keep`.
         """
         if keep is None and self.config.pad_id is not None:
             keep = padding_mask(ids, self.config.pad_id)
-        return self.finish(self.run(self.embeddings(ids, segments), keep))
+        return self.finish(self.run(self.embeddings(ids, segments), keep, first=first))
 
     def run(
         self,
@@ -118,13 +121,14 @@ class Encoder(nn.Module):
         keep: Shaped[Tensor, "..."] | None = None,
         start: int = 0,
         stop: int | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
-        """Pass the stream through the blocks from `start` up to `stop`."""
+        first: int | None = None,
+    ) -> Float[Tensor, "batch first d_model"]:
+        """Pass the stream through the blocks from `start` up to `stop`; `first` as in `forward`."""
         bias = None
         if self.relative_positions is not None:
             bias = self.relative_positions(x.shape[1], x.shape[1])
         for block in self.blocks[start:stop]:
-            x = block(x, keep, bias)
+            x = block(x, keep, bias, first if block is self.blocks[-1] else None)
         return x
 
     def finish(

@@ -5,6 +5,7 @@ from ..model.heads import SequenceClassifier
 from .evaluate import evaluate
 from .loop import Entry, History, fit
 from .objectives import classification_loss
+from .optim import RowsInUse
 from .precision import Precision
 from .prefix import prefixes
 from .strategies import Full, Strategy, layers_of
@@ -80,15 +81,18 @@ def finetune(
         steps, validate_every = epochs * per_epoch, validate_every or per_epoch
     valid_prefix, train_prefix = prefixes(model, (valid, train), cache_mib)
 
+    rows = RowsInUse(model.encoder.embeddings, train)
+
     def validate() -> Entry:
-        metrics = evaluate(model, valid, prefix=valid_prefix)
+        with rows.outside():  # texts with words that no training text has
+            metrics = evaluate(model, valid, prefix=valid_prefix)
         return {"loss": metrics.loss, "accuracy": metrics.accuracy}
 
     def on_freeze(n_layers: int) -> None:
         valid_prefix.freeze(n_layers)
         train_prefix.freeze(n_layers)
 
-    with strategy.applied(model):
+    with strategy.applied(model), rows.inside():
         return fit(
             model,
             train,

@@ -46,7 +46,9 @@ class FrozenPrefix:
         if not self.n_frozen or not self.budget:
             return self.model(batch.ids, batch.keep)
         encoder = self.model.encoder
-        hidden = encoder.run(self.frozen_output(batch), batch.keep, self.n_frozen - 1)
+        hidden = encoder.run(
+            self.frozen_output(batch), batch.keep, self.n_frozen - 1, first=self.model.first
+        )
         return self.model.classify(encoder.finish(hidden), batch.ids, batch.keep)
 
     def frozen_output(self, batch: Batch) -> Float[Tensor, "batch length d_model"]:
