@@ -30,9 +30,12 @@ from .training.strategies import STRATEGIES, named
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors of the user's making print one clear line and exit with 2."""
     args = parser().parse_args(arguments)
-    warnings.showwarning = lambda message, *_, **__: print(f"note: {message}", file=sys.stderr)
     try:
-        return args.run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"note: {message}", file=sys.stderr
+            )
+            return args.run(args)
     except (OSError, ValueError, KeyError, FloatingPointError) as error:
         # str(KeyError) is the repr of its message
         text = error.args[0] if isinstance(error, KeyError) else error
@@ -247,6 +250,8 @@ def write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
         "w", dir=path.parent, prefix=f".{path.name}-", newline="", encoding="utf-8", delete=False
     ) as draft:
         csv.writer(draft).writerows(rows)
+    os.umask(mask := os.umask(0))  # the only way to read it
+    os.chmod(draft.name, 0o666 & ~mask)  # a temporary file is its owner's alone
     os.replace(draft.name, path)
 
 

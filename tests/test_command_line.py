@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -83,8 +84,16 @@ def test_predict_files(trained, tmp_path, capsys):
     rows = list(csv.DictReader(out.open()))
     assert [r["label"] for r in rows] == ["good", "bad"] and rows[0]["text"] == GOOD
     assert all(0.5 <= float(r["probability"]) <= 1 for r in rows)
+    (plain := tmp_path / "plain").touch()
+    assert out.stat().st_mode == plain.stat().st_mode, "readable for whom a new file is"
     assert main(["predict", trained, "--file", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("bad")
+
+
+def test_warnings_are_shown_as_before_after_a_command(trained):
+    shown = warnings.showwarning
+    assert main(["predict", trained, GOOD]) == 0
+    assert warnings.showwarning is shown
 
 
 def test_evaluate_prints_the_confusion_matrix(trained, table, capsys):
