@@ -2,18 +2,25 @@
 
 from .batches import Batch, EncodedTexts, pad
 from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
+from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
 from .tokenizers import Tokenizer, encode
+from .vocabulary import train_tokenizer
 
 __all__ = [
     "DOMAINS",
     "Batch",
+    "EncodedPairs",
     "EncodedTexts",
     "LabelledTexts",
+    "PairBatch",
     "Tokenizer",
     "encode",
+    "encode_pairs",
     "load",
+    "pack",
     "pad",
     "read_table",
     "read_texts",
     "samples",
+    "train_tokenizer",
 ]
