@@ -33,6 +33,7 @@ from .training import experiments, results, strategies
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
 from .training.plan import plan
+from .training.pretrain import perplexity, pretrain
 
 __version__ = "0.1.0"
 
@@ -63,8 +64,10 @@ __all__ = [
     "ledger",
     "load_pretrained",
     "padding_mask",
+    "perplexity",
     "plan",
     "predict",
+    "pretrain",
     "results",
     "save_pretrained",
     "scaled_dot_product_attention",
