@@ -27,6 +27,7 @@ from .model.config import TransformerConfig
 from .model.heads import SequenceClassifier
 from .model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from .model.layers import FeedForward, LayerNorm, RMSNorm
+from .model.switches import compare_switches
 from .model.transformer import Decoder, Encoder, EncoderDecoder
 from .pretrained import load_pretrained, save_pretrained
 from .training import experiments, results, strategies
@@ -57,6 +58,7 @@ __all__ = [
     "attention_maps",
     "causal_mask",
     "check",
+    "compare_switches",
     "data",
     "evaluate",
     "experiments",
