@@ -27,6 +27,7 @@ from ..formulas.rows import (
 )
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
+from .checkpoint_checks import relative_bucket, split_c_attn  # noqa: F401
 from .diagnosis import EXACT, Exercise, distance
 from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     adamw_step,
@@ -34,6 +35,8 @@ from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     layer_norm_backward,
     softmax_backward,
 )
+from .sampling_checks import temperature, top_p  # noqa: F401
+from .transformer_checks import encoder_decoder, shift_right, target_loss  # noqa: F401
 
 # --- Attention --------------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ def test_inputs_can_tell_axes_apart(name):
     exercise: Exercise = EXERCISES[name]
     first = next(iter(exercise.inputs().values()))
     right = exercise.reference(**first)
-    assert right.dtype == torch.float64
+    assert right.dtype in (torch.float64, torch.int64)
     assert len(set(right.shape)) == right.dim()
 
 
