@@ -170,6 +170,7 @@ def test_no_file_is_too_long_to_read():
         "mistakes.py",
         "checks.py",
         "gradient_checks.py",
+        "transformer_checks.py",
         "diagnosis.py",
         "by_hand.py",
     }

@@ -247,8 +247,8 @@ def draw_encoder_decoder(rng: np.random.Generator, case: str) -> Inputs:
     """Embedded source and target, and an encoder and a decoder with random weights."""
 
     def attention() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        Q, K, V, O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))
-        return lambda x, z, keep: x + multi_head_attention(x, z, Q, K, V, O, HEADS, keep)
+        W_Q, W_K, W_V, W_O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))
+        return lambda x, z, keep: x + multi_head_attention(x, z, W_Q, W_K, W_V, W_O, HEADS, keep)
 
     reads, writes, looks = attention(), attention(), attention()
     padding = {"no padding": (0, 0, 0), "padding on the right": (0, 2, 4)}.get(case, (3, 0, 1))
