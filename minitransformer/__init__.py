@@ -9,7 +9,7 @@ from .classroom import checks as check
 from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
-from .inference import attention_maps
+from .inference import attention_maps, generate, stream
 from .model import decoder_rows as _decoder_rows  # noqa: F401  (fills the ledger)
 from .model import model_rows as _model_rows  # noqa: F401  (fills the ledger)
 from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
@@ -63,6 +63,7 @@ __all__ = [
     "evaluate",
     "experiments",
     "finetune",
+    "generate",
     "ledger",
     "load_pretrained",
     "padding_mask",
@@ -74,6 +75,7 @@ __all__ = [
     "save_pretrained",
     "scaled_dot_product_attention",
     "strategies",
+    "stream",
     "token_positions",
     "verify",
 ]
