@@ -148,7 +148,7 @@ def check_family(state: Mapping[str, Tensor], name: str) -> None:
             if not any(key.endswith(mine) for key in state):
                 raise ValueError(
                     f"config.json says {name!r}, but the weights have the names of {other!r}: "
-                    f"{', '.join(list(state)[:3])}, ... and no {mine}"
+                    f"{', '.join(sorted(state)[:3])}, ... and no {mine}"
                 )
 
 
@@ -161,7 +161,7 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
     problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
-    problems += [f"unexpected: {key} {tuple(t.shape)}" for key, t in left.items()]
+    problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in sorted(left)]
     problems += [
         f"shape: {key} is {tuple(found[key].shape)}, the config asks for {tuple(t.shape)}"
         for key, t in expected.items()

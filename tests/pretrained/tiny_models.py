@@ -31,7 +31,12 @@ def hf_t5(**changes) -> T5ForConditionalGeneration:
         d_ff=34, relative_attention_num_buckets=8, relative_attention_max_distance=12,
         attn_implementation="eager", decoder_start_token_id=0,
     )  # fmt: skip
-    return randomise(T5ForConditionalGeneration(T5Config(**(sizes | changes))), std=0.2)
+    model = T5ForConditionalGeneration(T5Config(**(sizes | changes)))
+    if (
+        not model.config.scale_decoder_outputs
+    ):  # v1.1's last map is its own, which the config says not
+        model.lm_head.weight = torch.nn.Parameter(torch.empty(model.lm_head.weight.shape))
+    return randomise(model, std=0.2)
 
 
 V1_1 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
