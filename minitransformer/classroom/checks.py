@@ -28,6 +28,11 @@ from ..formulas.rows import (
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
 from .checkpoint_checks import relative_bucket, split_c_attn  # noqa: F401
+from .decoder_checks import (  # noqa: F401
+    causal_weights,
+    cross_attention,
+    decoder_block,
+)
 from .diagnosis import EXACT, Exercise, distance
 from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     adamw_step,
