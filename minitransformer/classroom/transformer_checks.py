@@ -129,7 +129,8 @@ shift_right = Exercise(
 
 
 def draw_loss(rng: np.random.Generator, case: str) -> Inputs:
-    target = rng.integers(1, VOCAB, (BATCH, QUERIES))
+    target = rng.integers(0, VOCAB, (BATCH, QUERIES))
+    target[:, 0] = 0  # a real token may have any id
     lengths = (QUERIES,) * BATCH if case == "no padding" else LENGTHS
     keep = np.arange(QUERIES) < np.array(lengths)[:, None]
     logits = 2 * rng.standard_normal((BATCH, QUERIES, VOCAB))
@@ -158,6 +159,8 @@ def target_loss_variant(
         losses = -log_p.exp().gather(-1, target[..., None])[..., 0]
     if counted == "without the end":
         keep = keep & (keep.cumsum(1) < keep.sum(1, keepdim=True))
+    if counted == "by id":
+        keep = target != 0
     if counted in ("all", "zeroed"):
         keep = torch.ones_like(keep)
     losses = losses * keep
@@ -191,6 +194,13 @@ target_loss = Exercise(
             N,
             "Logits of zero are a uniform guess, which costs log V. Leave those positions out.",
             {"counted": "zeroed"},
+        ),
+        Mistake(
+            "with id 0 taken for padding",
+            N,
+            "keep says what is real. Where the padding id is also a token, as in GPT-2 and T5, real "
+            "tokens would be left out.",
+            {"counted": "by id"},
         ),
         Mistake(
             "without each target's last token, its end",
