@@ -44,16 +44,18 @@ def relative_bucket_variant(
     last: str = "clamped",
     rounded: str = "down",
     start: str = "where near ones end",
+    unit: str = "n/2",
 ) -> Tensor:
     """The bucket of a distance, with switches."""
     r = -r if direction == "query - key" else r
-    n = n_buckets // 2 if bidirectional and halves == "two" else n_buckets
+    n = n_buckets // 2 if bidirectional and halves != "one" else n_buckets
     first = n * (r > 0) if bidirectional and halves == "two" else torch.zeros_like(r)
     away = r.abs() if bidirectional or future == "folded" else (-r).clamp(min=0)
     if near == "all":
         return first + away.clamp(max=n - 1)
     half = n // 2
-    share = torch.log(away.clamp(min=1).double() / half) / math.log(max_distance / half)
+    one = half if unit == "n/2" else 1
+    share = torch.log(away.clamp(min=1).double() / one) / math.log(max_distance / one)
     far = share * (n - half)
     far = far.round().long() if rounded == "to nearest" else far.floor().long()
     far = far + half if start == "where near ones end" else far.clamp(min=0)
@@ -92,6 +94,18 @@ relative_bucket = Exercise(
             "n, which is half of n_buckets when bidirectional",
             "A key three before the query is told from a key three behind it.",
             {"halves": "one"},
+        ),
+        Mistake(
+            "with the same bucket for a key before and behind",
+            "b(r) for r > 0 when bidirectional",
+            "|r| forgets the direction. Keys behind the query go n buckets higher.",
+            {"halves": "not told apart"},
+        ),
+        Mistake(
+            "with the logarithm of |r| itself, not of |r| in units of n/2",
+            "log(2|r|/n) / log(2 r_max/n)",
+            "The far buckets begin at |r| = n/2: there the logarithm must be 0.",
+            {"unit": "1"},
         ),
         Mistake(
             "with the future folded onto the past in the causal case",
