@@ -9,7 +9,7 @@ from .classroom import checks as check
 from .formulas import ledger
 from .formulas import rows as _formula_rows  # noqa: F401  (fills the ledger)
 from .formulas.verify import verify
-from .inference import attention_maps
+from .inference import attention_maps, generate, stream
 from .model import decoder_rows as _decoder_rows  # noqa: F401  (fills the ledger)
 from .model import model_rows as _model_rows  # noqa: F401  (fills the ledger)
 from .model import rows as _module_rows  # noqa: F401  (fills the ledger)
@@ -27,12 +27,14 @@ from .model.config import TransformerConfig
 from .model.heads import SequenceClassifier
 from .model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from .model.layers import FeedForward, LayerNorm, RMSNorm
+from .model.switches import compare_switches
 from .model.transformer import Decoder, Encoder, EncoderDecoder
 from .pretrained import load_pretrained, save_pretrained
 from .training import experiments, forgetting, results, strategies
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
 from .training.plan import plan
+from .training.pretrain import perplexity, pretrain
 
 __version__ = "0.1.0"
 
@@ -56,20 +58,25 @@ __all__ = [
     "attention_maps",
     "causal_mask",
     "check",
+    "compare_switches",
     "data",
     "evaluate",
     "experiments",
     "finetune",
     "forgetting",
+    "generate",
     "ledger",
     "load_pretrained",
     "padding_mask",
+    "perplexity",
     "plan",
     "predict",
+    "pretrain",
     "results",
     "save_pretrained",
     "scaled_dot_product_attention",
     "strategies",
+    "stream",
     "token_positions",
     "verify",
 ]

@@ -16,6 +16,8 @@ from . import data
 from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
+from .model.language_models import MaskedLM
+from .model.transformer import Encoder
 from .pretrained import load_pretrained, save_pretrained
 from .pretrained.checkpoints import refuse_foreign
 from .training.evaluate import evaluate, predict
@@ -149,9 +151,7 @@ def run_finetune(args: argparse.Namespace) -> int:
     refuse_foreign(Path(args.out))  # now, not after an hour of training
     strategy, labelled = named(args.strategy), read_labelled(args.data)
     train, valid, test = labelled.split(seed=args.seed)
-    encoder, tokenizer = load_pretrained(args.model)
-    if isinstance(encoder, SequenceClassifier):
-        encoder = encoder.encoder  # go on from a classifier: its encoder, with a new head
+    encoder, tokenizer = load_encoder(args.model)
     torch.manual_seed(args.seed)
     model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
     encoded = [data.encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
@@ -179,9 +179,7 @@ def run_experiment(args: argparse.Namespace) -> int:
         tuple(args.data), tuple(args.methods), tuple(args.labels), tuple(args.seeds),
         tuple(args.lr_factors), args.tune_up_to, args.min_steps, args.epochs, args.batch_size,
     )  # fmt: skip
-    encoder, tokenizer = load_pretrained(args.model)
-    if isinstance(encoder, SequenceClassifier):
-        encoder = encoder.encoder
+    encoder, tokenizer = load_encoder(args.model)
     domains = {name: read_labelled(name) for name in (*args.data, *args.also_test)}
     unrelated = next(d for d in ("editorials", "movies") if d not in args.data[:1])
     lab = Lab(encoder, tokenizer, domains, data.load(unrelated).texts, args.pooling, args.precision)
@@ -236,11 +234,21 @@ def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> La
     return domain
 
 
+def load_encoder(name: str) -> tuple[Encoder, data.Tokenizer]:
+    """The encoder of a folder, to go on from: a head that it has is left behind."""
+    model, tokenizer = load_pretrained(name)
+    if isinstance(model, SequenceClassifier | MaskedLM):
+        model = model.encoder
+    if not isinstance(model, Encoder):
+        raise ValueError(f"{name} holds a {type(model).__name__}; a classifier needs an encoder")
+    return model, tokenizer
+
+
 def load_classifier(folder: str) -> tuple[SequenceClassifier, data.Tokenizer]:
     """A folder that holds a classifier."""
     model, tokenizer = load_pretrained(folder)
     if not isinstance(model, SequenceClassifier):
-        raise ValueError(f"{folder} is an encoder without a classifier; train one with finetune")
+        raise ValueError(f"{folder} is a model without a classifier; train one with finetune")
     return model, tokenizer
 
 

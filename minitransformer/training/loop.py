@@ -6,18 +6,28 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..data.batches import Batch, EncodedTexts
 from .optim import make_adamw, warmup_then_linear
 from .precision import Precision, matmul_precision
 from .strategies import Layer, Progress, Strategy
 
 Entry = dict[str, int | float]
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What can be trained on: `EncodedTexts`, `EncodedPairs`, and whatever else makes batches."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Any]:
+        """All examples once, in an order that follows the seed; a batch has a length."""
+        ...
 
 
 @dataclass
@@ -70,9 +80,9 @@ class History:
 
 def fit(
     model: nn.Module,
-    train: EncodedTexts,
+    train: Data,
     layers: list[Layer],
-    loss_of: Callable[[Batch], Tensor],
+    loss_of: Callable[[Any], Tensor],
     validate: Callable[[], Entry],
     strategy: Strategy,
     *,
@@ -151,9 +161,7 @@ def fit(
     return history
 
 
-def endless(
-    data: EncodedTexts, batch_size: int, steps: int, seed: int
-) -> Iterator[tuple[int, int, Batch]]:
+def endless(data: Data, batch_size: int, steps: int, seed: int) -> Iterator[tuple[int, int, Any]]:
     """(step, epoch, batch) for so many steps, each epoch in an order of its own."""
     epochs = ((e, b) for e in count() for b in data.batches(batch_size, seed=seed * 1000 + e))
     for step, (epoch, batch) in zip(range(steps), epochs, strict=False):

@@ -1,12 +1,18 @@
 """What is minimised."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..data.sequences import PairBatch
 from ..formulas import ops
+from ..model.config import TransformerConfig
 from ..model.heads import SequenceClassifier
+from ..model.language_models import CausalLM, Seq2SeqLM
 from .prefix import FrozenPrefix
 
 
@@ -21,6 +27,78 @@ def classification_loss(
     Source: article, section 3.2.
     """
     logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
+    assert batch.labels is not None
+    return cross_entropy(model.encoder.config, logits, batch.labels)
+
+
+def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
+    r"""Cross-entropy of every next token: $-\frac1N \sum_{n,t} \log p(x_{n,t+1} \mid x_{n,\le t})$.
+
+    The shift is here and nowhere else: position t is asked for the token at t + 1, so the last
+    position is asked for nothing, and the first token is given for free. $N$ counts the real next
+    tokens; padding is neither asked for nor asked from, and the head computes no logits there.
+
+    Raises:
+        ValueError: no text of the batch has a second token.
+
+    Source: Radford et al. 2018, equation 1.
+    """
+    asked = batch.predicted
+    if not asked.any():
+        raise ValueError("no text of this batch has two tokens, so there is no next one to predict")
+    keep = None if batch.keep.all() else batch.keep[..., :-1]
+    hidden = model.decoder(batch.ids[:, :-1], keep)
+    logits = model.logits(hidden[asked][None])[0]
+    return cross_entropy(model.config, logits, batch.ids[:, 1:][asked])
+
+
+def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
+    r"""Cross-entropy of the target, given the source: $-\frac1N \sum_{n,t} \log p(y_{n,t} \mid y_{n,<t}, x_n)$.
+
+    Teacher forcing: the decoder reads the right target, not what it wrote itself, one place later:
+    the start token, then $y_1, y_2, \dots$, so that at $t$ it knows what stands before $y_t$. The end
+    token is asked for like any other (else the model never stops); padding never is.
+
+    Raises:
+        ValueError: the config has no `start_id`.
+
+    Source: Vaswani et al. 2017, section 3.1; Sutskever, Vinyals and Le 2014, section 2.
+    """
+    start = model.config.start_id
+    if start is None:
+        raise ValueError("the decoder reads a start token first: TransformerConfig(start_id=...)")
+    given = torch.cat([torch.full_like(batch.target[:, :1], start), batch.target[:, :-1]], 1)
+    # Padding of the target stands behind it, where causality hides it.
+    hidden = model.encoder_decoder(batch.source, given, batch.source_keep)
+    asked = batch.target_keep[:, 0, 0]
+    logits = model.logits(hidden[asked][None])[0]
+    return cross_entropy(model.config, logits, batch.target[asked])
+
+
+def cross_entropy(
+    config: TransformerConfig,
+    logits: Float[Tensor, "examples classes"],
+    targets: Int[Tensor, "examples"],
+) -> Float[Tensor, ""]:
+    """The mean over the targets, with the operations of the config."""
     if logits.dtype is torch.bfloat16:  # autocast; the sum of exponentials wants more digits
         logits = logits.float()
-    return ops.OPS[model.encoder.config.ops].cross_entropy(logits, batch.labels)
+    return ops.OPS[config.ops].cross_entropy(logits, targets)
+
+
+Objective = Callable[[Any, Any], Tensor]
+"""The mean loss of a model on a batch, over the batch's `n_targets`."""
+
+
+def objective_of(model: nn.Module) -> Objective:
+    """What a language model is trained for, by its kind.
+
+    Raises:
+        TypeError: not a language model.
+    """
+    for kind, objective in ((CausalLM, causal_lm_loss), (Seq2SeqLM, seq2seq_loss)):
+        if isinstance(model, kind):
+            return objective
+    raise TypeError(
+        f"{type(model).__name__} has no objective of its own; give one, or a CausalLM or Seq2SeqLM"
+    )

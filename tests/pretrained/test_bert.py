@@ -11,6 +11,8 @@ from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     BertModel,
     BertTokenizer,
@@ -146,8 +148,8 @@ def test_gradients_equal_those_of_transformers(tmp_path):
     hf(ids, attention_mask=real.long(), token_type_ids=kinds, labels=labels).loss.backward()
     logits = ours.double()(ids, segments=kinds)
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    theirs, mine = bert.normalise(dict(hf.named_parameters())), dict(ours.named_parameters())
-    pairs = list(bert.key_map(ours.encoder.config, "encoder.", "cls"))
+    theirs, mine = bert.normalise(dict(hf.named_parameters()), {}), dict(ours.named_parameters())
+    pairs = list(bert.key_map(ours))
     assert len(pairs) == len(mine)
     for a, b in pairs:
         torch.testing.assert_close(mine[a].grad, theirs[b].grad, atol=1e-9, rtol=0, msg=a)
@@ -193,6 +195,33 @@ def test_save_pretrained_round_trip(tmp_path, pooling):
     assert AutoTokenizer.from_pretrained(folder)("w3 w7 x")["input_ids"] == tokenizer.encode(
         "w3 w7 x"
     )
+
+
+@pytest.mark.parametrize("cls", [BertForMaskedLM, BertForPreTraining])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_masked_language_model_equals_transformers_both_ways(tmp_path, cls, padding):
+    hf = hf_model(cls)
+    ours, tokenizer = mt.load_pretrained(save(hf, tmp_path / "hf"))
+    assert isinstance(ours, mt.MaskedLM)
+    folder = mt.save_pretrained(ours, tokenizer, tmp_path / "ours")
+    again = BertForMaskedLM.from_pretrained(folder, attn_implementation="eager").eval()
+    assert mt.load_pretrained(folder)[0].config == ours.config
+    ids, real, kinds = batch(padding)
+    with torch.no_grad():
+        mine = ours.double()(ids, segments=kinds)
+        for theirs in (hf.double(), again.double()):
+            out = theirs(ids, attention_mask=real.long(), token_type_ids=kinds)
+            logits = out[0]  # the words', beside which there may be those of the next sentence
+            torch.testing.assert_close(mine[real], logits[real], atol=1e-9, rtol=0)
+
+
+def test_a_head_that_is_not_tied_is_refused(tmp_path):
+    def untie(state):
+        return state | {"cls.predictions.decoder.weight": torch.ones(VOCAB, 21)}
+
+    edit_weights(save(hf_model(BertForMaskedLM), tmp_path), untie)
+    with pytest.raises(ValueError, match=r"unexpected: cls.predictions.decoder.weight"):
+        mt.load_pretrained(tmp_path)
 
 
 # --- The real weights ---------------------------------------------------------------------------

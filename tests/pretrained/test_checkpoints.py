@@ -60,9 +60,10 @@ def test_weights_that_do_not_fit_are_listed(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not a family"),
+        ({"model_type": "roberta"}, "model_type 'roberta' is not a family"),
         ({"hidden_act": "swish"}, "hidden_act 'swish' is not known; known: gelu"),
         ({"position_embedding_type": "relative_key"}, "only 'absolute'"),
+        ({"is_decoder": True}, "is_decoder True is not supported, only False"),
         ({"num_attention_heads": 4}, "d_model=21 cannot be split into n_heads=4"),
         ({"vocab_size": 30}, "weights do not fit"),
         ({"vocab_size": None}, "vocab_size must be a whole number, got None"),

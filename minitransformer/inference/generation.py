@@ -1,0 +1,210 @@
+r"""A language model writes: one token after another, each read by the model before the next.
+
+Three ways to choose the next token from the logits $s$ that the model gives:
+
+- greedy, $\arg\max_v s_v$: the default;
+- by lot, from the distribution that `next_token_probabilities` makes of $s$;
+- several texts at once, of which the likeliest is kept: `beam_search`.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from torch import Tensor
+
+from ..model.language_models import CausalLM, Seq2SeqLM
+from .beam_search import beam_search
+from .reading import Reader, in_evaluation_mode
+
+Choice = Callable[[Tensor], Tensor]
+
+
+def generate(
+    model: CausalLM | Seq2SeqLM,
+    ids: Int[Tensor, "batch length"],
+    max_new_tokens: int,
+    keep: Shaped[Tensor, "..."] | None = None,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    n_beams: int = 1,
+    length_penalty: float = 1.0,
+    eos_id: int | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Int[Tensor, "batch new_length"]:
+    r"""Continue each prompt, or write the target of each source.
+
+    Args:
+        ids: prompts of a `CausalLM`, sources of a `Seq2SeqLM`. Shorter ones are padded, on either
+            side; what comes back is padded on the left.
+        keep: which of `ids` are real tokens, (batch, 1, 1, length); by default all but
+            `config.pad_id`.
+        temperature: $T$, see `next_token_probabilities`; 0, the limit, is greedy.
+        top_k: draw from the `top_k` likeliest tokens only.
+        top_p: draw from the smallest set of likeliest tokens with probability `top_p` in sum.
+        n_beams: more than one is `beam_search`, with `length_penalty`.
+        eos_id: what ends a text, by default `config.eos_id`. A text that has ended is filled up with
+            `config.pad_id`, or `eos_id` where there is none, until all have.
+        seed: of the lot. Torch's own random state is neither used nor changed.
+        use_cache: keep the keys and values of what was read, rather than read all again.
+
+    Returns: the prompts with what was written; of a `Seq2SeqLM` the targets, with `start_id`.
+    Shapes: (batch, length) -> (batch, length + new), or (batch, 1 + new).
+    Raises: ValueError, TypeError as `stream`; ValueError for beams that there cannot be.
+
+    >>> import minitransformer as mt
+    >>> config = mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8, n_layers=1)
+    >>> generate(mt.CausalLM(mt.Decoder(config)), torch.tensor([[4, 7, 5]]), 4).shape
+    torch.Size([1, 7])
+    """
+    if n_beams < 1:
+        raise ValueError(f"n_beams={n_beams} must be at least 1; 1 is no beam search")
+    if n_beams > 1:
+        if temperature or top_k is not None or top_p is not None:
+            raise ValueError(
+                "beam search draws no lots: leave out temperature, top_k and top_p, or n_beams"
+            )
+        reader = Reader(model, ids, keep, max_new_tokens, use_cache)
+        with in_evaluation_mode(model):
+            return beam_search(reader, max_new_tokens, n_beams, length_penalty, eos_id)
+    reader = Reader(model, ids, keep, max_new_tokens, use_cache)
+    choice = make_choice(model, temperature, top_k, top_p, seed, ids.device)
+    return torch.cat([reader.ids, *write_steps(reader, max_new_tokens, choice, eos_id)], 1)
+
+
+def stream(
+    model: CausalLM | Seq2SeqLM,
+    ids: Int[Tensor, "batch length"],
+    max_new_tokens: int,
+    keep: Shaped[Tensor, "..."] | None = None,
+    *,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    eos_id: int | None = None,
+    seed: int = 0,
+    use_cache: bool = True,
+) -> Iterator[Int[Tensor, "batch"]]:
+    """`generate`, token by token as they come: what it would put behind the prompts.
+
+    The model is in evaluation mode until the last token came, or the iterator is let go.
+
+    Shapes: (batch, length) -> (batch) at every step.
+    Raises: ValueError for prompts or options that do not fit; TypeError for another model.
+
+    >>> import minitransformer as mt
+    >>> config = mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8, n_layers=1)
+    >>> model = mt.CausalLM(mt.Decoder(config))
+    >>> [tuple(new.shape) for new in stream(model, torch.tensor([[4, 7], [5, 8]]), 3)]
+    [(2,), (2,), (2,)]
+    """
+    reader = Reader(model, ids, keep, max_new_tokens, use_cache)
+    choice = make_choice(model, temperature, top_k, top_p, seed, ids.device)
+    return (new[:, 0] for new in write_steps(reader, max_new_tokens, choice, eos_id))
+
+
+def write_steps(
+    reader: Reader, max_new_tokens: int, choice: Choice, eos_id: int | None = None
+) -> Iterator[Int[Tensor, "batch 1"]]:
+    """Read, choose, hand over; until every text has ended."""
+    eos_id = reader.config.eos_id if eos_id is None else eos_id
+    new, ended = reader.ids, None
+    with in_evaluation_mode(reader.model):
+        for step in range(max_new_tokens):
+            new = choice(reader.read(new))
+            if eos_id is not None:
+                if ended is not None:
+                    new = new.masked_fill(ended, reader.fill(eos_id))
+                ended = new == eos_id if ended is None else ended | (new == eos_id)
+            yield new
+            if ended is not None and step + 1 < max_new_tokens and ended.all():
+                return
+
+
+def make_choice(
+    model: CausalLM | Seq2SeqLM,
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    seed: int,
+    device: torch.device,
+) -> Choice:
+    """How the next token is chosen: a function of the logits.
+
+    Raises:
+        ValueError: an option out of its range, or without effect.
+    """
+    vocab = model.config.vocab_size
+    if not temperature >= 0:  # nor NaN
+        raise ValueError(f"temperature={temperature} must not be negative; 0 is greedy, 1 draws "
+                         "from the model's own distribution")  # fmt: skip
+    if top_k is not None and not 1 <= top_k <= vocab:
+        raise ValueError(f"top_k={top_k} must be from 1 to the size of the vocabulary, {vocab}; "
+                         "leave it out to draw from all")  # fmt: skip
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must be in (0, 1]; leave it out to draw from all tokens")
+    if temperature == 0:
+        if top_k is not None or top_p is not None:
+            raise ValueError(
+                "top_k and top_p say what to draw from, and temperature=0 draws nothing: it takes the "
+                "likeliest token; give a temperature too, such as 1.0"
+            )
+        return lambda logits: logits.argmax(-1, keepdim=True)
+    generator = torch.Generator(device).manual_seed(seed)
+    return lambda logits: torch.multinomial(
+        next_token_probabilities(logits, temperature, top_k, top_p), 1, generator=generator
+    )
+
+
+def next_token_probabilities(
+    logits: Float[Tensor, "batch vocab"],
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    r"""The distribution that the next token is drawn from.
+
+    $$p_v = \frac{e^{s_v / T}}{\sum_{w \in A} e^{s_w / T}} \text{ for } v \in A, \text{ else } 0$$
+
+    $T < 1$ sharpens, $T > 1$ flattens. $A$ is the vocabulary, or of its likeliest tokens
+
+    - top-k: the first $k$;
+    - top-p, the nucleus: the fewest whose probabilities sum to at least $p$;
+    - both: the nucleus of the distribution over the first $k$.
+
+    Of equally likely tokens the one with the smaller id comes first, so $A$ has exactly that size.
+
+    Shapes: (batch, vocab) -> the same.
+    Source: top-k Fan et al. 2018, section 5.4; top-p Holtzman et al. 2020, section 3.1, equation 2.
+
+    >>> s = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    >>> next_token_probabilities(s, top_p=0.8).tolist()  # 0.5 + 0.3 reach 0.8
+    [[0.625, 0.375, 0.0]]
+    """
+    wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    scores = (wide - wide.amax(-1, keepdim=True)) / temperature  # no overflow near T = 0
+    if top_k is None and top_p is None:
+        return scores.softmax(-1)
+    ordered, order = scores.sort(stable=True, dim=-1, descending=True)
+    in_set = torch.ones_like(ordered, dtype=torch.bool)
+    if top_k is not None:
+        in_set[:, top_k:] = False
+    if top_p is not None and top_p < 1:
+        in_set &= nucleus(ordered.masked_fill(~in_set, -torch.inf).softmax(-1), top_p)
+    p = ordered.masked_fill(~in_set, -torch.inf).softmax(-1)
+    return torch.zeros_like(p).scatter(-1, order, p)
+
+
+def nucleus(p: Float[Tensor, "batch vocab"], top_p: float) -> Bool[Tensor, "batch vocab"]:
+    r"""Of probabilities in falling order the fewest first ones with $\sum p_v \ge$ `top_p`.
+
+    A token is in as long as those *before* it do not suffice; so the first one always is.
+
+    Shapes: (batch, vocab) -> the same.  Source: Holtzman et al. 2020, equation 2.
+    """
+    before = p.double().cumsum(-1) - p.double()
+    # A little less suffices: 0.5 + 0.3 in rounded numbers.
+    return before < top_p * (1 - 4 * torch.finfo(p.dtype).eps)

@@ -1,0 +1,179 @@
+"""T5's files, v1.0 and v1.1: their config's names, their weights' names, both ways.
+
+v1.0 has a ReLU feed-forward, and ties the last map to the embeddings, scaled; v1.1 has a gated GELU
+and a last map of its own, not scaled.
+
+The names are those of Hugging Face's `transformers`. Nothing outside this file knows them.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from ..model.config import TransformerConfig
+from ..model.language_models import Seq2SeqLM
+from ..model.transformer import EncoderDecoder
+from .entries import (
+    activation,
+    activation_name,
+    check_expressible,
+    drop_alias,
+    read_entries,
+    refuse,
+)
+
+NAMES = {
+    "vocab_size": "vocab_size",
+    "d_model": "d_model",
+    "n_heads": "num_heads",
+    "d_head": "d_kv",
+    "n_layers": "num_layers",
+    "d_ff": "d_ff",
+    "max_len": "n_positions",
+    "n_buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "norm_eps": "layer_norm_epsilon",
+    "dropout": "dropout_rate",
+    "pad_id": "pad_token_id",
+    "eos_id": "eos_token_id",
+}
+DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
+"""T5 has one rate for all of ours."""
+MARK = "shared.weight"
+"""A weight that every file of this family has, and none of another."""
+ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+BUCKETS = "relative_attention_bias.weight"
+UNUSED = f"decoder.block.0.layer.1.EncDecAttention.{BUCKETS}"
+"""In the first files, from a bug: cross-attention has no relative positions."""
+
+
+def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
+    """Our switches from a config.json; whether the last map is tied the weights say.
+
+    Whether logits are scaled, `scale_decoder_outputs` says in new files (where `tie_word_embeddings`
+    is true even for v1.1); in old ones `tie_word_embeddings: false` means that they are not.
+
+    Raises:
+        ValueError: a missing entry, or an unknown activation.
+    """
+    refuse(config, is_encoder_decoder=True)
+    switches = read_entries(config, NAMES)
+    depth = config.get("num_decoder_layers")
+    if depth not in (None, switches["n_layers"]):
+        switches |= read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
+    projection = config.get("feed_forward_proj", "relu")
+    gated = projection.startswith("gated-")
+    # "gated-gelu" means the tanh approximation, although "gelu" elsewhere does not.
+    inner = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
+    scaled = config.get("tie_word_embeddings", True) is not False
+    return TransformerConfig.t5(
+        **switches,
+        **dict.fromkeys(DROPOUTS, config.get("dropout_rate", 0.1)),
+        gated=gated,
+        activation=activation({"feed_forward_proj": inner}, "feed_forward_proj", "relu"),
+        start_id=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
+        tie_embeddings="lm_head.weight" not in state,
+        scale_logits=config.get("scale_decoder_outputs", scaled),
+    )
+
+
+def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+    """One spelling for the weights of all T5 files: every tied tensor once, as `shared.weight`.
+
+    A last map with numbers of its own stays, as `lm_head.weight`.
+    """
+    clean = {key: tensor for key, tensor in state.items() if key != UNUSED}
+    for alias in ALIASES:
+        if alias in clean:
+            clean.setdefault(MARK, clean[alias])
+    for alias in (*ALIASES, "lm_head.weight"):
+        drop_alias(clean, alias, MARK)
+    return clean
+
+
+def restore(state: dict[str, Tensor], model: Seq2SeqLM) -> dict[str, Tensor]:
+    """The names as a file has them: these."""
+    return state
+
+
+def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerConfig) -> Seq2SeqLM:
+    """The model that the file holds."""
+    return Seq2SeqLM(EncoderDecoder(ours))
+
+
+def key_map(model: Seq2SeqLM) -> Iterator[tuple[str, str]]:
+    """Pairs of our name and theirs, for every weight."""
+    whole = model.encoder_decoder
+    yield "encoder_decoder.encoder.embeddings.tokens.weight", MARK
+    for side, depth in (
+        ("encoder", len(whole.encoder.blocks)),
+        ("decoder", len(whole.decoder.blocks)),
+    ):
+        ours = f"encoder_decoder.{side}"
+        first = f"{side}.block.0.layer.0.SelfAttention.{BUCKETS}"
+        yield f"{ours}.relative_positions.buckets.weight", first
+        for i in range(depth):
+            yield from block(
+                f"{ours}.blocks.{i}", f"{side}.block.{i}.layer", side, model.config.gated
+            )
+        yield f"{ours}.norm.weight", f"{side}.final_layer_norm.weight"
+    if not model.config.tie_embeddings:
+        yield "head.weight", "lm_head.weight"
+
+
+def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, str]]:
+    """The pairs of one block."""
+    sublayers = [("attention", "norm_1", "SelfAttention")]
+    if side == "decoder":
+        sublayers.append(("cross_attention", "norm_cross", "EncDecAttention"))
+    for j, (attention, norm, theirs) in enumerate(sublayers):
+        for w in "QKVO":
+            yield f"{mine}.{attention}.W_{w}.weight", f"{other}.{j}.{theirs}.{w.lower()}.weight"
+        yield f"{mine}.{norm}.weight", f"{other}.{j}.layer_norm.weight"
+    j = len(sublayers)
+    inner = {"W_1": "wi_0", "W_3": "wi_1"} if gated else {"W_1": "wi"}
+    for w, theirs in (inner | {"W_2": "wo"}).items():
+        yield f"{mine}.feed_forward.{w}.weight", f"{other}.{j}.DenseReluDense.{theirs}.weight"
+    yield f"{mine}.norm_2.weight", f"{other}.{j}.layer_norm.weight"
+
+
+def write_config(model: Seq2SeqLM) -> dict[str, Any]:
+    """The config.json of a model with T5's switches.
+
+    Raises:
+        ValueError: switches that T5's files cannot express; the message lists them.
+    """
+    c = model.config
+    free = (*NAMES, *DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id",
+            "tie_embeddings", "scale_logits", "init_std")  # fmt: skip
+    check_expressible(c, TransformerConfig.t5(), free, "T5")
+    rates = {name: getattr(c, name) for name in ("dropout", *DROPOUTS)}
+    if len(set(rates.values())) > 1:
+        said = ", ".join(f"{name}={rate}" for name, rate in rates.items())
+        raise ValueError(f"T5's files have one dropout for all, this config has {said}")
+    if c.gated and c.activation == "gelu":
+        raise ValueError("T5's files cannot express a gated 'gelu', only 'gelu_tanh' and 'relu'")
+    inner = activation_name(c.activation)
+    return {
+        "model_type": "t5",
+        "architectures": ["T5ForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        **{theirs: getattr(c, ours) for ours, theirs in NAMES.items()},
+        "num_decoder_layers": c.n_decoder_layers or c.n_layers,
+        "feed_forward_proj": f"gated-{inner.removesuffix('_new')}" if c.gated else inner,
+        "decoder_start_token_id": c.start_id,
+        "tie_word_embeddings": c.scale_logits,  # says only whether logits are scaled
+        "scale_decoder_outputs": c.scale_logits,
+    }
+
+
+def tokenizer_config(config: TransformerConfig) -> dict[str, Any]:
+    """What transformers' AutoTokenizer needs beside tokenizer.json."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config.max_len,
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }

@@ -1,0 +1,130 @@
+"""Training a language model on text, and how well it predicts."""
+
+import math
+
+import torch
+from torch import nn
+
+from ..model.language_models import CausalLM, Seq2SeqLM
+from .loop import Data, Entry, History, fit
+from .objectives import Objective, objective_of
+from .precision import Precision, matmul_precision
+from .strategies import Full, Layer
+
+
+def pretrain(
+    model: nn.Module,
+    train: Data,
+    valid: Data,
+    objective: Objective | None = None,
+    *,
+    epochs: int = 1,
+    steps: int | None = None,
+    validate_every: int | None = None,
+    lr: float = 1e-3,
+    batch_size: int = 32,
+    warmup: float = 0.1,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+    seed: int = 0,
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> History:
+    """Train a whole language model and leave it, in evaluation mode, as it was at its best.
+
+    From scratch, or on from weights that there are: on another domain's text that is fine-tuning.
+    AdamW, a warm-up, a linear decay and clipping, as in `finetune`, and the same loop.
+
+    Args:
+        train, valid: packed blocks (`data.pack`) or texts for a `CausalLM`, `EncodedPairs` for a
+            `Seq2SeqLM`. The smallest validation loss decides whose weights are kept.
+        objective: what is minimised, by default what the model is for: `causal_lm_loss` or
+            `seq2seq_loss`. A function of the model and a batch: the mean loss over the batch's
+            `n_targets`.
+        epochs: passes over the training data.
+        steps: batches to train on instead, over as many epochs as they take.
+        validate_every: steps from one validation to the next; a tenth of all when not given.
+        lr: the highest learning rate: about 1e-3 for a small new model, less for a larger one or
+            for one that has learned already.
+
+    The other arguments are those of `finetune`.
+
+    Returns: the history; `history.plot()` draws it.
+
+    Raises:
+        TypeError: a model without an objective of its own, and none given.
+        FloatingPointError: the loss is no longer a number.
+
+    Source: Radford et al. 2018, sections 3.1 and 4.1; Vaswani et al. 2017, section 5.
+    """
+    loss = objective_of(model) if objective is None else objective
+    if steps is None:
+        steps = epochs * -(-len(train) // batch_size)
+
+    def validate() -> Entry:
+        return {"loss": mean_loss(model, valid, loss)}
+
+    return fit(
+        model,
+        train,
+        [Layer("model", (model,))],
+        lambda batch: loss(model, batch),
+        validate,
+        Full(),
+        steps=steps,
+        validate_every=validate_every or -(-steps // 10),
+        lr=lr,
+        batch_size=batch_size,
+        warmup=warmup,
+        weight_decay=weight_decay,
+        clip=clip,
+        seed=seed,
+        precision=precision,
+        progress=progress,
+    )
+
+
+@torch.no_grad()
+def mean_loss(
+    model: nn.Module,
+    data: Data,
+    objective: Objective | None = None,
+    batch_size: int = 64,
+    precision: Precision = "medium",
+) -> float:
+    r"""The loss of a token, over all of the data: $\frac{\sum_b N_b L_b}{\sum_b N_b}$.
+
+    Batches have different numbers $N_b$ of tokens, so the mean of their losses $L_b$ would be
+    another number, and a different one for every batch size. The model's mode is left as it was.
+
+    Raises:
+        TypeError: as `pretrain`.
+    """
+    loss = objective_of(model) if objective is None else objective
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    total, tokens = 0.0, 0
+    with matmul_precision(precision):
+        for batch in data.batches(batch_size):
+            n = batch.n_targets
+            total, tokens = total + loss(model, batch).item() * n, tokens + n
+    for module, mode in modes.items():
+        module.training = mode
+    return total / tokens
+
+
+def perplexity(
+    model: CausalLM | Seq2SeqLM,
+    data: Data,
+    batch_size: int = 64,
+    precision: Precision = "medium",
+) -> float:
+    r"""How many equally likely tokens would be as hard to guess: $\exp\!\left(-\frac1N \sum_n \log p(x_n \mid x_{<n})\right)$.
+
+    1 is certainty, the size of the vocabulary is blind guessing. $N$ counts all predicted tokens of
+    the data. It compares models on the same tokens only: another tokenizer cuts other tokens, and
+    blocks of another length give less or more to look back at.
+
+    Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram language models.
+    """
+    return math.exp(mean_loss(model, data, None, batch_size, precision))
