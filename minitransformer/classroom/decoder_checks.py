@@ -233,8 +233,8 @@ def draw_block(rng: np.random.Generator, case: str) -> Inputs:
         return torch.from_numpy(rng.standard_normal(shape))
 
     def mha() -> Callable[..., Tensor]:
-        maps = [torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4)]
-        return lambda y, z, keep: mistakes.multi_head_attention(y, z, *maps, HEADS, keep)
+        Q, K, V, O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))  # noqa: E741
+        return lambda y, z, keep: mistakes.multi_head_attention(y, z, Q, K, V, O, HEADS, keep)
 
     def norm() -> Callable[[Tensor], Tensor]:
         gamma, beta = random(D_MODEL), random(D_MODEL)

@@ -67,12 +67,18 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     start = model.config.start_id
     if start is None:
         raise ValueError("the decoder reads a start token first: TransformerConfig(start_id=...)")
-    given = torch.cat([torch.full_like(batch.target[:, :1], start), batch.target[:, :-1]], 1)
+    given = shift_right(batch.target, start)
     # Padding of the target stands behind it, where causality hides it.
     hidden = model.encoder_decoder(batch.source, given, batch.source_keep)
     asked = batch.target_keep[:, 0, 0]
     logits = model.logits(hidden[asked][None])[0]
     return cross_entropy(model.config, logits, batch.target[asked])
+
+
+def shift_right(target: Int[Tensor, "batch length"], start_id: int) -> Int[Tensor, "batch length"]:
+    """What the decoder reads while it is asked for the target: the start token, then all but the last."""
+    start = torch.full_like(target[:, :1], start_id)
+    return torch.cat([start, target[:, :-1]], 1)
 
 
 def cross_entropy(
