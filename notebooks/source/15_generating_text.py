@@ -148,8 +148,8 @@ assert guess["GPT"] < 0.85 * guess["bigram"] < guess["unigram"]
 
 # %% [markdown]
 # *Notice* that the curve has not reached its floor: this model has read 1.5 million characters not even twice,
-# GPT-2 forty thousand million. It has learned spelling, phrases, and which words go together; do not
-# ask it for sense.
+# GPT-2 forty thousand million. It has learned phrases, which words go together, and most of their
+# spelling; do not ask it for sense.
 #
 # ## 4. Greedy: always the likeliest
 #
@@ -359,6 +359,8 @@ for name, (old, new) in table.items():
     ax.plot(new, old, "o", color="C1" if name == "before" else "C0")
     ax.annotate(name, (new, old), xytext=(6, 4), textcoords="offset points", fontsize=9)
 ax.set(xscale="log", xlabel="perplexity on tweets", ylabel="perplexity on reviews")
+ax.minorticks_off()
+ax.set_xticks([30, 50, 100, 200, 300], ["30", "50", "100", "200", "300"])
 ax.margins(0.25)
 
 before, plain, slow, replay = table.values()

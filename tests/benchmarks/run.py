@@ -3,6 +3,7 @@
 import attention
 import finetuning
 import generation
+import strategies
 import training_step
 
 if __name__ == "__main__":
@@ -10,3 +11,4 @@ if __name__ == "__main__":
     training_step.main()
     generation.main()
     finetuning.main(accuracy=False)
+    strategies.main()
