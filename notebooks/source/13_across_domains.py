@@ -66,7 +66,7 @@ def one_world(seed: int) -> dict[str, tuple[float, float]]:
     y = X @ B_true.T @ v_true
     home, away = rng.standard_normal((1000, INSIDE)) @ subspace, rng.standard_normal((1000, D))
 
-    def train(v, B, rate_of_head=0.2, rate_of_features=0.2, steps=3000):
+    def train(v, B, rate_of_head=0.1, rate_of_features=0.1, steps=4000):
         for _ in range(steps):
             error = (X @ (B.T @ v) - y) / N
             v, B = (
@@ -83,7 +83,7 @@ def one_world(seed: int) -> dict[str, tuple[float, float]]:
     return {
         "head only": errors(*probe),
         "full": errors(*train(v_0, B_0)),
-        "full, features 10x slower": errors(*train(v_0, B_0, rate_of_features=0.02)),
+        "full, features 10x slower": errors(*train(v_0, B_0, rate_of_features=0.01)),
         "head first, then full": errors(*train(*probe)),
         "from scratch": errors(*train(v_0, scratch)),
     }
