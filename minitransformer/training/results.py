@@ -45,7 +45,7 @@ class Result:
     memory_mib: float = 0.0
     """Peak memory of the training, over that of the model at rest."""
     pairs: float = 0.0
-    """`pairing_accuracy` afterwards, on texts of a domain that was not trained on."""
+    """`pairing_accuracy` afterwards, on the lab's unrelated texts."""
     moved: dict[str, float] | None = None
 
 
@@ -121,7 +121,7 @@ def table(results: Sequence[Result], domain: str | None = None) -> str:
         counted = method == TF_IDF
         rows.append((
             source, str(labels), method, "-" if counted else f"{members[0].trial.lr:.1e}",
-            f"{mean:.3f} ± {sd:.3f}", f"{sum(r.collapsed for r in members)} of {len(members)}",
+            f"{mean:.3f}" + (f" ± {sd:.3f}" if len(members) > 1 else ""), f"{sum(r.collapsed for r in members)} of {len(members)}",
             "-" if counted else f"{members[0].trained:,}",
             f"{statistics.median(r.seconds for r in members):.1f}",
             "-" if counted else f"{statistics.median(r.memory_mib for r in members):.0f}",
