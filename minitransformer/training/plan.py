@@ -2,13 +2,12 @@
 
 from torch import nn
 
-from ..model.heads import SequenceClassifier
 from .optim import split_by_decay
 from .strategies import Layer, Progress, Strategy, layers_of
 
 
 def plan(
-    model: SequenceClassifier,
+    model: nn.Module,
     strategy: Strategy,
     *,
     epochs: int = 3,
@@ -22,7 +21,7 @@ def plan(
     Raises:
         ValueError: the strategy does not fit the model.
 
-    >>> from minitransformer import Encoder, TransformerConfig
+    >>> from minitransformer import Encoder, SequenceClassifier, TransformerConfig
     >>> tiny = TransformerConfig(vocab_size=10, d_model=4, n_heads=2, n_layers=1, d_ff=8)
     >>> from minitransformer.training.strategies import HeadOnly
     >>> print(plan(SequenceClassifier(Encoder(tiny), 2, "mean"), HeadOnly()))
@@ -60,7 +59,7 @@ def plan(
     return "\n".join([*lines, f"{last} ({most / everything:.1%} at most at a time)"])
 
 
-def most_trained(model: SequenceClassifier, strategy: Strategy, epochs: int = 3) -> int:
+def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
     """How many parameters learn at a time, at most."""
     with strategy.applied(model):
         layers = layers_of(model)

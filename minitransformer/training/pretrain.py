@@ -9,7 +9,7 @@ from ..model.language_models import CausalLM, Seq2SeqLM
 from .loop import Data, Entry, History, fit
 from .objectives import Objective, objective_of
 from .precision import Precision, matmul_precision
-from .strategies import Full, Layer
+from .strategies import Full, Strategy, layers_of
 
 
 def pretrain(
@@ -18,6 +18,7 @@ def pretrain(
     valid: Data,
     objective: Objective | None = None,
     *,
+    strategy: Strategy | None = None,
     epochs: int = 1,
     steps: int | None = None,
     validate_every: int | None = None,
@@ -41,6 +42,7 @@ def pretrain(
         objective: what is minimised, by default what the model is for: `causal_lm_loss` or
             `seq2seq_loss`. A function of the model and a batch: the mean loss over the batch's
             `n_targets`.
+        strategy: which layers learn; `Full()` when not given. `lr` is the base rate of any.
         epochs: passes over the training data.
         steps: batches to train on instead, over as many epochs as they take.
         validate_every: steps from one validation to the next; a tenth of all when not given.
@@ -58,30 +60,32 @@ def pretrain(
     Source: Radford et al. 2018, sections 3.1 and 4.1; Vaswani et al. 2017, section 5.
     """
     loss = objective_of(model) if objective is None else objective
+    strategy = Full() if strategy is None else strategy
     if steps is None:
         steps = epochs * -(-len(train) // batch_size)
 
     def validate() -> Entry:
         return {"loss": mean_loss(model, valid, loss)}
 
-    return fit(
-        model,
-        train,
-        [Layer("model", (model,))],
-        lambda batch: loss(model, batch),
-        validate,
-        Full(),
-        steps=steps,
-        validate_every=validate_every or -(-steps // 10),
-        lr=lr,
-        batch_size=batch_size,
-        warmup=warmup,
-        weight_decay=weight_decay,
-        clip=clip,
-        seed=seed,
-        precision=precision,
-        progress=progress,
-    )
+    with strategy.applied(model):
+        return fit(
+            model,
+            train,
+            layers_of(model),
+            lambda batch: loss(model, batch),
+            validate,
+            strategy,
+            steps=steps,
+            validate_every=validate_every or -(-steps // 10),
+            lr=lr,
+            batch_size=batch_size,
+            warmup=warmup,
+            weight_decay=weight_decay,
+            clip=clip,
+            seed=seed,
+            precision=precision,
+            progress=progress,
+        )
 
 
 @torch.no_grad()

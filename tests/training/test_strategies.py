@@ -277,3 +277,49 @@ def test_named_reads_every_argument():
     assert named("gradual:even") == GradualUnfreezing(None)
     assert named("layerwise-decay:0.9") == LayerwiseDecay(0.9)
     assert named("lp-ft:0.25") == LinearProbeThenFull(0.25)
+
+
+def language_models():
+    """A small one of each family, all tables and biases there are."""
+    sizes = dict(vocab_size=30, d_model=12, n_heads=3, n_layers=2, d_ff=18, max_len=16)
+    bert, gpt2 = mt.TransformerConfig.bert(**sizes), mt.TransformerConfig.gpt2(**sizes)
+    t5 = mt.TransformerConfig.t5_v1_1(**sizes, n_decoder_layers=3)
+    return [
+        mt.MaskedLM(mt.Encoder(bert.with_(pooler=False))), mt.CausalLM(mt.Decoder(gpt2)),
+        mt.Seq2SeqLM(mt.EncoderDecoder(t5)),
+        mt.Seq2SeqLM(mt.EncoderDecoder(mt.TransformerConfig(**sizes, norm_position="pre"))),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", language_models(), ids=lambda m: type(m).__name__)
+def test_every_family_has_each_parameter_in_one_layer(model):
+    layers = layers_of(model)
+    listed = [p for layer in layers for m in layer.modules for p in m.parameters()]
+    assert len(listed) == len(set(listed)) and set(listed) == set(model.parameters())
+    assert layers[0].name == "embeddings" and layers[-1].name == "head"
+
+
+@pytest.mark.parametrize("model", language_models(), ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("name", ["last-layers:1", "lora:2", "bias-only", "gradual:even"])
+def test_strategies_plan_for_every_family(model, name):
+    text = mt.plan(model, named(name))
+    assert "head" in text and not any(isinstance(m, lora.LoRALinear) for m in model.modules())
+
+
+def test_a_language_model_trains_with_lora_and_nothing_else_moves():
+    _, model, *_ = language_models()
+    before = state_of(model)
+    data = mt.data.EncodedTexts(tuple((5, 7, 9, 5, 7, 9, i + 10) for i in range(8)), None, 0)
+    mt.pretrain(model, data, data, strategy=LoRA(2), steps=4, lr=1e-2, progress=False)
+    moved = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}
+    final = {"decoder.norm.weight", "decoder.norm.bias"}  # above the last block: the head's
+    assert moved <= {n for n in before if n.endswith(("W_Q.weight", "W_V.weight"))} | final
+    assert any(n.endswith("W_Q.weight") for n in moved)
+
+
+def test_a_model_without_a_head_has_no_layers_to_train():
+    encoder = classifier().encoder
+    with pytest.raises(
+        TypeError, match="Encoder has no head to train; SequenceClassifier, CausalLM"
+    ):
+        layers_of(encoder)
