@@ -3,12 +3,13 @@
 from ..data.batches import EncodedTexts
 from ..model.heads import SequenceClassifier
 from .evaluate import evaluate
+from .layers import layers_of
 from .loop import Entry, History, fit
 from .objectives import classification_loss
 from .optim import RowsInUse
 from .precision import Precision
 from .prefix import prefixes
-from .strategies import Full, Strategy, layers_of
+from .strategies import Full, Strategy
 
 
 def finetune(

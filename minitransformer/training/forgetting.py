@@ -9,8 +9,8 @@ from ..data.batches import EncodedTexts
 from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier, mean_pool
 from ..model.transformer import Encoder
+from .layers import layers_of
 from .precision import matmul_precision
-from .strategies import layers_of
 
 CANDIDATES = 20
 

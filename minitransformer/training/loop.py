@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .layers import Layer
 from .optim import make_adamw, warmup_then_linear
 from .precision import Precision, matmul_precision
-from .strategies import Layer, Progress, Strategy
+from .strategies import Progress, Strategy
 
 Entry = dict[str, int | float]
 

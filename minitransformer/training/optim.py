@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.batches import EncodedTexts
 from ..model.layers import Embeddings, LayerNorm, RMSNorm
-from .strategies import Layer
+from .layers import Layer
 
 
 def make_adamw(layers: list[Layer], weight_decay: float) -> torch.optim.AdamW:

@@ -2,8 +2,9 @@
 
 from torch import nn
 
+from .layers import Layer, layers_of
 from .optim import split_by_decay
-from .strategies import Layer, Progress, Strategy, layers_of
+from .strategies import Progress, Strategy
 
 
 def plan(

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ..model.language_models import CausalLM, Seq2SeqLM
+from .layers import layers_of
 from .loop import Data, Entry, History, fit
 from .objectives import Objective, objective_of
 from .precision import Precision, matmul_precision
-from .strategies import Full, Strategy, layers_of
+from .strategies import Full, Strategy
 
 
 def pretrain(

@@ -420,7 +420,7 @@ assert faster > 1.2
 print("200 words: faster with a cache")
 
 # %% [markdown]
-# *Notice* that this is a small model and a short text; for 256 words after 768 it is some thirty
+# *Notice* that this is a small model and a short text; for 256 words after 768 it is some twenty
 # times (`tests/benchmarks/generation.py`). The price is memory: two rows of `d_model` numbers for every
 # layer and word.
 #

@@ -26,9 +26,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import minitransformer as mt
 from minitransformer.formulas import ops
 from minitransformer.pretrained.checkpoints import find_files
+from minitransformer.training.layers import layers_of
 from minitransformer.training.optim import RowsInUse, make_adamw
 from minitransformer.training.precision import matmul_precision
-from minitransformer.training.strategies import layers_of
 
 STEPS = 8  # of 32 reviews, in one timed turn; batches of all lengths, evenly chosen
 

@@ -11,10 +11,11 @@ from toys import CLASSES, classifier, state_of, toy, train
 import minitransformer as mt
 from minitransformer.training import finetune as training
 from minitransformer.training import loop
+from minitransformer.training.layers import layers_of
 from minitransformer.training.objectives import classification_loss
 from minitransformer.training.optim import make_adamw, warmup_then_linear
 from minitransformer.training.precision import matmul_precision, resolve
-from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy, layers_of
+from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy
 
 START = Progress(0, 1, 0)
 

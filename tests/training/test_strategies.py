@@ -8,6 +8,7 @@ from toys import classifier, state_of, toy, train
 
 import minitransformer as mt
 from minitransformer.training import loop, lora
+from minitransformer.training.layers import layers_of
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.plan import most_trained
 from minitransformer.training.strategies import (
@@ -21,7 +22,6 @@ from minitransformer.training.strategies import (
     LinearProbeThenFull,
     LoRA,
     Progress,
-    layers_of,
     named,
 )
 
@@ -245,7 +245,7 @@ def test_the_optimizer_has_lora_parameters_once():
         (lambda: mt.plan(classifier(), LastLayers(9)), r"the model has 3 blocks"),
         (lambda: train(classifier(), toy(), LoRA(21)), r"rank=21 is over the size of .*W_Q, 20 to"),
         (lambda: train(classifier(), toy(), LoRA(2, targets=("W_Q", "query"))),
-         r"no linear map is called 'query'; targets may be: W_1, W_2, W_K, W_O, W_Q, W_V, dense"),
+         r"no linear map is called 'query'; targets may be: W_1, W_2, W_K, W_O, W_Q, W_V, classifier, dense"),
         (lambda: LoRA(0), "rank must be at least 1, got 0"),
         (lambda: LastLayers(0), "n must be at least 1, got 0"),
         (lambda: LayerwiseDecay(1.5), r"factor must be in \(0, 1\], got 1.5"),
