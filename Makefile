@@ -28,10 +28,10 @@ setup: $(READY)  ## create .venv and install
 
 data: $(DATA)  ## download weights and reviews into data/cache (about 86 MB)
 
-notebooks: $(READY) $(DATA)  ## execute every notebook (about 7 minutes on two cores)
+notebooks: $(READY) $(DATA)  ## execute every notebook (about 15 minutes on two cores)
 	$(BIN)/python notebooks/build.py
 
-test: $(READY) $(DATA)  ## run all tests, notebooks included (about 10 minutes on two cores)
+test: $(READY) $(DATA)  ## run all tests, notebooks included (about half an hour on two cores)
 	$(BIN)/python -m pytest
 
 quick: $(READY) $(DATA)  ## run the tests without the notebooks
@@ -43,7 +43,7 @@ verify: $(READY)  ## check every formula and print the ledger
 lab: $(READY) $(DATA)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
-bench: $(READY) $(DATA)  ## measure speed against torch and Hugging Face (about 10 minutes)
+bench: $(READY) $(DATA)  ## measure speed against torch, Hugging Face and peft (about 20 minutes)
 	$(BIN)/python tests/benchmarks/run.py
 
 lint: $(READY)  ## ruff and mypy
