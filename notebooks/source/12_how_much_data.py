@@ -230,3 +230,11 @@ assert factor["full", 128] > 4
 assert mean["full"][1024] > max(mean["last-layers:2"][1024], mean["head-only"][1024])
 assert mean["head-only"][1024] > mean["tf-idf"][1024]
 assert mean["head-only"][8058] < mean["tf-idf"][8058] < mean["full"][8058]
+
+# %% [markdown]
+# ## What to read next
+#
+# - `minitransformer/training/experiments.py`: the runner; `results.py`: what a line of the file is.
+# - Notebook 13: the same strategies on texts of another kind than they were trained on.
+# - Howard and Ruder 2018, section 5.1: the same question for their model, with the same kind of
+#   figure. Dodge et al. 2020: how much of a difference is only the seed.

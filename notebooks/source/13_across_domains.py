@@ -238,3 +238,10 @@ for method in ("head-only", "tf-idf"):
         {name: f"{a:.3f} ({claimed.accuracy[name]:.3f})" for name, a in found.accuracy.items()},
     )
     assert all(abs(a - claimed.accuracy[name]) < 0.05 for name, a in found.accuracy.items())
+
+# %% [markdown]
+# ## What to read next
+#
+# - Kumar et al. 2022: the theorem behind the first half, and ten shifts on which it does hold.
+# - Notebook 11: what moves in the model, and what it forgets.
+# - `minitransformer/training/strategies.py`: `LinearProbeThenFull` is two lines of rates.
