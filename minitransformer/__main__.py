@@ -184,7 +184,7 @@ def run_experiment(args: argparse.Namespace) -> int:
     unrelated = next(d for d in ("editorials", "movies") if d not in args.data[:1])
     lab = Lab(encoder, tokenizer, domains, data.load(unrelated).texts, args.pooling, args.precision)
     results = run(lab, grid, args.out)
-    print(f"before fine-tuning: pairs {lab.pairs_before():.3f}\n\n{table(results)}")
+    print(f"before fine-tuning: pairs {lab.pairs_before:.3f}\n\n{table(results)}")
     return 0
 
 

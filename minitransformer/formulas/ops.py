@@ -73,21 +73,22 @@ def attention(
     scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
     if bias is not None:
         scores = scores + bias  # (..., queries, keys)
-    weights = softmax(scores, visible(keep, causal, scores))
+    weights = softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))
     return inverted_dropout(weights, dropout) @ V
 
 
-def visible(keep: Keep, causal: bool, scores: Float[Tensor, "... queries keys"]) -> Keep:
+def visible(
+    keep: Keep, causal: bool, queries: int, keys: int, device: torch.device | None = None
+) -> Keep:
     r"""`keep`, and when causal $j \le i + (\text{keys} - \text{queries})$: no key later than its query.
 
     With fewer queries than keys the queries are the last positions.
 
     Shapes: (..., queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
     """
-    queries, keys = scores.shape[-2:]
     if not causal or queries == 1:  # the last position sees all
         return keep
-    past = torch.ones(queries, keys, dtype=torch.bool, device=scores.device).tril(keys - queries)
+    past = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     return past if keep is None else keep & past
 
 
@@ -197,7 +198,7 @@ def fused_attention(
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
     if causal and queries == keys and keep is None and bias is None:  # no mask to be stored
         return F.scaled_dot_product_attention(Q, K, V, is_causal=True, **options)
-    mask = visible(keep, causal, Q.new_empty(1).expand(queries, keys))
+    mask = visible(keep, causal, queries, keys, Q.device)
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, **options)
@@ -217,7 +218,7 @@ def few_keys_attention(
     scores = (Q * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)) @ K.mT
     if bias is not None:
         scores = scores + bias
-    weights = fused_softmax(scores, visible(keep, causal, scores))
+    weights = fused_softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))
     return inverted_dropout(weights, dropout) @ V
 
 

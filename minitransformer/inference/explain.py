@@ -5,6 +5,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..model.attention import MultiHeadAttention
+from ..model.modes import in_evaluation_mode
 from ..model.transformer import Encoder
 
 
@@ -26,11 +27,10 @@ def attention_maps(
 
     attentions = [m for m in encoder.modules() if isinstance(m, MultiHeadAttention)]
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
-    was_training = encoder.training
     try:
-        encoder.eval()(ids, keep)
+        with in_evaluation_mode(encoder):
+            encoder(ids, keep)
     finally:
-        encoder.train(was_training)
         for hook in hooks:
             hook.remove()
     return maps

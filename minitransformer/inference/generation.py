@@ -14,8 +14,9 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..model.language_models import CausalLM, Seq2SeqLM
+from ..model.modes import in_evaluation_mode
 from .beam_search import beam_search
-from .reading import Reader, in_evaluation_mode
+from .reading import Reader
 
 Choice = Callable[[Tensor], Tensor]
 

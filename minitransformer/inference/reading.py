@@ -1,16 +1,14 @@
 """What writing is built on: the logits after all that was read, with a cache or without."""
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..model.attention import check_keep, padding_mask, token_positions
 from ..model.cache import KeyValueCache
 from ..model.config import TransformerConfig
 from ..model.language_models import CausalLM, Seq2SeqLM
+from ..model.modes import in_evaluation_mode
 
 
 class Reader:
@@ -97,18 +95,6 @@ class Reader:
     def fill(self, eos_id: int) -> int:
         """What stands behind the end of a text."""
         return eos_id if self.config.pad_id is None else self.config.pad_id
-
-
-@contextlib.contextmanager
-def in_evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Without dropout inside; outside every module is as it was, also where modes were mixed."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def check_prompt(ids: Tensor, keep: Tensor | None, pad_id: int | None) -> Tensor:

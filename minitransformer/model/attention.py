@@ -215,11 +215,13 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         cache: None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """The attention weights that `forward` averages with: what each head looks at."""
+        """The attention weights that `forward` averages with: what each head looks at.
+
+        It takes what `forward` does, so that a hook can hand its arguments on; but no cache, which
+        reading would change.
+        """
         Q, K, V = self.project(x, x if memory is None else memory, keep)
-        if causal:
-            past = causal_mask(Q.shape[2], K.shape[2]).to(x.device)
-            keep = past if keep is None else keep & past
+        keep = ops.visible(keep, causal, Q.shape[2], K.shape[2], x.device)
         return scaled_dot_product_attention(Q, K, V, keep, bias, self.scale)[1]
 
     def project(self, x: Tensor, z: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -49,6 +49,14 @@ def make_attention(config: TransformerConfig) -> MultiHeadAttention:
     )
 
 
+def make_feed_forward(config: TransformerConfig) -> FeedForward:
+    """The feed-forward that the config asks for."""
+    c = config
+    return FeedForward(
+        c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
+    )
+
+
 class EncoderBlock(nn.Module):
     r"""Self-attention, then feed-forward, each with a residual and a norm.
 
@@ -71,9 +79,7 @@ class EncoderBlock(nn.Module):
         self.norm_position = c.norm_position
         self.attention = make_attention(c)
         self.norm_1 = make_norm(c)
-        self.feed_forward = FeedForward(
-            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
-        )
+        self.feed_forward = make_feed_forward(c)
         self.norm_2 = make_norm(c)
         self.dropout = Dropout(c.dropout)
 
@@ -137,9 +143,7 @@ class DecoderBlock(nn.Module):
         if cross:
             self.cross_attention = make_attention(c)
             self.norm_cross = make_norm(c)
-        self.feed_forward = FeedForward(
-            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
-        )
+        self.feed_forward = make_feed_forward(c)
         self.norm_2 = make_norm(c)
         self.dropout = Dropout(c.dropout)
 

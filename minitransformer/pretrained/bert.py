@@ -15,6 +15,7 @@ from ..model.transformer import Encoder
 from .entries import (
     activation,
     activation_name,
+    both,
     check_expressible,
     drop_alias,
     read_entries,
@@ -36,6 +37,14 @@ NAMES = {
     "init_std": "initializer_range",
     "pad_id": "pad_token_id",
 }
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
 MARK = "embeddings.word_embeddings.weight"
 """A weight that every file of this family has, and none of another."""
 MASKED_HEAD = "cls.predictions.transform.dense.weight"
@@ -111,10 +120,6 @@ def key_map(model: Bert) -> Iterator[tuple[str, str]]:
     prefix = "" if isinstance(model, Encoder) else "encoder."
     config = model.config if isinstance(model, Encoder) else model.encoder.config
 
-    def both(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
-        for kind in kinds.split():
-            yield f"{mine}.{kind}", f"{other}.{kind}"
-
     def encoder(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
         return both(f"{prefix}{mine}", other, kinds)
 
@@ -176,16 +181,3 @@ def write_config(model: Bert) -> dict[str, Any]:
         written["label2id"] = {name: i for i, name in enumerate(model.labels)}
         written[OURS] = {"pooling": model.pooling}
     return written
-
-
-def tokenizer_config(config: TransformerConfig) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_len,
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }

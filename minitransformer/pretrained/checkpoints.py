@@ -16,6 +16,7 @@ from ..data.cache import cached, read_member
 from ..data.tokenizers import Tokenizer
 from ..model.heads import SequenceClassifier
 from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.switches import config_of
 from ..model.transformer import Encoder
 from . import bert, gpt2, t5
 
@@ -35,8 +36,9 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
 
     Args:
         name_or_folder: a folder with `config.json`, `model.safetensors` and `tokenizer.json` (or
-            `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data` downloads; or any name on the
-            Hugging Face hub, when `huggingface_hub` is installed and the network there.
+            `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data`
+            downloads; or any name on the Hugging Face hub, when `huggingface_hub` is installed and
+            the network there.
         switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
 
     Returns: what the folder holds, and a `Tokenizer`. From BERT's files an `Encoder`, with its head a
@@ -247,7 +249,11 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     state = {theirs: weights[mine] for mine, theirs in family.key_map(model)}
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
     raw = safetensors.torch.save(state, {"format": "pt"})
-    ours = model.encoder.config if isinstance(model, SequenceClassifier) else model.config
+    about_tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": config_of(model).max_len,
+        **family.SPECIAL_TOKENS,
+    }
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -257,7 +263,7 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
         (new / "model.safetensors").write_bytes(raw)
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         (new / "tokenizer_config.json").write_text(
-            json.dumps(family.tokenizer_config(ours), indent=2), encoding="utf-8"
+            json.dumps(about_tokenizer, indent=2), encoding="utf-8"
         )
         (new / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         if folder.exists():  # what else lies there stays

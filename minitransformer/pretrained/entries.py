@@ -1,6 +1,6 @@
 """What the families' files have in common: entries that only change their name, and refusals."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -101,3 +101,9 @@ def drop_alias(state: dict[str, Tensor], alias: str, original: str) -> None:
     """Leave out a second copy of a tied tensor; one with other numbers is a weight of its own."""
     if alias in state and original in state and torch.equal(state[alias], state[original]):
         del state[alias]
+
+
+def both(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
+    """Pairs of our name and theirs, for the weight and the bias of one module."""
+    for kind in kinds.split():
+        yield f"{mine}.{kind}", f"{other}.{kind}"

@@ -19,6 +19,7 @@ from ..model.transformer import Decoder
 from .entries import (
     activation,
     activation_name,
+    both,
     check_expressible,
     drop_alias,
     read_entries,
@@ -40,6 +41,12 @@ NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
+SPECIAL_TOKENS = {
+    "bos_token": "<|endoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|endoftext|>",
+}
+"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
 MARK = "wte.weight"
 """A weight that every file of this family has, and none of another."""
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
@@ -120,14 +127,10 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
 def key_map(model: CausalLM) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs (as `normalise` gives it), for every weight."""
 
-    def both(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
-        for kind in kinds.split():
-            yield f"decoder.{mine}.{kind}", f"{other}.{kind}"
-
-    yield from both("embeddings.tokens", "wte", "weight")
-    yield from both("embeddings.position_table", "wpe", "weight")
+    yield from both("decoder.embeddings.tokens", "wte", "weight")
+    yield from both("decoder.embeddings.position_table", "wpe", "weight")
     for i in range(len(model.decoder.blocks)):
-        mine, other = f"blocks.{i}", f"h.{i}"
+        mine, other = f"decoder.blocks.{i}", f"h.{i}"
         yield from both(f"{mine}.norm_1", f"{other}.ln_1")
         yield from both(f"{mine}.attention.W_Q", f"{other}.attn.c_attn.q")
         yield from both(f"{mine}.attention.W_K", f"{other}.attn.c_attn.k")
@@ -136,7 +139,7 @@ def key_map(model: CausalLM) -> Iterator[tuple[str, str]]:
         yield from both(f"{mine}.norm_2", f"{other}.ln_2")
         yield from both(f"{mine}.feed_forward.W_1", f"{other}.mlp.c_fc")
         yield from both(f"{mine}.feed_forward.W_2", f"{other}.mlp.c_proj")
-    yield from both("norm", "ln_f")
+    yield from both("decoder.norm", "ln_f")
     if not model.config.tie_embeddings:
         yield "head.weight", "lm_head.weight"
 
@@ -158,16 +161,4 @@ def write_config(model: CausalLM) -> dict[str, Any]:
         "embd_pdrop": config.dropout,
         "activation_function": activation_name(config.activation),
         "tie_word_embeddings": config.tie_embeddings,
-    }
-
-
-def tokenizer_config(config: TransformerConfig) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
-    end = "<|endoftext|>"
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_len,
-        "bos_token": end,
-        "eos_token": end,
-        "unk_token": end,
     }

@@ -40,6 +40,12 @@ NAMES = {
 }
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has one rate for all of ours."""
+SPECIAL_TOKENS = {
+    "pad_token": "<pad>",
+    "eos_token": "</s>",
+    "unk_token": "<unk>",
+}
+"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
 MARK = "shared.weight"
 """A weight that every file of this family has, and none of another."""
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -165,15 +171,4 @@ def write_config(model: Seq2SeqLM) -> dict[str, Any]:
         "decoder_start_token_id": c.start_id,
         "tie_word_embeddings": c.scale_logits,  # says only whether logits are scaled
         "scale_decoder_outputs": c.scale_logits,
-    }
-
-
-def tokenizer_config(config: TransformerConfig) -> dict[str, Any]:
-    """What transformers' AutoTokenizer needs beside tokenizer.json."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config.max_len,
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
     }

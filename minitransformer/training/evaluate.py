@@ -12,6 +12,7 @@ from tqdm import tqdm
 from ..data.batches import EncodedTexts
 from ..formulas import ops
 from ..model.heads import SequenceClassifier
+from ..model.modes import in_evaluation_mode
 from .precision import Precision, matmul_precision
 from .prefix import FrozenPrefix
 
@@ -76,15 +77,12 @@ def predict(
 
     `prefix` knows the outputs of the layers that are frozen while the model trains.
     """
-    rows, modes = torch.zeros(len(data), model.n_classes), {m: m.training for m in model.modules()}
-    model.eval()
-    with matmul_precision(precision), tqdm(total=len(data), disable=not progress) as bar:
+    rows, bar = torch.zeros(len(data), model.n_classes), tqdm(total=len(data), disable=not progress)
+    with in_evaluation_mode(model), matmul_precision(precision), bar:
         for batch in data.batches(batch_size):
             logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
             rows[list(batch.indices)] = logits.float()
             bar.update(len(batch))
-    for module, mode in modes.items():  # not model.train(): frozen layers are in evaluation mode
-        module.training = mode
     return rows
 
 

@@ -10,11 +10,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from ..data.datasets import LabelledTexts
@@ -25,6 +24,7 @@ from .baseline import tf_idf
 from .evaluate import evaluate
 from .finetune import finetune
 from .forgetting import moved, pairing_accuracy
+from .loop import History, reproducible
 from .memory import PeakMemory
 from .plan import most_trained
 from .precision import Precision
@@ -80,12 +80,11 @@ class Lab:
 
     def new_model(self, trial: Trial) -> SequenceClassifier:
         """The pretrained encoder with a new head, which the seed decides."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(trial.seed)
+        with reproducible(trial.seed):
             n_classes = len(self.parts[trial.domain][0].label_names)
             return SequenceClassifier(copy.deepcopy(self.encoder), n_classes, self.pooling)
 
-    def train(self, trial: Trial, **options: Any):
+    def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
         """(model, history, peak memory in MiB) of a trial that is a strategy."""
         train, valid = (encode(part, self.tokenizer) for part in self.texts(trial))
         model = self.new_model(trial)
@@ -133,7 +132,7 @@ class Lab:
         score = counting.score(valid.texts, valid.labels)
         return Result(trial, score, 0.0, accuracy, collapsed, seconds)
 
-    @cache  # noqa: B019  (a lab lives as long as its results are wanted)
+    @cached_property
     def pairs_before(self) -> float:
         """`pairing_accuracy` of the pretrained encoder."""
         return pairing_accuracy(self.encoder, self.tokenizer, self.unrelated)

@@ -93,7 +93,7 @@ def finetune(
         valid_prefix.freeze(n_layers)
         train_prefix.freeze(n_layers)
 
-    with strategy.applied(model), rows.inside():
+    with strategy.applied(model, seed), rows.inside():
         return fit(
             model,
             train,

@@ -115,6 +115,7 @@ def fit(
     """
     history, best, rates, losses = History(), Keeper(model), None, []
     optimizer, start = make_adamw(layers, weight_decay), time.perf_counter()
+    per_epoch = -(-len(train) // batch_size)
     bar = tqdm(total=steps * batch_size, unit=" examples", disable=not progress)
     try:
         with bar, reproducible(seed):
@@ -143,7 +144,6 @@ def fit(
                 bar.set_postfix_str(f"step {step + 1}/{steps}, loss {losses[-1]:.3f}")
                 if (step + 1) % validate_every and step + 1 < steps:
                     continue
-                per_epoch = -(-len(train) // batch_size)
                 entry: Entry = {"step": step + 1, "epoch": (step + 1) / per_epoch}
                 entry["loss"] = sum(losses) / len(losses)
                 entry |= {f"valid_{name}": value for name, value in validate().items()}
@@ -198,7 +198,9 @@ class Keeper:
     """A copy of the best weights, of what learns only: the rest is where it was."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.copies, self.stale = model, dict[str, Tensor](), True
+        self.model, self.copies = model, dict[str, Tensor]()
+        self.in_place = True
+        """The best weights are those that the model has."""
 
     def watch(self) -> None:
         """Copy what is about to learn for the first time: at the best so far it had this value."""
@@ -209,7 +211,7 @@ class Keeper:
     @torch.no_grad()
     def keep(self, last: bool = False) -> None:
         """The weights of now are the best; those of the last step need no copy."""
-        self.stale = last
+        self.in_place = last
         if not last:
             for name, copy in self.copies.items():
                 copy.copy_(self.model.get_parameter(name))
@@ -217,7 +219,7 @@ class Keeper:
     @torch.no_grad()
     def put_back(self) -> None:
         """Give the model its best weights."""
-        if not self.stale:
+        if not self.in_place:
             for name, copy in self.copies.items():
                 self.model.get_parameter(name).copy_(copy)
 

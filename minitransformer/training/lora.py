@@ -21,7 +21,14 @@ class LoRALinear(nn.Module):
     Source: Hu et al. 2021, equation 3.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float | int, name: str = "linear"):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        rank: int,
+        alpha: float | int,
+        name: str = "linear",
+        generator: torch.Generator | None = None,
+    ):
         super().__init__()
         d_out, d_in = linear.weight.shape
         if rank > min(d_out, d_in):
@@ -32,7 +39,8 @@ class LoRALinear(nn.Module):
         self.linear, self.scale = linear, alpha / rank
         self.A = nn.Parameter(torch.empty(rank, d_in, dtype=linear.weight.dtype))
         self.B = nn.Parameter(torch.zeros(d_out, rank, dtype=linear.weight.dtype))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as nn.Linear starts
+        # as nn.Linear starts
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """The two maps, added."""
@@ -45,8 +53,12 @@ class LoRALinear(nn.Module):
         return self.linear
 
 
-def insert(model: nn.Module, rank: int, alpha: float | int, targets: tuple[str, ...]) -> None:
+def insert(
+    model: nn.Module, rank: int, alpha: float | int, targets: tuple[str, ...], seed: int = 0
+) -> None:
     """Give every linear map whose name ends in one of `targets` a low-rank change.
+
+    The seed decides how they start; torch's own random state is neither used nor changed.
 
     Raises:
         ValueError: a target that matches nothing, or a rank over a matrix's size; the model is
@@ -59,8 +71,9 @@ def insert(model: nn.Module, rank: int, alpha: float | int, targets: tuple[str, 
             raise ValueError(
                 f"no linear map is called {target!r}; targets may be: {', '.join(there)}"
             )
+    generator = torch.Generator().manual_seed(seed)
     changed = {
-        n: LoRALinear(m, rank, alpha, n)
+        n: LoRALinear(m, rank, alpha, n, generator)
         for n, m in linears.items()
         if n.rpartition(".")[2] in targets
     }

@@ -49,7 +49,8 @@ def plan(
                 *(f"{rate:.0e}" if rate else "frozen" for rate in rates),
                 f"{weight_decay:g}" if decayed and not frozen else "-", "off" if frozen else "on",
             ])  # fmt: skip
-    everything, most = sum(map(size, layers)), most_trained(model, strategy, epochs)
+        everything = sum(map(size, layers))
+    most = largest([a + b for a, b in learning], phases)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [f"{strategy}, base rate {base:.0e}"]
     for name, *rest in rows:
@@ -65,9 +66,13 @@ def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
     with strategy.applied(model):
         layers = layers_of(model)
         learning = [sum(learning_parameters(model, x, strategy, layers[-1])) for x in layers]
+    return largest(learning, phases_of(strategy, len(layers), epochs))
+
+
+def largest(learning: list[int], phases: list[tuple[float, list[float]]]) -> int:
+    """Of `learning`, the parameters of each layer, the most that have a rate in one phase."""
     return max(
-        sum(n for n, rate in zip(learning, rates, strict=True) if rate)
-        for _, rates in phases_of(strategy, len(layers), epochs)
+        sum(n for n, rate in zip(learning, rates, strict=True) if rate) for _, rates in phases
     )
 
 

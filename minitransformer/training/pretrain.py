@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..model.language_models import CausalLM, Seq2SeqLM
+from ..model.modes import in_evaluation_mode
 from .layers import layers_of
 from .loop import Data, Entry, History, fit
 from .objectives import Objective, objective_of
@@ -68,7 +69,7 @@ def pretrain(
     def validate() -> Entry:
         return {"loss": mean_loss(model, valid, loss)}
 
-    with strategy.applied(model):
+    with strategy.applied(model, seed):
         return fit(
             model,
             train,
@@ -106,15 +107,11 @@ def mean_loss(
         TypeError: as `pretrain`.
     """
     loss = objective_of(model) if objective is None else objective
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
     total, tokens = 0.0, 0
-    with matmul_precision(precision):
+    with in_evaluation_mode(model), matmul_precision(precision):
         for batch in data.batches(batch_size):
             n = batch.n_targets
             total, tokens = total + loss(model, batch).item() * n, tokens + n
-    for module, mode in modes.items():
-        module.training = mode
     return total / tokens
 
 

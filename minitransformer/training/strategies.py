@@ -52,8 +52,11 @@ class Strategy:
         return True
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model as it is trained inside, a plain model again outside."""
+    def applied(self, model: nn.Module, seed: int = 0) -> Iterator[None]:
+        """The model as it is trained inside, a plain model again outside.
+
+        `seed` is for what the strategy adds, where that starts at random.
+        """
         yield
 
 
@@ -221,9 +224,10 @@ class LoRA(Strategy):
         return name.endswith((".A", ".B"))
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self, model: nn.Module, seed: int = 0) -> Iterator[None]:
         """With the low-rank maps inside, with them merged into the matrices outside."""
-        lora.insert(model, self.rank, self.alpha or 2 * self.rank, self.targets)
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        lora.insert(model, self.rank, alpha, self.targets, seed)
         try:
             yield
         finally:

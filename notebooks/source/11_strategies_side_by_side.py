@@ -247,7 +247,7 @@ assert not moved[METHODS.index("head-only")].any()
 # 5 %. No editorial was trained on.
 
 # %%
-before_training = lab.pairs_before()
+before_training = lab.pairs_before
 _, ax = plt.subplots(figsize=(6, 3.2), dpi=100, layout="constrained")
 for i, method in enumerate(METHODS):
     pairs = [r.pairs for r in thousand[method]]

@@ -211,14 +211,14 @@ def unscaled(self, ids, segments=None, positions=None, first=0):
     return self.tokens(ids) + self.positions[: ids.shape[1]]
 
 
-def future_in_view(keep, causal, scores):
+def future_in_view(keep, causal, queries, keys, device):
     """Mistake 12: the decoder sees what it has to predict."""
     return keep
 
 
-def sees_itself_alone(keep, causal, scores):
+def sees_itself_alone(keep, causal, queries, keys, device):
     """The diagonal and what is above, where it should be below."""
-    past = torch.ones(scores.shape[-2:], dtype=torch.bool).triu()
+    past = torch.ones(queries, keys, dtype=torch.bool).triu()
     return (past if keep is None else keep & past) if causal else keep
 
 

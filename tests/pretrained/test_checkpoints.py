@@ -171,7 +171,7 @@ def test_a_crash_while_saving_leaves_the_old_model_whole(folder, tmp_path, monke
     def full_disk(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoints.bert, "tokenizer_config", full_disk)
+    monkeypatch.setattr(checkpoints.json, "dumps", full_disk)  # when the weights are written
     encoder.embeddings.tokens.weight.data += 1
     for place in (target, tmp_path / "new"):
         with pytest.raises(OSError, match="no space left"):

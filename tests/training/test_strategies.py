@@ -140,7 +140,7 @@ def test_lora_changes_only_its_matrices_and_by_its_rank():
             assert torch.equal(now, before[name]), name
 
 
-def test_lora_of_full_rank_has_the_gradient_of_the_matrix():
+def test_lora_passes_the_gradient_of_the_matrix_on_to_B():
     r"""The gradient of B is $\frac{\alpha}{r} G A^\top$ with G that of W: the chain rule."""
     plain = classifier(pooling="mean").double().eval()
     model, batch = copy.deepcopy(plain), next(toy().batches(16))
@@ -151,6 +151,20 @@ def test_lora_of_full_rank_has_the_gradient_of_the_matrix():
         if isinstance(module, lora.LoRALinear):
             G = plain.get_parameter(f"{name}.weight").grad
             torch.testing.assert_close(module.B.grad, 6 / 4 * G @ module.A.T, atol=1e-12, rtol=0)
+
+
+def test_lora_of_one_seed_is_one_model_and_draws_nothing_of_the_callers():
+    """Its A starts random: from the run's seed, not from whatever was drawn before."""
+    models = []
+    for drawn_before, seed in ((1, 0), (7, 0), (1, 1)):
+        model = classifier(pooling="mean")
+        torch.rand(drawn_before)
+        state = torch.get_rng_state()
+        train(model, toy(), LoRA(2), epochs=1, lr=1e-2, seed=seed)
+        mt.plan(model, LoRA(2))
+        assert torch.equal(torch.get_rng_state(), state)
+        models.append(model.encoder.blocks[1].attention.W_Q.weight)
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
 
 
 def test_lora_leaves_a_plain_model_even_when_training_fails():
