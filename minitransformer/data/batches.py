@@ -2,11 +2,39 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+AnyBatch = TypeVar("AnyBatch")
+
+
+def cut(batch: AnyBatch, k: int) -> list[AnyBatch]:
+    """A batch in k parts of as equal size as can be, by its rows; some are empty where k is larger.
+
+    Any dataclass will do: its tensors and tuples with an entry for each example are cut, the rest
+    is every part's.
+
+    >>> [part.indices for part in cut(pad([[5], [6, 7], [8]], 0, indices=(2, 0, 1)), 2)]
+    [(2,), (0, 1)]
+    """
+    if k == 1:
+        return [batch]
+    rows = len(batch)  # type: ignore[arg-type]
+    of_each = {
+        f.name: value
+        for f in fields(batch)  # type: ignore[arg-type]
+        if isinstance(value := getattr(batch, f.name), Tensor | tuple) and len(value) == rows
+    }
+    ends = [i * rows // k for i in range(k + 1)]
+    return [
+        replace(batch, **{name: value[start:end] for name, value in of_each.items()})  # type: ignore[type-var]
+        for start, end in pairwise(ends)
+    ]
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from .baseline import tf_idf
 from .evaluate import evaluate
 from .finetune import finetune
 from .forgetting import moved, pairing_accuracy
-from .loop import History, reproducible
+from .history import History
+from .loop import reproducible
 from .memory import PeakMemory
 from .plan import most_trained
 from .precision import Precision

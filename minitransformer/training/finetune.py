@@ -3,8 +3,9 @@
 from ..data.batches import EncodedTexts
 from ..model.heads import SequenceClassifier
 from .evaluate import evaluate
+from .history import Entry, History
 from .layers import layers_of
-from .loop import Entry, History, fit
+from .loop import Recipe, fit
 from .objectives import classification_loss
 from .optim import RowsInUse
 from .precision import Precision
@@ -93,6 +94,11 @@ def finetune(
         valid_prefix.freeze(n_layers)
         train_prefix.freeze(n_layers)
 
+    recipe = Recipe(
+        steps, validate_every or max(per_epoch, -(-steps // 10)),
+        strategy.learning_rate if lr is None else lr, batch_size, warmup, weight_decay, clip, seed,
+        precision,
+    )  # fmt: skip
     with strategy.applied(model, seed), rows.inside():
         return fit(
             model,
@@ -101,15 +107,8 @@ def finetune(
             lambda batch: classification_loss(model, batch, train_prefix),
             validate,
             strategy,
-            steps=steps,
-            validate_every=validate_every or max(per_epoch, -(-steps // 10)),
-            lr=strategy.learning_rate if lr is None else lr,
-            batch_size=batch_size,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            clip=clip,
-            seed=seed,
-            precision=precision,
+            recipe,
             progress=progress,
             on_freeze=on_freeze,
+            n_targets=len,
         )

@@ -4,20 +4,22 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
+from itertools import count, islice
+from operator import attrgetter
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpointing import Checkpoint
+from .history import Entry, History
 from .layers import Layer
-from .optim import make_adamw, warmup_then_linear
+from .optim import SCHEDULES, Schedule, make_adamw
+from .parallel import LossOfPart, backward, place, shared
 from .precision import Precision, matmul_precision
 from .strategies import Progress, Strategy
-
-Entry = dict[str, int | float]
 
 
 @runtime_checkable
@@ -27,56 +29,38 @@ class Data(Protocol):
     def __len__(self) -> int: ...
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Any]:
-        """All examples once, in an order that follows the seed; a batch has a length."""
+        """All examples once, in ceil(len / batch_size) batches that follow from the seed alone."""
         ...
 
 
-@dataclass
-class History:
-    """What happened: one entry a step, one a validation."""
+@dataclass(frozen=True)
+class Recipe:
+    """The numbers of a run; `finetune` and `pretrain` explain them."""
 
-    steps: list[Entry] = field(default_factory=list)
-    validations: list[Entry] = field(default_factory=list)
-    best: Entry = field(default_factory=dict)
-    """The validation whose weights were kept."""
-    seconds: float = 0.0
+    steps: int
+    validate_every: int
+    lr: float
+    batch_size: int
+    warmup: float
+    weight_decay: float
+    clip: float
+    seed: int
+    precision: Precision
+    schedule: Schedule = "linear"
+    accumulate: int = 1
 
-    def __repr__(self) -> str:
-        return "\n".join(
-            f"epoch {round(e['epoch'], 2):g}: training loss {e['loss']:.3f}, validation loss "
-            f"{e['valid_loss']:.3f}"
-            + (f", accuracy {e['valid_accuracy']:.3f}" if "valid_accuracy" in e else "")
-            + "  <- kept" * (e is self.best)
-            for e in self.validations
-        )
+    def __post_init__(self):
+        for name in ("steps", "validate_every", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(
+                f"schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}"
+            )
 
-    def plot(self, ax: Any = None) -> Any:
-        """Loss by step (smoothed over its neighbours), and every validation loss."""
-        import matplotlib.pyplot as plt
-
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 4), dpi=100)
-        at, losses = [s["step"] for s in self.steps], [s["loss"] for s in self.steps]
-        width = max(1, len(losses) // 25)
-        smooth = [
-            sum(losses[max(0, i - width) : i + width + 1])
-            / len(losses[max(0, i - width) : i + width + 1])
-            for i in range(len(losses))
-        ]
-        ax.plot(at, losses, color="C0", alpha=0.25, linewidth=0.8)
-        ax.plot(at, smooth, color="C0", label="training loss")
-        ends = [e["step"] for e in self.validations]
-        valid = [e["valid_loss"] for e in self.validations]
-        ax.plot(ends, valid, "o-", color="C1", label="validation loss")
-        for e in self.validations:
-            if "valid_accuracy" in e:
-                ax.annotate(
-                    f"{e['valid_accuracy']:.1%}", (e["step"], e["valid_loss"]),
-                    textcoords="offset points", xytext=(0, 7), ha="center", fontsize=8, color="C1",
-                )  # fmt: skip
-        ax.set(xlabel="step", ylabel="cross-entropy (nats)", ylim=(0, None))
-        ax.legend(frameon=False)
-        return ax
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return self.lr * SCHEDULES[self.schedule](step, self.steps, self.warmup)
 
 
 def fit(
@@ -86,87 +70,96 @@ def fit(
     loss_of: Callable[[Any], Tensor],
     validate: Callable[[], Entry],
     strategy: Strategy,
+    recipe: Recipe,
     *,
-    steps: int,
-    validate_every: int,
-    lr: float,
-    batch_size: int,
-    warmup: float,
-    weight_decay: float,
-    clip: float,
-    seed: int,
-    precision: Precision,
     progress: bool,
     on_freeze: Callable[[int], None] = lambda n_layers: None,
+    n_targets: Callable[[Any], int] = attrgetter("n_targets"),
+    checkpoint: Checkpoint | None = None,
 ) -> History:
     """Train for so many steps, validate now and then, and leave the model as it was at its best.
 
+    In several processes (`parallel`) each works on its part of every batch, and all do the rest.
+
     Args:
-        loss_of: the loss of a batch, a tensor with a gradient.
+        loss_of: the mean loss of a batch over its targets, a tensor with a gradient.
         validate: the loss on unseen data, and the accuracy if there is one, which then decides
             what is best.
         on_freeze: told how many layers at the bottom are frozen, whenever that changes.
-
-    The other arguments are explained at `finetune`, which calls this with its defaults.
+        n_targets: over how many targets the loss of a batch is the mean.
+        checkpoint: where the run can be stopped and goes on; nowhere when not given.
 
     Raises:
         FloatingPointError: the loss is no longer a number.
-        ValueError: the strategy trains nothing.
+        ValueError: the strategy trains nothing, or the checkpoint is of another run.
+        OSError: a checkpoint could not be written; the one before is as it was.
     """
-    history, best, rates, losses = History(), Keeper(model), None, []
-    optimizer, start = make_adamw(layers, weight_decay), time.perf_counter()
-    per_epoch = -(-len(train) // batch_size)
-    bar = tqdm(total=steps * batch_size, unit=" examples", disable=not progress)
+    optimizer, best, rates = make_adamw(layers, recipe.weight_decay), Keeper(model), None
+    checkpoint = checkpoint or Checkpoint()
+    steps, per_epoch = recipe.steps, -(-len(train) // recipe.batch_size)
+    rank, _ = place()
+    silent = not progress or rank > 0
+    bar = tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent)
     try:
-        with bar, reproducible(seed):
-            for step, epoch, batch in endless(train, batch_size, steps, seed):
+        with bar, reproducible(recipe.seed + rank), checkpoint:
+            first, history = checkpoint.start(model, optimizer, best)
+            start = time.perf_counter() - history.seconds
+            bar.n = bar.initial = first * recipe.batch_size
+            for step, epoch, batch in endless(train, recipe, first):
                 now = strategy.rates(len(layers), Progress(step, steps, epoch))
                 if now != rates:
                     set_trainable(model, layers, now, strategy)
                     if rates is None or leading_zeros(now) != leading_zeros(rates):
                         on_freeze(leading_zeros(now))
                     best.watch()
-                    rates = now
-                factor = lr * warmup_then_linear(step, steps, warmup)
+                    rates, loss_of_part = now, shared(LossOfPart(model, loss_of, n_targets))
+                lr = recipe.rate(step)
                 for group in optimizer.param_groups:
-                    group["lr"] = factor * rates[group["layer"]]
-                with matmul_precision(precision):
-                    loss = loss_of(batch)
-                    loss.backward()
-                nn.utils.clip_grad_norm_(model.parameters(), clip)
+                    group["lr"] = lr * rates[group["layer"]]
+                with matmul_precision(recipe.precision):
+                    loss = backward(loss_of_part, batch, n_targets, recipe.accumulate)
+                refuse_nan(loss, step, lr)
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
                 optimizer.step()
                 optimizer.zero_grad()
 
-                losses.append(loss.item())
-                refuse_nan(losses[-1], step, factor)
-                history.steps.append({"step": step, "loss": losses[-1], "lr": factor})
+                history.add({"step": step, "loss": loss, "lr": lr})
                 bar.update(len(batch))
-                bar.set_postfix_str(f"step {step + 1}/{steps}, loss {losses[-1]:.3f}")
-                if (step + 1) % validate_every and step + 1 < steps:
-                    continue
-                entry: Entry = {"step": step + 1, "epoch": (step + 1) / per_epoch}
-                entry["loss"] = sum(losses) / len(losses)
-                entry |= {f"valid_{name}": value for name, value in validate().items()}
-                losses = []
-                refuse_nan(entry["valid_loss"], step + 1, factor)  # the last step may have done it
-                history.validations.append(entry)
-                if not history.best or score(entry) > score(history.best):
-                    history.best = entry
-                    best.keep(last=step + 1 == steps)
+                bar.set_postfix_str(f"step {step + 1}/{steps}, loss {loss:.3f}")
+                if due(step + 1, recipe.validate_every, steps):
+                    entry: Entry = {"step": step + 1, "epoch": (step + 1) / per_epoch}
+                    entry["loss"] = history.recent_loss()
+                    entry |= {f"valid_{name}": value for name, value in validate().items()}
+                    refuse_nan(entry["valid_loss"], step + 1, lr)  # the last step may have done it
+                    if history.add(entry):
+                        best.keep(last=step + 1 == steps)
+                history.seconds = time.perf_counter() - start
+                if due(step + 1, checkpoint.every, steps):
+                    checkpoint.write(step + 1)
         best.put_back()
     finally:
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         model.eval()
-    history.seconds = time.perf_counter() - start
     return history
 
 
-def endless(data: Data, batch_size: int, steps: int, seed: int) -> Iterator[tuple[int, int, Any]]:
-    """(step, epoch, batch) for so many steps, each epoch in an order of its own."""
-    epochs = ((e, b) for e in count() for b in data.batches(batch_size, seed=seed * 1000 + e))
-    for step, (epoch, batch) in zip(range(steps), epochs, strict=False):
-        yield step, epoch, batch
+def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, int, Any]]:
+    """(step, epoch, batch) from the `first` step to the last, each epoch in an order of its own."""
+    epoch, passed = divmod(first, -(-len(data) // recipe.batch_size))
+    epochs = (
+        (e, b)
+        for e in count(epoch)
+        for b in data.batches(recipe.batch_size, seed=recipe.seed * 1000 + e)
+    )
+    steps = range(first, recipe.steps)
+    for step, (e, batch) in zip(steps, islice(epochs, passed, None), strict=False):
+        yield step, e, batch
+
+
+def due(done: int, every: int, steps: int) -> bool:
+    """Whether it is time, after so many steps: now and then, and at the end."""
+    return done % every == 0 or done == steps
 
 
 def leading_zeros(rates: list[float]) -> int:
@@ -222,11 +215,6 @@ class Keeper:
         if not self.in_place:
             for name, copy in self.copies.items():
                 self.model.get_parameter(name).copy_(copy)
-
-
-def score(entry: Entry) -> tuple[float, float]:
-    """What is better: accuracy first, of equal ones the smaller loss."""
-    return entry.get("valid_accuracy", 0.0), -entry["valid_loss"]
 
 
 def refuse_nan(loss: float, step: int, rate: float) -> None:

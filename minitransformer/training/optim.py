@@ -1,8 +1,10 @@
-"""AdamW's parameter groups, the rows of the embedding that it needs, the learning rate's schedule."""
+"""AdamW's parameter groups, the rows of the embedding that it needs, the learning rate's schedules."""
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -126,7 +128,33 @@ def warmup_then_linear(step: int, steps: int, warmup: float) -> float:
     >>> [round(warmup_then_linear(s, 10, 0.2), 3) for s in range(10)]
     [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     """
-    ramp = -int(-warmup * steps // 1)  # rounded up
+    ramp = warmup_steps(steps, warmup)
     if step < ramp:
         return (step + 1) / ramp
     return (steps - step) / (steps - ramp)
+
+
+def warmup_then_cosine(step: int, steps: int, warmup: float) -> float:
+    r"""As `warmup_then_linear`, but down along half a wave of the cosine: slow at both ends.
+
+    $$f(s) = \tfrac12\left(1 + \cos \pi\,\frac{s - w}{S - w}\right), \qquad s \ge w$$
+
+    Source: Loshchilov and Hutter 2017 (SGDR), equation 5 without restarts: $\eta_{min} = 0$.
+
+    >>> [round(warmup_then_cosine(s, 10, 0.2), 3) for s in range(10)]
+    [0.5, 1.0, 1.0, 0.962, 0.854, 0.691, 0.5, 0.309, 0.146, 0.038]
+    """
+    ramp = warmup_steps(steps, warmup)
+    if step < ramp:
+        return (step + 1) / ramp
+    return (1 + math.cos(math.pi * (step - ramp) / (steps - ramp))) / 2
+
+
+def warmup_steps(steps: int, warmup: float) -> int:
+    """$w$: this share of the steps, rounded up."""
+    return -int(-warmup * steps // 1)
+
+
+Schedule = Literal["linear", "cosine"]
+SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
+"""By the names that `pretrain` knows."""

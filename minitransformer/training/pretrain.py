@@ -1,15 +1,19 @@
 """Training a language model on text, and how well it predicts."""
 
 import math
+from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..model.language_models import CausalLM, Seq2SeqLM
 from ..model.modes import in_evaluation_mode
+from .checkpointing import Checkpoint, digest, identity_of
+from .history import Entry, History
 from .layers import layers_of
-from .loop import Data, Entry, History, fit
+from .loop import Data, Recipe, fit
 from .objectives import Objective, objective_of
+from .optim import Schedule
 from .precision import Precision, matmul_precision
 from .strategies import Full, Strategy
 
@@ -27,16 +31,27 @@ def pretrain(
     lr: float = 1e-3,
     batch_size: int = 32,
     warmup: float = 0.1,
+    schedule: Schedule = "linear",
     weight_decay: float = 0.01,
     clip: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
+    accumulate: int = 1,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> History:
     """Train a whole language model and leave it, in evaluation mode, as it was at its best.
 
     From scratch, or on from weights that there are: on another domain's text that is fine-tuning.
-    AdamW, a warm-up, a linear decay and clipping, as in `finetune`, and the same loop.
+    AdamW, a warm-up, a decay and clipping, as in `finetune`, and the same loop. With a checkpoint
+    the run may be stopped at any moment, by a power cut too: the same call with `resume=True` goes
+    on, and ends as if nothing had happened, bit for bit.
+
+    Several processes share the work when `torch.distributed` is initialised in each, as `torchrun`
+    and the command line do: each takes its part of every batch, with random numbers of its own for
+    dropout, and the first shows the progress and writes the files.
 
     Args:
         train, valid: packed blocks (`data.pack`) or texts for a `CausalLM`, `EncodedPairs` for a
@@ -57,6 +72,10 @@ def pretrain(
 
     Raises:
         TypeError: a model without an objective of its own, and none given.
+        ValueError: data with ids that the model's vocabulary does not have, or the checkpoint of
+            another run; the message says what differs.
+        FileExistsError: a checkpoint that there is already, without `resume`.
+        OSError: a checkpoint could not be written; the one before is as it was.
         FloatingPointError: the loss is no longer a number.
 
     Source: Radford et al. 2018, sections 3.1 and 4.1; Vaswani et al. 2017, section 5.
@@ -66,8 +85,26 @@ def pretrain(
     if steps is None:
         steps = epochs * -(-len(train) // batch_size)
 
+    validate_every = validate_every or -(-steps // 10)
+    recipe = Recipe(
+        steps, validate_every, lr, batch_size, warmup, weight_decay, clip, seed, precision,
+        schedule, accumulate,
+    )  # fmt: skip
+    for name, data in (("train", train), ("valid", valid)):
+        refuse_unknown_ids(model, data, name)
+
     def validate() -> Entry:
         return {"loss": mean_loss(model, valid, loss)}
+
+    def saved() -> Checkpoint | None:
+        if checkpoint is None:
+            return None
+        identity = identity_of(
+            model, recipe, strategy=repr(strategy),
+            objective=getattr(loss, "__name__", type(loss).__name__),
+            train=digest(train), valid=digest(valid),
+        )  # fmt: skip
+        return Checkpoint(checkpoint, checkpoint_every or validate_every, resume, identity)
 
     with strategy.applied(model, seed):
         return fit(
@@ -77,17 +114,31 @@ def pretrain(
             lambda batch: loss(model, batch),
             validate,
             strategy,
-            steps=steps,
-            validate_every=validate_every or -(-steps // 10),
-            lr=lr,
-            batch_size=batch_size,
-            warmup=warmup,
-            weight_decay=weight_decay,
-            clip=clip,
-            seed=seed,
-            precision=precision,
+            recipe,
             progress=progress,
+            checkpoint=saved(),
         )
+
+
+def refuse_unknown_ids(model: nn.Module, data: Data, name: str) -> None:
+    """A tokenizer of another model, before the first step.
+
+    Raises:
+        ValueError: an id that the model's vocabulary does not have.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        return
+    for batch in data.batches(64):
+        for value in vars(batch).values():
+            if isinstance(value, Tensor) and not value.dtype.is_floating_point:
+                largest = int(value.max())
+                if largest >= config.vocab_size:
+                    raise ValueError(
+                        f"{name} has the id {largest}, the model only {config.vocab_size} tokens "
+                        "(counted from 0): the tokenizer does not belong to it; "
+                        "TransformerConfig(vocab_size=tokenizer.vocab_size)"
+                    )
 
 
 @torch.no_grad()

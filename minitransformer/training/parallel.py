@@ -1,0 +1,105 @@
+r"""A step's batch in parts: one after the other in one process, or side by side in several.
+
+The loss of a batch is a mean over its $N$ targets, so its gradient is the parts' weighted sum:
+
+$$\nabla L = \sum_p \frac{N_p}{N} \nabla L_p$$
+
+The mean of the parts' gradients would be another one wherever they have different numbers $N_p$ of
+targets: there a target of a part with few would count more.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..data.batches import cut
+
+
+class LossOfPart(nn.Module):
+    """The loss as a module whose forward is all of it: what `DistributedDataParallel` wraps.
+
+    The objectives call parts of the model, so wrapping the model itself would miss them. A part
+    without any target has the loss 0, which still depends on every weight that learns: the other
+    processes wait for its gradients.
+    """
+
+    def __init__(self, model: nn.Module, loss_of: Callable[[Any], Tensor], n_targets: Any):
+        super().__init__()
+        self.model, self.loss_of, self.n_targets = model, loss_of, n_targets
+
+    def forward(self, part: Any) -> Tensor:
+        """The mean over the part's targets."""
+        if self.n_targets(part):
+            return self.loss_of(part)
+        return (
+            0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+        )
+
+
+def shared(loss: nn.Module) -> nn.Module:
+    """The loss, its gradients averaged over the processes where there are several.
+
+    To be made anew whenever other parameters learn.
+    """
+    return DistributedDataParallel(loss) if place()[1] > 1 else loss
+
+
+def backward(
+    loss: nn.Module, batch: Any, n_targets: Callable[[Any], int], accumulate: int = 1
+) -> float:
+    """Leave the gradient of the batch's loss in the parameters, and return that loss.
+
+    Every process makes the same batch and works through its own part of it, in `accumulate` parts.
+
+    Raises:
+        ValueError: the batch asks for nothing.
+    """
+    rank, processes = place()
+    parts, total, value = cut(batch, accumulate * processes)[rank::processes], n_targets(batch), 0.0
+    if not total:
+        raise ValueError("a batch has no target, so there is nothing to learn from it; remove it")
+    for number, part in enumerate(parts, 1):
+        share = n_targets(part) / total
+        wait = processes > 1 and number < accumulate  # the gradients travel once
+        with loss.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
+            mean = loss(part)
+            (mean * (share * processes)).backward()  # times them, since they will be averaged
+        value += mean.item() * share
+    return sum(gathered(torch.tensor(value, dtype=torch.float64)).tolist())
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """This tensor of every process, along a new first axis."""
+    processes = place()[1]
+    if processes == 1:
+        return tensor[None]
+    everyones = [torch.empty_like(tensor) for _ in range(processes)]
+    dist.all_gather(everyones, tensor)
+    return torch.stack(everyones)
+
+
+def place() -> tuple[int, int]:
+    """Which process this is, from 0, and how many there are.
+
+    Raises:
+        RuntimeError: torchrun started several, and nothing has joined them.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
+        raise RuntimeError(
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but nothing has joined them; "
+            'call torch.distributed.init_process_group("gloo") first'
+        )
+    return 0, 1
+
+
+def started_by_torchrun() -> bool:
+    """Whether `torchrun` (`python -m torch.distributed.run`) started this process."""
+    return dist.is_available() and dist.is_torchelastic_launched()
