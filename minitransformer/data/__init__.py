@@ -3,6 +3,7 @@
 from .batches import Batch, EncodedTexts, pad
 from .cache import data_folder
 from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
+from .masking import MaskedBatch, MaskedTexts
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
 from .tokenizers import Tokenizer, encode
 from .vocabulary import train_tokenizer
@@ -13,6 +14,8 @@ __all__ = [
     "EncodedPairs",
     "EncodedTexts",
     "LabelledTexts",
+    "MaskedBatch",
+    "MaskedTexts",
     "PairBatch",
     "Tokenizer",
     "data_folder",

@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from functools import cached_property
 
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -87,6 +88,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """How many tokens there are."""
         return self.backend.get_vocab_size()
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """The special tokens and their ids: those that are no part of a text, like `[CLS]`."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: i for i, token in added.items() if token.special}
 
     def id_of(self, token: str) -> int:
         """The id of one token, such as a special one.

@@ -134,6 +134,12 @@ class MaskedLM(nn.Module):
         segments: Int[Tensor, "batch length"] | None = None,
     ) -> Float[Tensor, "batch length vocab"]:
         """Logits of the token at each position; the arguments are `Encoder`'s."""
+        return self.logits(self.encoder(ids, keep, segments))
+
+    def logits(
+        self, hidden: Float[Tensor, "batch length d_model"]
+    ) -> Float[Tensor, "batch length vocab"]:
+        """What stands above the encoder: training needs it at the chosen positions only."""
         f = getattr(ops.OPS[self.config.ops], self.config.activation)
-        h = self.norm(f(self.dense(self.encoder(ids, keep, segments))))
+        h = self.norm(f(self.dense(hidden)))
         return self.head(h, self.encoder.embeddings.tokens.weight)

@@ -8,11 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..data.batches import Batch
+from ..data.masking import MaskedBatch
 from ..data.sequences import PairBatch
 from ..formulas import ops
 from ..model.config import TransformerConfig
 from ..model.heads import SequenceClassifier
-from ..model.language_models import CausalLM, Seq2SeqLM
+from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from .prefix import FrozenPrefix
 
 
@@ -75,6 +76,35 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     return cross_entropy(model.config, logits, batch.target[asked])
 
 
+def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> Float[Tensor, ""]:
+    r"""Cross-entropy of the chosen tokens: $-\frac1{|M|} \sum_{(n,t) \in M} \log p(x_{n,t} \mid \tilde x_n)$.
+
+    $M$ are the chosen places, $\tilde x$ is the text with most of them hidden. Every token may look at
+    all of $\tilde x$, so without hiding there would be nothing to predict. Nothing is asked elsewhere,
+    and the head, with its product over the whole vocabulary, computes nothing there.
+
+    Raises:
+        ValueError: nothing of the batch is chosen.
+
+    Source: Devlin et al. 2019, section 3.1, Task 1.
+    """
+    return cross_entropy(model.config, *masked_predictions(model, batch))
+
+
+def masked_predictions(
+    model: MaskedLM, batch: MaskedBatch
+) -> tuple[Float[Tensor, "chosen vocab"], Int[Tensor, "chosen"]]:
+    """What the model says at the chosen places, as logits, and what stood there.
+
+    Raises:
+        ValueError: nothing of the batch is chosen.
+    """
+    if not batch.chosen.any():
+        raise ValueError("no token of this batch is chosen, so there is nothing to predict")
+    hidden = model.encoder(batch.ids, batch.keep)
+    return model.logits(hidden[batch.chosen][None])[0], batch.targets[batch.chosen]
+
+
 def shift_right(target: Int[Tensor, "batch length"], start_id: int) -> Int[Tensor, "batch length"]:
     """What the decoder reads while it is asked for the target: the start token, then all but the last."""
     start = torch.full_like(target[:, :1], start_id)
@@ -102,9 +132,12 @@ def objective_of(model: nn.Module) -> Objective:
     Raises:
         TypeError: not a language model.
     """
-    for kind, objective in ((CausalLM, causal_lm_loss), (Seq2SeqLM, seq2seq_loss)):
+    for kind, objective in (
+        (CausalLM, causal_lm_loss), (Seq2SeqLM, seq2seq_loss), (MaskedLM, masked_lm_loss)
+    ):  # fmt: skip
         if isinstance(model, kind):
             return objective
     raise TypeError(
-        f"{type(model).__name__} has no objective of its own; give one, or a CausalLM or Seq2SeqLM"
+        f"{type(model).__name__} has no objective of its own; give one, or a CausalLM, Seq2SeqLM or "
+        "MaskedLM"
     )

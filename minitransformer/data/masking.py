@@ -1,0 +1,147 @@
+"""What a masked language model learns from: texts with some tokens hidden, others every epoch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .batches import Batch, EncodedTexts
+from .tokenizers import Tokenizer
+
+MASKED, RANDOM = 0.8, 0.1
+"""Of the chosen tokens: which share becomes [MASK], which another token; the rest stays."""
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """A padded batch of texts in which some tokens are asked for."""
+
+    ids: Int[Tensor, "batch length"]
+    """What the model sees."""
+    keep: Bool[Tensor, "batch 1 1 length"]
+    chosen: Bool[Tensor, "batch length"]
+    """Where it is asked, and has a loss."""
+    targets: Int[Tensor, "batch length"]
+    """The texts as they were: at the chosen places the answers."""
+    indices: tuple[int, ...] = ()
+    """The place of each text in its dataset."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def n_targets(self) -> int:
+        """How many tokens are asked for."""
+        return int(self.chosen.sum())
+
+
+@dataclass(frozen=True)
+class MaskedTexts:
+    r"""Texts for a `MaskedLM`: each ordinary token is chosen with probability `share`.
+
+    Of the chosen tokens 80 % become `[MASK]`, 10 % an ordinary token drawn uniformly from the
+    vocabulary, and 10 % stay, so that a place without `[MASK]` may be asked for too. Special tokens
+    (`[CLS]`, `[SEP]`, `[PAD]`, `[MASK]`, and `[UNK]`, from which nothing is learned) are never
+    chosen and never drawn.
+
+    Every epoch has masks of its own, since they follow from the seed given to `batches`; without a
+    seed, for validation, they are always the same. Those of the k-th batch depend on the seed and k
+    alone, so that a run can go on from any step. Where chance leaves a batch without a chosen
+    token, one token (or word) of it is chosen; a short text may have none.
+
+    Args:
+        texts: as `encode` or `pack` makes them.
+        tokenizer: the one they were encoded with; it knows `[MASK]` and which tokens are special.
+        share: how many of the ordinary tokens are chosen on average.
+        whole_words: choose words, not tokens: all pieces of a word (`##`) or none. What becomes of
+            each piece is drawn on its own.
+
+    Raises:
+        ValueError: a share outside 0 to 1, a tokenizer without `[MASK]` (or without word pieces,
+            for whole words), or a text without an ordinary token.
+
+    Source: Devlin et al. 2019, section 3.1, Task 1, and appendix A.1; whole words: their code's
+    README, 2019.
+    """
+
+    texts: EncodedTexts
+    tokenizer: Tokenizer
+    share: float = 0.15
+    whole_words: bool = False
+
+    def __post_init__(self):
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share={self.share} must be over 0 and at most 1; 0.15 is usual")
+        if "[MASK]" not in self.tokenizer.special:
+            raise ValueError(
+                "the tokenizer has no special token [MASK]; train one that has it: "
+                'train_tokenizer(..., extra=("[MASK]",))'
+            )
+        if self.whole_words and not self.goes_on.any():
+            raise ValueError(
+                "the tokenizer has no word pieces (##) to make whole words of; leave whole_words out"
+            )
+        for number, ids in enumerate(self.texts.ids):
+            if not self.ordinary[list(ids)].any():
+                raise ValueError(
+                    f"text {number} (counted from 0) has no token but special ones; remove it"
+                )
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def ordinary(self) -> Bool[np.ndarray, "vocab"]:
+        """For each id whether it may be chosen, and drawn as a replacement."""
+        table = np.ones(self.tokenizer.vocab_size, dtype=bool)
+        table[list(self.tokenizer.special.values())] = False
+        return table
+
+    @cached_property
+    def replacements(self) -> Int[np.ndarray, "ordinary"]:
+        """The ids that a random token is drawn from."""
+        return np.flatnonzero(self.ordinary)
+
+    @cached_property
+    def goes_on(self) -> Bool[np.ndarray, "vocab"]:
+        """For each id whether it continues the word before it."""
+        tokens = self.tokenizer.tokens(range(self.tokenizer.vocab_size))
+        return np.array([token.startswith("##") for token in tokens])
+
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[MaskedBatch]:
+        """All texts once, in the order of `EncodedTexts.batches`, with the masks of this seed."""
+        for k, batch in enumerate(self.texts.batches(batch_size, seed)):
+            key = (int(seed is None), abs(seed or 0), k)
+            yield self.mask(batch, np.random.default_rng(key))
+
+    def mask(self, batch: Batch, rng: np.random.Generator) -> MaskedBatch:
+        """Choose tokens of a batch, and hide them."""
+        ids = batch.ids.numpy().copy()
+        chosen = self.choose(ids, batch.keep[:, 0, 0].numpy(), rng)
+        n = int(chosen.sum())
+        u, drawn = rng.random(n), self.replacements[rng.integers(len(self.replacements), size=n)]
+        become = np.where(u < MASKED, self.tokenizer.special["[MASK]"], ids[chosen])
+        ids[chosen] = np.where((u >= MASKED) & (u < MASKED + RANDOM), drawn, become)
+        return MaskedBatch(
+            torch.from_numpy(ids), batch.keep, torch.from_numpy(chosen), batch.ids, batch.indices
+        )
+
+    def choose(
+        self,
+        ids: Int[np.ndarray, "batch length"],
+        real: Bool[np.ndarray, "batch length"],
+        rng: np.random.Generator,
+    ) -> Bool[np.ndarray, "batch length"]:
+        """Where a token is asked for: at least one place."""
+        may, u = real & self.ordinary[ids], rng.random(ids.shape)
+        if self.whole_words:
+            starts = ~self.goes_on[ids]
+            starts[:, 0] = True
+            word = starts.ravel().cumsum() - 1
+            u = u.ravel()[word].reshape(ids.shape)  # one number for all pieces of a word
+        lowest = u[may].min()
+        return may & (u < max(self.share, np.nextafter(lowest, 1)))
