@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from . import data
+from .commands import pretrain as pretrain_command
 from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"minitransformer: {text}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"\nstopped; {str(stop) or 'nothing was written'}", file=sys.stderr)
         return 130
 
 
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(
         prog="python -m minitransformer",
-        description="Check the formulas, fine-tune a pretrained model on texts, and use it.",
+        description="Check the formulas, pretrain or fine-tune a model on texts, and use it.",
     )
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     show_defaults = argparse.ArgumentDefaultsHelpFormatter
@@ -91,6 +92,8 @@ def parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
     )
     p.set_defaults(run=run_finetune)
+
+    pretrain_command.add(commands)
 
     p = commands.add_parser(
         "experiment",

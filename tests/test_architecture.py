@@ -23,6 +23,7 @@ ROOMS = [
     "inference",
     "classroom",
     "plots",
+    "commands",
     "__main__",
 ]
 MODULES = sorted(

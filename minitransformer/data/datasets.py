@@ -257,5 +257,5 @@ def read_utf8(path: str | Path) -> str:
             f"UTF-8 (for a Latin-1 file: iconv -f latin1 -t utf-8 {path.name} > new.csv)"
         ) from None
     if not text.strip():
-        raise ValueError(f"{path} is empty; it needs the columns text and label")
+        raise ValueError(f"{path} is empty; put texts into it")
     return text

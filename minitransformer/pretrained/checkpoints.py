@@ -29,6 +29,8 @@ PACKAGED = {
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 """What GPT-2 has for a vocab.txt."""
+TRAINING = "training"
+"""The folder in a model's folder where the run that makes it keeps its checkpoints."""
 
 
 def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model, Tokenizer]:
@@ -204,7 +206,11 @@ def refuse_foreign(folder: Path) -> None:
         FileExistsError: the folder is there and holds something else than a model.
     """
     if folder.exists() and (
-        not folder.is_dir() or (any(folder.iterdir()) and not (folder / "config.json").is_file())
+        not folder.is_dir()
+        or (
+            {p.name for p in folder.iterdir()} - {TRAINING}
+            and not (folder / "config.json").is_file()
+        )
     ):
         raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
 

@@ -52,12 +52,7 @@ class Checkpoint:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
         if self.folder is None:
             return
-        found = [name for name in (FILE, HISTORY) if (self.folder / name).exists()]
-        if found and not resume:
-            raise FileExistsError(
-                f"{self.folder} holds a run already ({', '.join(found)}); go on with it (resume=True; "
-                "on the command line --resume), or choose another folder"
-            )
+        refuse_existing(self.folder, resume)
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -138,6 +133,20 @@ class Checkpoint:
             else:
                 moment, name = name.split("/", 1)
                 self.optimizer.state[self.model.get_parameter(name)][moment] = tensor
+
+
+def refuse_existing(folder: Path, resume: bool) -> None:
+    """Do not overwrite a run.
+
+    Raises:
+        FileExistsError: there is one, and `resume` is not said.
+    """
+    found = [name for name in (FILE, HISTORY) if (folder / name).exists()]
+    if found and not resume:
+        raise FileExistsError(
+            f"{folder} holds a run already ({', '.join(found)}); go on with it (resume=True; on the "
+            "command line --resume), or choose another folder"
+        )
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ targets: there a target of a part with few would count more.
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -103,3 +103,16 @@ def place() -> tuple[int, int]:
 def started_by_torchrun() -> bool:
     """Whether `torchrun` (`python -m torch.distributed.run`) started this process."""
     return dist.is_available() and dist.is_torchelastic_launched()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Join the processes that `torchrun` started, on CPUs; a process of its own stays alone."""
+    if not started_by_torchrun():
+        yield
+        return
+    dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -51,7 +51,8 @@ def run_in_a_process(folder: Path, die_at_sync: int | None) -> None:
         def die(file: int) -> None:
             calls.append(file)
             if len(calls) == die_at_sync:
-                os.ftruncate(file, os.fstat(file).st_size // 2)  # half a file has reached the disk
+                if os.readlink(f"/proc/self/fd/{file}").endswith(".part"):
+                    os.ftruncate(file, os.fstat(file).st_size // 2)  # half has reached the disk
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(file)
 
