@@ -175,7 +175,7 @@ def test_a_text_that_is_cut_is_said(trained, capsys):
     assert "1 of 1 texts are longer than 64 tokens and were cut" in capsys.readouterr().err
 
 
-COMMANDS = ["verify", "finetune", "predict", "evaluate"]
+COMMANDS = ["verify", "finetune", "pretrain", "predict", "evaluate"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -91,10 +91,12 @@ def run(args: argparse.Namespace) -> int:
             weights = sum(p.numel() for p in model.parameters())
             print(f"{len(texts):,} texts: {len(train):,} blocks of {args.length} tokens to train, ", end="")  # fmt: skip
             print(f"{len(valid):,} to validate; {tokenizer.vocab_size:,} tokens, {weights / 1e6:.2f} million weights")  # fmt: skip
-        if args.objective == "masked":
-            train, valid = data.MaskedTexts(train, tokenizer), data.MaskedTexts(valid, tokenizer)
+        masked = args.objective == "masked"
         history = pretrain(
-            model, train, valid, steps=args.steps, batch_size=args.batch_size, lr=args.lr,
+            model,
+            data.MaskedTexts(train, tokenizer) if masked else train,
+            data.MaskedTexts(valid, tokenizer) if masked else valid,
+            steps=args.steps, batch_size=args.batch_size, lr=args.lr,
             schedule=args.schedule, warmup=args.warmup, accumulate=args.accumulate, seed=args.seed,
             precision=args.precision, checkpoint=training, checkpoint_every=args.checkpoint_every,
             resume=args.resume, progress=first,

@@ -1,6 +1,7 @@
 """All benchmarks, one after the other: `make bench`."""
 
 import attention
+import checkpointing
 import finetuning
 import generation
 import strategies
@@ -12,3 +13,4 @@ if __name__ == "__main__":
     generation.main()
     finetuning.main(accuracy=False)
     strategies.main()
+    checkpointing.main()

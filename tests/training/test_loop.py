@@ -13,7 +13,7 @@ from minitransformer.training import finetune as training
 from minitransformer.training import loop
 from minitransformer.training.layers import layers_of
 from minitransformer.training.objectives import classification_loss
-from minitransformer.training.optim import make_adamw, warmup_then_linear
+from minitransformer.training.optim import make_adamw, warmup_then_cosine, warmup_then_linear
 from minitransformer.training.precision import matmul_precision, resolve
 from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy
 
@@ -304,17 +304,30 @@ def test_labels_must_fit_the_model():
         mt.evaluate(classifier(), bare)
 
 
-def test_warmup_then_linear_starts_above_zero_and_ends_near_it():
-    for steps in (1, 7, 100):
-        factors = [warmup_then_linear(s, steps, 0.1) for s in range(steps)]
-        assert (
-            0 < factors[0] <= 1
-            and max(factors) == 1.0
-            and 0 < factors[-1] <= max(1.2 / steps, 0.02)
-        )
+@pytest.mark.parametrize("schedule", [warmup_then_linear, warmup_then_cosine])
+def test_schedules_start_above_zero_rise_to_1_and_end_near_zero(schedule):
+    for steps, warmup in ((1, 0.1), (7, 0.1), (100, 0.1), (7, 0), (20, 0.5), (10, 1.0)):
+        factors = [schedule(s, steps, warmup) for s in range(steps)]
+        assert 0 < factors[0] <= 1 and max(factors) == 1.0
+        assert 0 < factors[-1] <= max(1.2 / steps, 0.02) or warmup == 1.0
         peak = factors.index(1.0)
         assert factors[: peak + 1] == sorted(factors[: peak + 1])
         assert factors[peak:] == sorted(factors[peak:], reverse=True)
+
+
+def test_cosine_is_torchs_after_the_warm_up():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8)
+    for step in range(2, 10):
+        assert warmup_then_cosine(step, 10, 0.2) == pytest.approx(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+
+
+def test_the_schedule_that_is_asked_for_is_used():
+    recipe = loop.Recipe(10, 1, 0.5, 8, 0.2, 0, 1, 0, "highest", schedule="cosine")
+    assert [recipe.rate(s) for s in (0, 4)] == pytest.approx([0.25, 0.5 * 0.854], abs=1e-3)
 
 
 def test_evaluate_agrees_with_scikit_learn_in_the_order_of_the_data():
