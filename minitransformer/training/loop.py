@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .layers import Layer
-from .optim import SCHEDULES, Schedule, make_adamw
+from .optim import SCHEDULES, make_adamw
 from .parallel import LossOfPart, backward, place, shared
 from .precision import Precision, matmul_precision
 from .strategies import Progress, Strategy
@@ -46,7 +46,7 @@ class Recipe:
     clip: float
     seed: int
     precision: Precision
-    schedule: Schedule = "linear"
+    schedule: str = "linear"
     accumulate: int = 1
 
     def __post_init__(self):

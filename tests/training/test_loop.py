@@ -306,7 +306,7 @@ def test_labels_must_fit_the_model():
 
 @pytest.mark.parametrize("schedule", [warmup_then_linear, warmup_then_cosine])
 def test_schedules_start_above_zero_rise_to_1_and_end_near_zero(schedule):
-    for steps, warmup in ((1, 0.1), (7, 0.1), (100, 0.1), (7, 0), (20, 0.5), (10, 1.0)):
+    for steps, warmup in ((1, 0.1), (7, 0.1), (100, 0.1), (7, 0.0), (20, 0.5), (10, 1.0)):
         factors = [schedule(s, steps, warmup) for s in range(steps)]
         assert 0 < factors[0] <= 1 and max(factors) == 1.0
         assert 0 < factors[-1] <= max(1.2 / steps, 0.02) or warmup == 1.0
@@ -326,7 +326,7 @@ def test_cosine_is_torchs_after_the_warm_up():
 
 
 def test_the_schedule_that_is_asked_for_is_used():
-    recipe = loop.Recipe(10, 1, 0.5, 8, 0.2, 0, 1, 0, "highest", schedule="cosine")
+    recipe = loop.Recipe(10, 1, 0.5, 8, 0.2, 0.0, 1.0, 0, "highest", schedule="cosine")
     assert [recipe.rate(s) for s in (0, 4)] == pytest.approx([0.25, 0.5 * 0.854], abs=1e-3)
 
 

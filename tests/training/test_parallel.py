@@ -173,7 +173,7 @@ def test_two_processes_train_as_one(tmp_path, accumulate):
     found = train_as_two(tmp_path, model={"dropout": 0.0}, **options)
     for _, weights, steps in found:
         for mine, wanted in zip(weights, alone.parameters(), strict=True):
-            assert (torch.tensor(mine).double() - wanted).abs().max() < 1e-10
+            assert (torch.tensor(mine, dtype=torch.float64) - wanted).abs().max() < 1e-10
         assert [s["loss"] for s in steps] == pytest.approx(
             [s["loss"] for s in history.steps], abs=1e-10
         )
