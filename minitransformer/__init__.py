@@ -33,6 +33,7 @@ from .pretrained import load_pretrained, save_pretrained
 from .training import experiments, forgetting, results, strategies
 from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
+from .training.history import History
 from .training.plan import plan
 from .training.pretrain import perplexity, pretrain
 
@@ -46,6 +47,7 @@ __all__ = [
     "EncoderBlock",
     "EncoderDecoder",
     "FeedForward",
+    "History",
     "KeyValueCache",
     "LayerNorm",
     "MaskedLM",

@@ -59,7 +59,8 @@ class Checkpoint:
 
     def __exit__(self, *_: object) -> None:
         if self.history.file is not None:
-            self.history.file.close()
+            with contextlib.suppress(OSError):  # each line was written when it came
+                self.history.file.close()
             self.history.file = None
 
     def start(
@@ -85,7 +86,7 @@ class Checkpoint:
             self.history.seconds = about["seconds"]
         if place()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.history.file = open(self.folder / HISTORY, "a", encoding="utf-8")  # noqa: SIM115
+            self.history.file = open(self.folder / HISTORY, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
             self.history.file.truncate(size)  # what came after the checkpoint comes again
         return step, self.history
 
@@ -123,7 +124,8 @@ class Checkpoint:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The opposite of `state`, and the random numbers."""
         weights = weights_of(self.model)
-        torch.set_rng_state(tensors.pop("random")[place()[0]])
+        mine = tensors.pop("random")[place()[0]]
+        torch.set_rng_state(mine.clone())  # torch reads a row of a larger tensor at the wrong place
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
             if kind == "model":

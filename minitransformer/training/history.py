@@ -31,10 +31,20 @@ class History:
         )
 
     def add(self, entry: Entry) -> bool:
-        """Append a step, or a validation, which has a `valid_loss`; whether it is the best so far."""
+        """Append a step, or a validation, which has a `valid_loss`; whether it is the best so far.
+
+        Raises:
+            OSError: the file could not be written.
+        """
         if self.file is not None:
-            self.file.write(json.dumps(entry) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps(entry) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise OSError(
+                    f"{self.file.name} could not be written ({error.strerror or error}); make room, "
+                    "and go on with resume=True (on the command line --resume)"
+                ) from error
         if "valid_loss" not in entry:
             self.steps.append(entry)
             return False

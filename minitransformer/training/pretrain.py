@@ -131,7 +131,7 @@ def refuse_unknown_ids(model: nn.Module, data: Data, name: str) -> None:
         return
     for batch in data.batches(64):
         for value in vars(batch).values():
-            if isinstance(value, Tensor) and not value.dtype.is_floating_point:
+            if isinstance(value, Tensor) and not value.is_floating_point() and len(value):
                 largest = int(value.max())
                 if largest >= config.vocab_size:
                     raise ValueError(

@@ -189,6 +189,18 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(whole, tmp_path):
     assert_same_run(*run(tmp_path), tmp_path, whole)
 
 
+def test_a_disk_that_is_full_for_a_line_of_the_history(whole, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"history.jsonl could not be written \(File too large\)"):
+            run(tmp_path, checkpoint_every=STEPS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < len(History.read(tmp_path / HISTORY).steps) < STEPS, "its half line is passed over"
+    assert_same_run(*run(tmp_path), tmp_path, whole)
+
+
 def test_write_whole_leaves_the_old_file_on_any_error(tmp_path, monkeypatch):
     (path := tmp_path / "x").write_bytes(b"old")
     monkeypatch.setattr("os.fsync", lambda file: (_ for _ in ()).throw(OSError(28, "No space")))
