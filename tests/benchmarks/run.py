@@ -3,6 +3,7 @@
 import attention
 import finetuning
 import generation
+import pretraining
 import strategies
 import training_step
 
@@ -12,3 +13,4 @@ if __name__ == "__main__":
     generation.main()
     finetuning.main(accuracy=False)
     strategies.main()
+    pretraining.main()
