@@ -35,7 +35,7 @@ from .training.evaluate import evaluate, predict
 from .training.finetune import finetune
 from .training.history import History
 from .training.plan import plan
-from .training.pretrain import perplexity, pretrain
+from .training.pretrain import masked_accuracy, perplexity, pretrain
 
 __version__ = "0.1.0"
 
@@ -69,6 +69,7 @@ __all__ = [
     "generate",
     "ledger",
     "load_pretrained",
+    "masked_accuracy",
     "padding_mask",
     "perplexity",
     "plan",

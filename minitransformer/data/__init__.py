@@ -5,12 +5,14 @@ from .cache import data_folder
 from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
 from .masking import MaskedBatch, MaskedTexts
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
+from .spans import CorruptedSpans
 from .tokenizers import Tokenizer, encode
 from .vocabulary import train_tokenizer
 
 __all__ = [
     "DOMAINS",
     "Batch",
+    "CorruptedSpans",
     "EncodedPairs",
     "EncodedTexts",
     "LabelledTexts",

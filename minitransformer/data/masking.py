@@ -115,8 +115,7 @@ class MaskedTexts:
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[MaskedBatch]:
         """All texts once, in the order of `EncodedTexts.batches`, with the masks of this seed."""
         for k, batch in enumerate(self.texts.batches(batch_size, seed)):
-            key = (int(seed is None), abs(seed or 0), k)
-            yield self.mask(batch, np.random.default_rng(key))
+            yield self.mask(batch, generator_of(seed, k))
 
     def mask(self, batch: Batch, rng: np.random.Generator) -> MaskedBatch:
         """Choose tokens of a batch, and hide them."""
@@ -145,3 +144,8 @@ class MaskedTexts:
             u = u.ravel()[word].reshape(ids.shape)  # one number for all pieces of a word
         lowest = u[may].min()
         return may & (u < max(self.share, np.nextafter(lowest, 1)))
+
+
+def generator_of(seed: int | None, k: int) -> np.random.Generator:
+    """The random numbers of the k-th batch, which no other batch has drawn from."""
+    return np.random.default_rng((int(seed is None), abs(seed or 0), k))

@@ -82,11 +82,26 @@ class EncodedPairs:
         """All pairs once, like lengths together: in random order with a seed, as `by_length`."""
         lengths = [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
         for chunk in by_length(lengths, batch_size, seed):
-            source, source_real = fill([self.sources[i] for i in chunk], self.pad_id)
-            target, target_real = fill([self.targets[i] for i in chunk], self.pad_id)
-            yield PairBatch(
-                source, source_real[:, None, None], target, target_real[:, None, None], tuple(chunk)
+            yield pad_pairs(
+                [self.sources[i] for i in chunk],
+                [self.targets[i] for i in chunk],
+                self.pad_id,
+                chunk,
             )
+
+
+def pad_pairs(
+    sources: Sequence[Sequence[int]],
+    targets: Sequence[Sequence[int]],
+    pad_id: int,
+    indices: Sequence[int] = (),
+) -> PairBatch:
+    """Fill sources and targets on the right, each to their longest."""
+    source, source_real = fill(sources, pad_id)
+    target, target_real = fill(targets, pad_id)
+    return PairBatch(
+        source, source_real[:, None, None], target, target_real[:, None, None], tuple(indices)
+    )
 
 
 def encode_pairs(

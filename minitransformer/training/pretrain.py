@@ -6,13 +6,19 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..model.language_models import CausalLM, Seq2SeqLM
+from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.modes import in_evaluation_mode
 from .checkpointing import Checkpoint, digest, identity_of
 from .history import Entry, History
 from .layers import layers_of
 from .loop import Data, Recipe, fit
-from .objectives import Objective, objective_of
+from .objectives import (
+    Objective,
+    cross_entropy,
+    masked_lm_loss,
+    masked_predictions,
+    objective_of,
+)
 from .optim import Schedule
 from .precision import Precision, matmul_precision
 from .strategies import Full, Strategy
@@ -55,10 +61,11 @@ def pretrain(
 
     Args:
         train, valid: packed blocks (`data.pack`) or texts for a `CausalLM`, `EncodedPairs` for a
-            `Seq2SeqLM`. The smallest validation loss decides whose weights are kept.
-        objective: what is minimised, by default what the model is for: `causal_lm_loss` or
-            `seq2seq_loss`. A function of the model and a batch: the mean loss over the batch's
-            `n_targets`.
+            `Seq2SeqLM`, or `CorruptedSpans` for T5's objective; `MaskedTexts` for a `MaskedLM`. The
+            smallest validation loss decides whose weights are kept.
+        objective: what is minimised, by default what the model is for: `causal_lm_loss`,
+            `seq2seq_loss` or `masked_lm_loss`, which reports `valid_masked_accuracy` too. A function
+            of the model and a batch: the mean loss over the batch's `n_targets`.
         strategy: which layers learn; `Full()` when not given. `lr` is the base rate of any.
         epochs: passes over the training data.
         steps: batches to train on instead, over as many epochs as they take.
@@ -94,6 +101,8 @@ def pretrain(
         refuse_unknown_ids(model, data, name)
 
     def validate() -> Entry:
+        if loss is masked_lm_loss and isinstance(model, MaskedLM):
+            return masked_scores(model, valid)
         return {"loss": mean_loss(model, valid, loss)}
 
     def saved() -> Checkpoint | None:
@@ -166,8 +175,32 @@ def mean_loss(
     return total / tokens
 
 
+def masked_accuracy(
+    model: MaskedLM, data: Data, batch_size: int = 64, precision: Precision = "medium"
+) -> float:
+    """Which share of the chosen tokens the model guesses right, over all of the data.
+
+    Of these 10 % stand there to be read (see `MaskedTexts`), so copying alone gives about 0.1.
+    """
+    return masked_scores(model, data, batch_size, precision)["masked_accuracy"]
+
+
+@torch.no_grad()
+def masked_scores(
+    model: MaskedLM, data: Data, batch_size: int = 64, precision: Precision = "medium"
+) -> Entry:
+    """`mean_loss` and `masked_accuracy` in one pass; the accuracy does not decide what is best."""
+    total, right, tokens = 0.0, 0, 0
+    with in_evaluation_mode(model), matmul_precision(precision):
+        for batch in data.batches(batch_size):
+            logits, targets = masked_predictions(model, batch)
+            total += cross_entropy(model.config, logits, targets).item() * len(targets)
+            right, tokens = right + int((logits.argmax(-1) == targets).sum()), tokens + len(targets)
+    return {"loss": total / tokens, "masked_accuracy": right / tokens}
+
+
 def perplexity(
-    model: CausalLM | Seq2SeqLM,
+    model: CausalLM | Seq2SeqLM | MaskedLM,
     data: Data,
     batch_size: int = 64,
     precision: Precision = "medium",
@@ -176,7 +209,8 @@ def perplexity(
 
     1 is certainty, the size of the vocabulary is blind guessing. $N$ counts all predicted tokens of
     the data. It compares models on the same tokens only: another tokenizer cuts other tokens, and
-    blocks of another length give less or more to look back at.
+    blocks of another length give less or more to look back at. For a `MaskedLM` the $n$ are the
+    chosen tokens, each given all that is not hidden: another number than a causal model's.
 
     Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram language models.
     """

@@ -4,6 +4,7 @@ import attention
 import checkpointing
 import finetuning
 import generation
+import pretraining
 import strategies
 import training_step
 
@@ -14,3 +15,4 @@ if __name__ == "__main__":
     finetuning.main(accuracy=False)
     strategies.main()
     checkpointing.main()
+    pretraining.main()
