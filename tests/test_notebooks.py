@@ -1,5 +1,6 @@
 """The notebooks run, are what their sources say, and give no solution away."""
 
+import ast
 import json
 import re
 import sys
@@ -40,31 +41,57 @@ def check_outputs(notebook: dict) -> None:
 
 
 @each_source
-def test_runs_from_top_to_bottom_and_all_exercises_pass(source, tmp_path):
-    solved, student = (load(path) for path in build.build(source, tmp_path))
-    check_outputs(solved)
-    for cell in solved["cells"]:
-        assert "execution" not in cell["metadata"]
-    # The cell after each solution ends in a check, and the check says so.
-    solutions = [cell for cell in solved["cells"] if "# BEGIN SOLUTION" in text(cell)]
-    for cell in solutions:
-        if "mt.check." in text(cell):
-            said = "".join(cell["outputs"][-1]["data"]["text/plain"])
-            assert said.startswith("passed"), said
-    assert not outputs(student)
-
-
-@pytest.mark.parametrize(
-    "source",
-    [s for s in SOURCES if "# BEGIN SOLUTION" in s.read_text()],
-    ids=lambda path: path.stem,
-)
-def test_students_edition_runs_with_nothing_written(source):
-    notebook = build.execute(build.read(source, "student"), source.stem)
+def test_runs_from_top_to_bottom_and_all_exercises_pass(source):
+    """The solved edition; then, in the same kernel, the exercises again with nothing written."""
+    notebook = build.read(source, "solved")
+    n = len(notebook.cells)
+    notebook.cells += exercises(source, "student")
+    build.execute(notebook, source.stem)
+    solved, stubs = notebook.cells[:n], notebook.cells[n:]
     check_outputs(notebook)
-    said = json.dumps(outputs(notebook))
-    stubs = [c for c in notebook.cells if "raise NotImplementedError" in c.source]
+    for cell in solved:
+        assert "execution" not in cell.metadata
+        if "# BEGIN SOLUTION" in cell.source and "mt.check." in cell.source:
+            said = cell.outputs[-1]["data"]["text/plain"]
+            assert said.startswith("passed"), said
+    said = json.dumps([cell.get("outputs", []) for cell in stubs])
+    stubs = [cell for cell in stubs if "raise NotImplementedError" in cell.source]
     assert said.count("Still to be written") >= sum("mt.check." in c.source for c in stubs)
+
+
+def exercises(source: Path, edition: str) -> list:
+    """The cells in which something is to be written, or is checked."""
+    marks = ("# BEGIN SOLUTION", "raise NotImplementedError", "mt.check.")
+    cells = build.read(source, edition).cells
+    return [c for c in cells if c.cell_type == "code" and any(m in c.source for m in marks)]
+
+
+@each_source
+def test_no_other_cell_needs_what_a_student_writes(source):
+    """So the student's edition runs from top to bottom with nothing written."""
+    ids, written = {cell.id for cell in exercises(source, "student")}, set()
+    for cell in build.read(source, "solved").cells:
+        if cell.cell_type != "code":
+            continue
+        tree = ast.parse("\n".join(line for line in cell.source.split("\n") if line[:1] != "%"))
+        if cell.id in ids:
+            written |= bound(tree)
+            continue
+        read = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        assert not read & (written - bound(tree)), cell.source
+        written -= bound(tree)
+
+
+def bound(tree: ast.Module) -> set[str]:
+    """The names that a cell defines for the cells after it."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            continue
+        stored = (n for n in ast.walk(node) if isinstance(n, ast.Name))
+        names |= {n.id for n in stored if isinstance(n.ctx, ast.Store)}
+    return names
 
 
 @each_source
