@@ -49,7 +49,7 @@ def add(commands: Any) -> None:
     )
     source = p.add_mutually_exclusive_group(required=True)
     source.add_argument("--texts", metavar="FILE", help="a text a line; or a .csv, .tsv or .jsonl with a column text")  # fmt: skip
-    source.add_argument("--data", choices=tuple(DOMAINS), help="or a domain that comes with the package")  # fmt: skip
+    source.add_argument("--data", choices=tuple(DOMAINS), help="or a domain, which `make data` downloads")  # fmt: skip
     p.add_argument("--out", required=True, help=f"folder for the model; checkpoints and history.jsonl are in its {TRAINING}/")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint; start if there is none")  # fmt: skip
     p.add_argument("--objective", choices=tuple(ENDS), default="causal",
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     """From texts to a folder with a model."""
     out, training = Path(args.out), Path(args.out) / TRAINING
     refuse_foreign(out)  # now, not after an hour of training
-    refuse_existing(training, args.resume)
     with joined(), stoppable():
+        refuse_existing(training, args.resume)
         first = place()[0] == 0
         texts = read_corpus(args)
         tokenizer = tokenizer_for(args, texts, training)

@@ -138,13 +138,13 @@ class Checkpoint:
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
-    """Do not overwrite a run.
+    """Do not overwrite a run. The first process looks: a slower one would find what that has begun.
 
     Raises:
         FileExistsError: there is one, and `resume` is not said.
     """
     found = [name for name in (FILE, HISTORY) if (folder / name).exists()]
-    if found and not resume:
+    if found and not resume and place()[0] == 0:
         raise FileExistsError(
             f"{folder} holds a run already ({', '.join(found)}); go on with it (resume=True; on the "
             "command line --resume), or choose another folder"

@@ -15,7 +15,14 @@ from resumable import STEPS, model, run, run_in_a_process, texts
 
 import minitransformer as mt
 from minitransformer.training import loop
-from minitransformer.training.checkpointing import FILE, HISTORY, Checkpoint, read, write_whole
+from minitransformer.training.checkpointing import (
+    FILE,
+    HISTORY,
+    Checkpoint,
+    read,
+    refuse_existing,
+    write_whole,
+)
 from minitransformer.training.history import History
 from minitransformer.training.loop import Recipe, endless
 
@@ -131,6 +138,15 @@ def test_a_run_that_is_there_is_not_overwritten(whole):
     with pytest.raises(FileExistsError, match=r"holds a run already .*resume=True.*--resume"):
         run(whole[2], resume=False)
     assert (whole[2] / FILE).read_bytes() == before
+
+
+def test_a_second_process_that_comes_later_is_not_refused(whole, monkeypatch):
+    """The first one has begun the history already."""
+    monkeypatch.setattr("minitransformer.training.checkpointing.place", lambda: (1, 2))
+    refuse_existing(whole[2], resume=False)
+    monkeypatch.setattr("minitransformer.training.checkpointing.place", lambda: (0, 2))
+    with pytest.raises(FileExistsError, match="holds a run already"):
+        refuse_existing(whole[2], resume=False)
 
 
 @pytest.mark.parametrize(
