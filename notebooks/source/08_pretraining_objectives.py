@@ -1,0 +1,367 @@
+# %% [markdown]
+# # 08 Pretraining objectives
+#
+# Fine-tuning starts from a model that has read. What did it read *for*? Nobody labelled its texts: the
+# question and the answer were both cut out of the text itself. There are three usual ways to cut, and
+# each belongs to one of the three families:
+#
+# | objective | family | the question |
+# | --- | --- | --- |
+# | causal language modelling | decoder (GPT) | which token comes next? |
+# | masked language modelling | encoder (BERT) | which token stood here? |
+# | span corruption | encoder-decoder (T5) | what fills these holes? |
+#
+# This notebook shows all three on one sentence: what the model sees, what it is asked, and at which
+# places there is a loss. Well-known projects got each of them wrong at some time, in ways that train
+# without an error, so there are three exercises that know those ways.
+#
+# It covers section 2.1 of the article, how its pretrained models came to be. Sources: Radford et al.
+# 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020, section 3.
+#
+# *Runs in about a minute on two cores. Needs `make data` once.*
+
+# %%
+import torch
+
+import minitransformer as mt
+from minitransformer import plots
+from minitransformer.data import CorruptedSpans, EncodedTexts, MaskedTexts
+from minitransformer.training.objectives import causal_lm_loss, masked_lm_loss, seq2seq_loss
+
+SENTENCE = "The film virtually chokes on its own self consciousness."
+
+
+def picture(title, **rows):
+    """Tokens as cells, a row of them a line of the figure; blue where there is a loss."""
+    length = max(len(tokens) for tokens in rows.values())
+    ax = plots.figure(1, (6, 0.45 + 0.72 * len(rows)))
+    for y, (name, tokens) in enumerate(rows.items()):
+        for x, token in enumerate(tokens):
+            if token is None:
+                continue
+            colour = "#bbdefb" if name.startswith("is_asked") else "#eeeeee"
+            special = token.startswith(("[", "<"))
+            box = {"facecolor": colour, "edgecolor": "white", "linewidth": 1.5}
+            ax.add_patch(plots.plt.Rectangle((x, -y), 1, 0.94, **box))
+            ax.text(
+                x + 0.5, 0.47 - y, token, rotation=90 if len(token) > 3 else 0, ha="center",
+                va="center", fontsize=6.5 if len(token) < 11 else 5.5, color="C3" if special else "black",
+            )  # fmt: skip
+        ax.text(
+            -0.2,
+            0.47 - y,
+            name.replace("_", " ").rstrip("123"),
+            ha="right",
+            va="center",
+            fontsize=8,
+        )
+    ax.set(xlim=(-2.6, length), ylim=(1 - len(rows), 1), title=title)
+    ax.title.set_fontsize(9)
+    ax.axis("off")
+
+
+# %% [markdown]
+# ## 1. The next token
+#
+# The oldest question: given all tokens so far, which comes next? The loss of a text is the mean of
+#
+# $$L = -\frac1{T-1} \sum_{t=1}^{T-1} \log p(x_{t+1} \mid x_1, \dots, x_t).$$
+#
+# Every token but the first is an answer, so a text of $T$ tokens is $T - 1$ lessons at once. For this and
+# for the third objective a small vocabulary is learned from the film reviews, with sentinels that are
+# needed later.
+
+# %%
+reviews = mt.data.load("movies").split(seed=0)[0].texts[:2000]
+SENTINEL_TOKENS = [f"<{letter}>" for letter in "XYZABCDEFGHI"]
+small = mt.data.train_tokenizer(reviews, vocab_size=2000, extra=SENTINEL_TOKENS)
+END, START = small.id_of("[END]"), small.id_of("[START]")
+
+
+def words(ids):
+    return [token.replace("Ġ", "_") for token in small.tokens(ids)]
+
+
+ids = [*small.encode(SENTENCE), END]
+picture(
+    "causal: seen up to here, what is next?",
+    sees=words(ids[:-1]),
+    is_asked=words(ids[1:]),
+)
+
+# %% [markdown]
+# (`_` is the space before a word; red are the special tokens, blue is where there is a loss.)
+#
+# The lower row is the upper one, moved by one place. That shift must happen once. Without it the model is
+# asked for the token that it is looking at, and the loss falls to zero in a few steps; made twice,
+# by the data and again by the loss, it is asked for the token after the next.
+
+# %%
+torch.manual_seed(0)
+config = mt.TransformerConfig.gpt2(
+    vocab_size=small.vocab_size, d_model=64, n_heads=4, n_layers=2, d_ff=256, max_len=64,
+    start_id=START, eos_id=END, pad_id=0,
+)  # fmt: skip
+gpt = mt.CausalLM(mt.Decoder(config)).eval()
+batch = mt.data.pad([ids], small.pad_id)
+loss = causal_lm_loss(gpt, batch).item()
+uniform = torch.tensor(float(small.vocab_size)).log().item()
+print(
+    f"{batch.n_targets} lessons; an untrained model: {loss:.2f} nats, blind guessing {uniform:.2f}"
+)
+assert batch.n_targets == len(ids) - 1 and abs(loss - uniform) < 1
+
+# %% [markdown]
+# ## 2. The hidden token
+#
+# A decoder reads from left to right. To classify a sentence one would rather look both ways, but a model
+# that sees both sides of a place usually sees the place itself, and there is nothing left to
+# predict. BERT's answer is to hide it. A token is *chosen* with probability 0.15, and of the chosen ones
+#
+# - 80 % become `[MASK]`,
+# - 10 % become another token, drawn at random,
+# - 10 % stay as they are.
+#
+# With $M$ the chosen places and $\tilde x$ what is left of the text,
+#
+# $$L = -\frac1{|M|} \sum_{t \in M} \log p(x_t \mid \tilde x).$$
+#
+# Why not `[MASK]` always? It never occurs later, in fine-tuning. Since any token may be a wrong one, the
+# model has to keep a good idea of *every* place, not only of those marked. `[CLS]`, `[SEP]` and padding
+# are never chosen.
+#
+# The tokenizer is BERT's own here. The same sentence in three epochs:
+
+# %%
+_, bert_words = mt.load_pretrained("all-MiniLM-L6-v2")
+sentence = mt.data.encode([SENTENCE], bert_words)
+masked = MaskedTexts(sentence, bert_words)
+
+
+def asked(batch):
+    answers = bert_words.tokens(batch.targets[0])
+    return [a if c else None for a, c in zip(answers, batch.chosen[0], strict=True)]
+
+
+rows = {}
+for epoch, seed in enumerate((2, 85, 118), 1):
+    (batch,) = masked.batches(1, seed=seed)
+    rows |= {
+        f"epoch_{epoch}:_sees": bert_words.tokens(batch.ids[0]),
+        f"is_asked{epoch}": asked(batch),
+    }
+picture("masked: what stood at the blue places? (three epochs)", **rows)
+
+# %% [markdown]
+# Each epoch hides other tokens, so a text that is read ten times asks ten different questions. In the
+# first one "on" was replaced, by "margins"; in the others a token is asked for that stands there to be
+# read. Nobody can tell from the ids where the loss is: the batch has to say.
+#
+# ### Exercise 1: mask the tokens
+#
+# You are given two random numbers for each token: `u` decides whether it is chosen, `v` what becomes of
+# it. `drawn` has a random token for each place. (BERT-pytorch, read by thousands, asked both questions of
+# the same number for a while. What happens then?)
+
+
+# %%
+def my_mask_tokens(ids, special, u, v, drawn, mask_id):
+    """What the model sees, (batch, length).
+
+    Chosen: not special, and u < 0.15. Of these [MASK] where v < 0.8, the drawn token where
+    0.8 <= v < 0.9, and else the token itself.
+    """
+    # BEGIN SOLUTION
+    chosen = ~special & (u < 0.15)
+    seen = torch.where(chosen & (v < 0.8), mask_id, ids)
+    return torch.where(chosen & (v >= 0.8) & (v < 0.9), drawn, seen)
+    # END SOLUTION
+
+
+mt.check.mask_tokens(my_mask_tokens)
+
+# %% [markdown]
+# A look at many: 2,000 reviews, counted. Of 15 % chosen, a tenth has been replaced by a token drawn from
+# the vocabulary, special tokens excepted.
+
+# %%
+data = MaskedTexts(mt.data.encode(reviews, bert_words), bert_words)
+counts = dict.fromkeys(("may be chosen", "chosen", "masked", "replaced", "left"), 0)
+for batch in data.batches(64, seed=0):
+    seen, answer = batch.ids[batch.chosen], batch.targets[batch.chosen]
+    hidden = seen == bert_words.id_of("[MASK]")
+    ordinary = torch.from_numpy(data.ordinary)[batch.targets] & batch.keep[:, 0, 0]
+    counts["may be chosen"] += int(ordinary.sum())
+    counts["chosen"] += batch.n_targets
+    counts["masked"] += int(hidden.sum())
+    counts["left"] += int((seen == answer).sum())
+    counts["replaced"] += int((~hidden & (seen != answer)).sum())
+share = counts["chosen"] / counts["may be chosen"]
+print(f"{counts['may be chosen']:,} tokens, of which {share:.1%} are chosen; of these")
+for name in ("masked", "replaced", "left"):
+    print(f"    {name:9} {counts[name] / counts['chosen']:.1%}")
+assert abs(share - 0.15) < 0.01 and abs(counts["masked"] / counts["chosen"] - 0.8) < 0.02
+
+# %% [markdown]
+# ### Exercise 2: the loss at the chosen places
+#
+# `chosen` says where a token is asked for, `keep` which tokens are real (a chosen one always is).
+
+
+# %%
+def my_masked_loss(logits, targets, chosen, keep):
+    """The mean loss over the chosen places: (batch, length, vocab) logits -> a number."""
+    # BEGIN SOLUTION
+    log_p = logits[chosen].log_softmax(-1)
+    return -log_p.gather(-1, targets[chosen][:, None]).mean()
+    # END SOLUTION
+
+
+mt.check.masked_loss(my_masked_loss)
+
+# %% [markdown]
+# Who takes `logits[chosen]` saves work too. The head compares each place with every token of the
+# vocabulary, in a small model the largest product of all, and six of seven places need none of it.
+# `masked_lm_loss` does it one step earlier: it gathers the hidden states, so that those logits are never
+# computed (measured in `tests/benchmarks/pretraining.py`).
+
+# %%
+torch.manual_seed(0)
+bert = mt.MaskedLM(
+    mt.Encoder(
+        mt.TransformerConfig.bert(
+            vocab_size=bert_words.vocab_size, d_model=64, n_heads=4, n_layers=2, d_ff=256,
+            pooler=False,
+        )
+    )
+).eval()  # fmt: skip
+batch = next(iter(data.batches(8, seed=0)))
+every = bert(batch.ids, batch.keep)
+wanted = torch.nn.functional.cross_entropy(every[batch.chosen], batch.targets[batch.chosen])
+print(f"logits at all places: {every[..., 0].numel()}, needed: {batch.n_targets}")
+assert torch.allclose(masked_lm_loss(bert, batch), wanted, atol=1e-5)
+
+# %% [markdown]
+# ## 3. The missing span
+#
+# T5 hides spans, not tokens, and lets a decoder write them. Each span leaves one *sentinel* in the source,
+# and nothing says how long the span was. In the target the same sentinel announces the span, one more
+# sentinel says that no other follows, and the end token ends it. Cut out are 15 % of the tokens, in
+# spans of three on average. The loss is that of any sequence-to-sequence model,
+#
+# $$L = -\frac1N \sum_{t=1}^{N} \log p(y_t \mid y_1, \dots, y_{t-1}, \tilde x),$$
+#
+# with $\tilde x$ the source and $y$ the target. Here 30 % in spans of two, as the sentence is short:
+
+# %%
+SENTINELS = [small.id_of(token) for token in SENTINEL_TOKENS]
+text = EncodedTexts((tuple(small.encode(SENTENCE)),), None, small.pad_id)
+spans = CorruptedSpans(text, SENTINELS, END, share=0.3, mean_span=2)
+(pair,) = spans.batches(1, seed=3)
+source, target = pair.source[0].tolist(), pair.target[0].tolist()
+picture(
+    "spans: what fills the holes?",
+    encoder_sees=words(source),
+    decoder_sees=words([START, *target[:-1]]),
+    is_asked=words(target),
+)
+
+# %% [markdown]
+# Source and target together are the text, each token in one of the two. So the decoder writes a few
+# tokens, not the whole text again. Section 4 counts what that saves.
+#
+# ### Exercise 3: cut the spans out
+#
+# The source only. `noise` is True at the tokens that go.
+
+
+# %%
+def my_corrupt_spans(ids, noise, sentinels, pad_id):
+    """The source: ids (length,) -> (length,), filled with pad_id behind its end.
+
+    Each span of noise is replaced by one sentinel, the first by sentinels[0], and so on.
+    """
+    # BEGIN SOLUTION
+    source, used = [], 0
+    for t in range(len(ids)):
+        if not noise[t]:
+            source.append(int(ids[t]))
+        elif t == 0 or not noise[t - 1]:
+            source.append(int(sentinels[used]))
+            used += 1
+    return torch.tensor(source + [pad_id] * (len(ids) - len(source)))
+    # END SOLUTION
+
+
+mt.check.corrupt_spans(my_corrupt_spans)
+
+# %% [markdown]
+# ## 4. What each may look at
+#
+# The question decides the mask. A model that is asked for the next token must not see it: the mask is
+# causal. One that is asked for hidden tokens may see all places, since the answer is not there. T5 has
+# both: its encoder sees all of the source, its decoder all of the source and what it has written.
+
+
+# %%
+def seen_by_decoder(queries, keys):
+    """All of the source, and the target up to here."""
+    return torch.cat([torch.ones(queries, keys).bool(), mt.causal_mask(queries)], 1)
+
+
+n, read, written = 7, 5, 4
+masks = {
+    "causal": mt.causal_mask(n),
+    "masked": torch.ones(n, n).bool(),
+    "spans: the decoder": seen_by_decoder(written, read),
+}
+for ax, (title, keep) in zip(plots.figure(3, (6, 2.3)), masks.items(), strict=True):
+    queries, keys = ([str(i + 1) for i in range(k)] for k in keep.shape)
+    if title.startswith("spans"):
+        keys = [f"s{i + 1}" for i in range(read)] + queries
+    plots.attention(keep.double(), queries, keys, title=title, ax=ax)
+
+# %% [markdown]
+# Is it so? Change a token, and see which hidden states move. In the decoder none before it may; in the
+# encoder all do.
+
+# %%
+for name, hidden_of in (("decoder", gpt.decoder), ("encoder", bert.encoder)):
+    before = torch.arange(10, 17)[None]
+    after = before.clone()
+    after[0, 4] = 99
+    with torch.no_grad():
+        moved = (hidden_of(before) - hidden_of(after)).abs().amax(-1)[0] > 1e-6
+    print(
+        f"{name}: token 5 changed, moved are {[i + 1 for i in moved.nonzero().flatten().tolist()]}"
+    )
+    assert moved.all() if name == "encoder" else moved.tolist() == [False] * 4 + [True] * 3
+
+# %% [markdown]
+# And what does it cost? The three on the same 2,000 reviews: how many places the model runs over, and how
+# many of them are lessons. (The tokenizers differ, so compare within a line.)
+
+# %%
+torch.manual_seed(0)
+t5 = mt.Seq2SeqLM(mt.EncoderDecoder(config)).eval()
+encoded = mt.data.encode(reviews, small)
+cut = CorruptedSpans(encoded, SENTINELS, END)
+lines = []
+for name, model, texts, loss_of, size in (
+    ("causal", gpt, encoded, causal_lm_loss, lambda b: int(b.keep.sum())),
+    ("masked", bert, data, masked_lm_loss, lambda b: int(b.keep.sum())),
+    ("spans", t5, cut, seq2seq_loss, lambda b: int(b.source_keep.sum() + b.target_keep.sum())),
+):
+    batches = list(texts.batches(64, seed=0))
+    places, lessons = sum(map(size, batches)), sum(b.n_targets for b in batches)
+    with torch.no_grad():
+        first = loss_of(model, batches[0]).item()
+    lines.append((name, lessons / places))
+    print(f"{name:7} {places:7,} places, {lessons:7,} lessons: {lessons / places:.0%}; "
+          f"loss of the untrained model {first:.1f}")  # fmt: skip
+assert lines[0][1] > 0.9 and 0.1 < lines[1][1] < 0.16 < lines[2][1] < 0.5
+
+# %% [markdown]
+# A causal model has a lesson at nearly every place, a masked one at every seventh or eighth: that is the
+# price of looking both ways. It is a fair one. Devlin et al. 2019 (appendix C.1) trained the same model
+# for both questions: the masked one learns a little slower, and fine-tuned it is ahead almost at once.
