@@ -42,6 +42,8 @@ from .finetuning_checks import (  # noqa: F401  (exercises of their own file)
     in_and_out,
     lora,
     mean_and_error,
+    mean_pool,
+    warmup_then_linear,
 )
 from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     adamw_step,

@@ -134,12 +134,14 @@ assert symptoms.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < symptoms.l
 
 # %%
 ax, right = plots.figure(2, (6, 2.9))
-writer, ids = clinic.patient("writer"), torch.tensor(clinic.patient("writer").valid.ids[:1])
+writer = clinic.patient("writer")
+ids = torch.tensor(writer.valid.ids[:1])[:, :12]
 
 
 def draw_influence(chart, ax):
-    relative = chart.influence / chart.influence.max(1, keepdim=True).values
-    ax.imshow(relative, cmap=plots.WEIGHTS, vmin=0, vmax=1)
+    first = chart.influence[:12, :12]
+    relative = first / first.max(1, keepdim=True).values
+    ax.imshow(relative.clamp(min=1e-4).log10(), cmap=plots.WEIGHTS, vmin=-4, vmax=0)
     ax.set_title(chart.patient, fontsize=10)
 
 
@@ -151,8 +153,9 @@ assert healthy["writer"].future == 0.0
 
 # %% [markdown]
 # *Notice* the strong diagonal on the left: at the start a token moves its own output, through the
-# residuals, fifty times as far as any other. (Each row is drawn relative to its largest entry.)
-# Attention alone, on the right, is still a plain mean over the past.
+# residuals, many times as far as any other. (Colours are logarithmic: white is less than a
+# ten-thousandth of the row's largest entry.) Attention alone, on the right, is still a plain mean over
+# the past.
 #
 # ### Alone, twice, and backwards
 #
@@ -241,7 +244,7 @@ axes[0].set(xlabel="token j changed", ylabel="output i moves")
 axes = plots.figure(len(writers), (6, 1.9), sharey=True)
 for ax, name in zip(axes, writers, strict=True):
     decoder = clinic.patient(name).model.decoder
-    ax.imshow(mt.attention_maps(decoder, ids)[0][0, 0], cmap=plots.WEIGHTS, vmin=0, vmax=0.3)
+    ax.imshow(mt.attention_maps(decoder, ids)[0][0, 0], cmap=plots.WEIGHTS, vmin=0, vmax=0.4)
     ax.set_title(name, fontsize=10)
 _ = axes[0].set(xlabel="key", ylabel="query")
 
@@ -249,7 +252,7 @@ _ = axes[0].set(xlabel="key", ylabel="query")
 # And the readers, on a text of 12 tokens that was padded to 20:
 
 # %%
-text = [i for i in clinic.patient("reader").valid.ids if len(i) >= 12][0][:12]
+text = next(i for i in clinic.patient("reader").valid.ids if len(i) >= 12)[:12]
 batch = mt.data.pad([text, range(4, 24)], pad_id=0)
 axes = plots.figure(len(readers), (6, 1.8), sharey=True)
 for ax, name in zip(axes, readers, strict=True):
