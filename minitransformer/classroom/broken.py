@@ -277,8 +277,9 @@ FAULTS = {
     ),
     "labels of other texts": fault(
         "reader", slipped_labels, "validation",
-        "The labels slipped by one row, so each text has its neighbour's. Every instrument is content, one batch is "
-        "learned by heart, and what was learned is of no use to any other text. Look at the data.",
+        "The labels slipped by one row, so each text has its neighbour's. Every instrument is content, "
+        "one batch is learned by heart, and what was learned is of no use to any other text. Look at "
+        "the data.",
     ),
     "gradients pile up": fault(
         "reader", with_(clears_gradients=False), "piled validation",

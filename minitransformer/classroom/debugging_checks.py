@@ -155,6 +155,12 @@ def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
     )
 
 
+def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
+    """Whether the answer is a verdict, not a measurement."""
+    answer = float(f(*inputs.values()))
+    return None if answer in (0.0, 1.0) else f"It is {answer:.3g}: compare it with something."
+
+
 leaks = NumberExercise(
     title="does a block look ahead?",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
@@ -221,7 +227,10 @@ leaks = NumberExercise(
             {"tolerance": 1e-1},
         ),
     ),
-    properties={"the block is left in the mode it came in": left_as_it_was},
+    properties={
+        "the answer is True or False": yes_or_no,
+        "the block is left in the mode it came in": left_as_it_was,
+    },
     next="Next: the same question for every position at once, as a picture.",
 )
 

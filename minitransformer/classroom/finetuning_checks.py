@@ -27,9 +27,10 @@ def pool_variant(hidden: Tensor, real: Tensor, of: str = "real", by: str = "real
         "last": last & (real | True), "all but the first": real & ~first,
     }[of].to(hidden).unsqueeze(-1)  # fmt: skip
     total, n = (hidden * chosen).sum(1), chosen.sum(1).clamp(min=1)
-    return (
-        total / {"real": n, "length": length, "1": 1, "batch": chosen.sum(), "mean": n.mean()}[by]
-    )
+    divisors: dict[str, Tensor | float] = {
+        "real": n, "length": length, "1": 1.0, "batch": chosen.sum(), "mean": n.mean(),
+    }  # fmt: skip
+    return total / divisors[by]
 
 
 DIVISOR, SUM = "the number of real tokens under the line", "the sum over the real tokens"

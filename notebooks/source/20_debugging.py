@@ -286,6 +286,8 @@ signs = {name: chart.signs for name, chart in charts.items()}
 assert not signs["writer"] and not signs["reader"]
 assert len({(charts[p].kind, signs[p]) for p in clinic.PATIENTS}) == len(clinic.PATIENTS)
 assert all(signs[p] for p in clinic.PATIENTS)
+assert all(charts[p].end < 0.9 * charts[p].one_batch[0] for p in clinic.PATIENTS)
+assert sum(charts[p].random < 0.8 * math.log(8) for p in writers) == 2
 
 # %% [markdown]
 # ### Exercise 3: nine names

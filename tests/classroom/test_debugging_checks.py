@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import minitransformer as mt
-from minitransformer.classroom import clinic, debugging_checks
+from minitransformer.classroom import clinic, debugging_checks, symptoms
 from minitransformer.classroom.broken import FAULTS, SEATS
 from minitransformer.classroom.diagnosis import NumberExercise
 
@@ -71,6 +71,9 @@ def test_an_instrument_must_not_leave_its_mark():
         return False
 
     assert "changes its argument x" in mt.check.leaks(changes_x).message
+
+    said = mt.check.leaks(symptoms.leak).message
+    assert "the answer is True or False. It is " in said and "compare it with something" in said
 
 
 def test_an_answer_that_is_no_number():
