@@ -31,17 +31,27 @@ class Chart:
     kind: str
     n_answers: int
     start: float
-    """The first loss, and `chance` beside it."""
+    """The first loss."""
     gradients: dict[str, float]
+    """Of the first loss, by layer: `symptoms.gradient_norms`."""
     piled: float
+    """`symptoms.piled_up`."""
     twice: float
+    """`symptoms.twice_alike`."""
     alone: float
+    """`symptoms.alone_against_batch`."""
     one_batch: tuple[float, ...]
+    """The losses of `symptoms.overfit_one_batch`."""
     influence: Tensor | None = None
+    """A writer's `symptoms.influence` before training."""
     random: float | None = None
+    """A writer's loss after training on random tokens ..."""
     copies: float | None = None
+    """... and how often it then repeats what it read: `symptoms.copies`."""
     accuracy: float | None = None
+    """A reader's, on new texts after a short training ..."""
     majority: float | None = None
+    """... and that of naming the larger class always."""
 
     @property
     def chance(self) -> float:
