@@ -259,8 +259,8 @@ def by_lot(seed: int) -> Batch:
 
 
 def one_batch(patient: Patient) -> Batch:
-    """Six training texts."""
-    data, chosen = patient.train, range(0, 24, 4)
+    """Six training texts, of a reader three with each label."""
+    data, chosen = patient.train, range(25, 49, 4)
     labels = None if data.labels is None else [data.labels[i] for i in chosen]
     return pad([data.ids[i] for i in chosen], data.pad_id, labels)
 

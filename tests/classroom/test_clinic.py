@@ -41,6 +41,13 @@ def test_all_mistakes_can_be_told_apart():
     assert len(set(SEATS)) == len(clinic.PATIENTS)
 
 
+@pytest.mark.parametrize("name", ["reader", *clinic.PATIENTS])
+def test_the_one_batch_of_a_reader_has_both_labels(name):
+    patient = clinic.patient(name)
+    if patient.kind == "reader":
+        assert sorted(clinic.one_batch(patient).labels.tolist()) == [0, 0, 0, 1, 1, 1]
+
+
 def test_one_chart_twice_is_the_same_and_leaves_the_random_numbers_alone():
     torch.manual_seed(3)
     wanted = torch.rand(2)
