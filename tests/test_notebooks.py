@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import minitransformer as mt
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 SOURCES = sorted((NOTEBOOKS / "source").glob("[0-9][0-9]_*.py"))
 
@@ -110,6 +112,23 @@ def test_students_edition_gives_nothing_away(source):
         assert cell.get("execution_count") is None
     regions = build.SOLUTION.findall(source.read_text(encoding="utf-8"))
     assert everything.count("raise NotImplementedError") >= len(regions)
+
+
+@each_source
+def test_there_are_exercises_and_each_ends_in_a_check_that_is_kind_to_the_stub(source):
+    cells = [c.source for c in build.read(source, "student").cells if c.cell_type == "code"]
+    exercises = [c for c in cells if "raise NotImplementedError" in c]
+    assert len(exercises) >= (3 if source.name < "07" else 2)
+    for exercise in exercises:
+        name, argument = re.fullmatch(
+            r"mt\.check\.(\w+)\((\w+)\)", exercise.splitlines()[-1]
+        ).groups()
+        assert f"def {argument}(" in exercise
+
+        def stub(*args):
+            raise NotImplementedError
+
+        assert getattr(mt.check, name)(stub).message.startswith("Still to be written")
 
 
 @each_source

@@ -1,1 +1,1 @@
-"""Checks that say which mistake was made, and the mistakes that they know."""
+"""Checks that say which mistake was made, the mistakes that they know, and a clinic of models with one."""

@@ -28,6 +28,7 @@ from ..formulas.rows import (
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
 from .checkpoint_checks import relative_bucket, split_c_attn  # noqa: F401
+from .debugging_checks import Quiz, chance_loss, diagnoses, leaks  # noqa: F401
 from .decoder_checks import (  # noqa: F401
     causal_weights,
     cross_attention,
@@ -41,6 +42,8 @@ from .finetuning_checks import (  # noqa: F401  (exercises of their own file)
     in_and_out,
     lora,
     mean_and_error,
+    mean_pool,
+    warmup_then_linear,
 )
 from .gradient_checks import (  # noqa: F401  (exercises of their own file)
     adamw_step,
@@ -417,4 +420,4 @@ def __getattr__(name: str) -> Exercise:
 
 def __dir__() -> list[str]:
     # What a student who types `mt.check.` and a tab wants to see.
-    return sorted(exercises())
+    return sorted(name for name, e in globals().items() if isinstance(e, Exercise | Quiz))

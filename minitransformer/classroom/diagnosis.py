@@ -13,6 +13,7 @@ The inputs follow from what hides mistakes: float64, every axis of another size,
 1, masks of every kind, and the gradients are compared too.
 """
 
+import functools
 import inspect
 import linecache
 import math
@@ -83,6 +84,25 @@ class Exercise:
                 for name, a in drawn.items()
             }
         return every
+
+
+class NumberExercise(Exercise):
+    """The same for a function that gives a number, or says yes or no, where others give a tensor."""
+
+    def __call__(self, student: Any, seed: int = SEED) -> "Result":
+        """Check a student's function; the result prints as the answer."""
+        if not callable(student):
+            return super().__call__(student, seed)
+
+        @functools.wraps(student)  # a crash is looked for in the student's own code
+        def as_tensor(*inputs: Any) -> Any:
+            answer = student(*inputs)
+            try:
+                return torch.as_tensor(answer, dtype=torch.float64).detach().reshape(-1)
+            except (TypeError, ValueError, RuntimeError):
+                return answer  # which is told that it is no number
+
+        return super().__call__(as_tensor, seed)
 
 
 @dataclass(frozen=True)

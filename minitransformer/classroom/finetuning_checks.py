@@ -5,7 +5,204 @@ import torch
 from torch import Tensor
 
 from ..formulas.ledger import Inputs
-from .diagnosis import Exercise, Mistake
+from .diagnosis import Exercise, Mistake, NumberExercise
+
+# --- One vector for a text ----------------------------------------------------------------------
+
+RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
+
+
+def draw_hidden(rng: np.random.Generator, case: str) -> Inputs:
+    position, lengths = np.arange(7), np.array([[7], [4], [1]])
+    real = {RIGHT: position < lengths, LEFT: position >= 7 - lengths, FULL: position >= 0 * lengths}
+    return {"hidden": rng.standard_normal((3, 7, 5)), "real": real[case]}
+
+
+def pool_variant(hidden: Tensor, real: Tensor, of: str = "real", by: str = "real") -> Tensor:
+    """The mean of some positions, divided by one number or another."""
+    length = hidden.shape[1]
+    first, last = (torch.arange(length) == i for i in (0, length - 1))
+    chosen = {
+        "real": real, "all": real | True, "padding": ~real, "first": first & (real | True),
+        "last": last & (real | True), "all but the first": real & ~first,
+    }[of].to(hidden).unsqueeze(-1)  # fmt: skip
+    total, n = (hidden * chosen).sum(1), chosen.sum(1).clamp(min=1)
+    divisors: dict[str, Tensor | float] = {
+        "real": n, "length": length, "1": 1.0, "batch": chosen.sum(), "mean": n.mean(),
+    }  # fmt: skip
+    return total / divisors[by]
+
+
+DIVISOR, SUM = "the number of real tokens under the line", "the sum over the real tokens"
+mean_pool = Exercise(
+    title="the mean over the real tokens",
+    formula="Σ_t real_t h_t / Σ_t real_t",
+    reference=pool_variant,
+    variant=pool_variant,
+    draw=draw_hidden,
+    cases=(RIGHT, LEFT, FULL),
+    axes="batch d_model",
+    mistakes=(
+        Mistake(
+            "over all positions, padding included",
+            SUM,
+            "The vectors at padded positions are not zero. A text would get another vector in "
+            "another batch.",
+            {"of": "all"},
+        ),
+        Mistake(
+            "divided by the padded length",
+            DIVISOR,
+            "The same text in a batch of longer ones would get a shorter vector.",
+            {"by": "length"},
+        ),
+        Mistake("with the sum for the mean", DIVISOR, "Divide.", {"by": "1"}),
+        Mistake(
+            "divided by the number of real tokens of the whole batch",
+            DIVISOR,
+            "real.sum() counts all texts; each text has its own number: sum along the length.",
+            {"by": "batch"},
+        ),
+        Mistake(
+            "divided by the mean number of real tokens",
+            DIVISOR,
+            "Each text has its own number, (batch, 1).",
+            {"by": "mean"},
+        ),
+        Mistake(
+            "over the padding",
+            SUM,
+            "real is True where a token is real. Some libraries have it the other way round.",
+            {"of": "padding"},
+        ),
+        Mistake(
+            "with the first position alone",
+            SUM,
+            "That is [CLS], which this checkpoint was never trained to fill.",
+            {"of": "first"},
+        ),
+        Mistake(
+            "with the last position alone",
+            SUM,
+            "In a padded batch that is mostly padding.",
+            {"of": "last"},
+        ),
+        Mistake(
+            "without the first position",
+            SUM,
+            "[CLS] is a real token like the others, and the checkpoint was trained with it.",
+            {"of": "all but the first"},
+        ),
+    ),
+    next="Next: one linear map on top of it, and the classifier is there.",
+)
+
+# --- The learning rate's schedule ---------------------------------------------------------------
+
+PLACES = {
+    "the first step": 0,
+    "in the warm-up": 1,
+    "the last of the warm-up": 4,
+    "the first after it": 5,
+    "half way": 11,
+    "the last step": 22,
+}
+
+
+def draw_step(rng: np.random.Generator, case: str) -> Inputs:
+    return {"step": PLACES[case], "steps": 23, "warmup": 5}
+
+
+def schedule_variant(
+    step: int, steps: int, warmup: int, up: str = "s + 1", down: str = "linear", until: str = "<"
+) -> Tensor:
+    """The factor of a step, with switches."""
+    s, n = float(step), float(steps - warmup)
+    if step < warmup or (until == "<=" and step == warmup):
+        factor = {"s + 1": (s + 1) / warmup, "s": s / warmup, "none": 1.0}[up]
+    else:
+        factor = {
+            "linear": (steps - s) / n,
+            "none": 1.0,
+            "one step late": min(1.0, (steps - s + 1) / n),
+            "one step early": (steps - s - 1) / n,
+            "to zero": (steps - 1 - s) / (n - 1),
+            "over all steps": (steps - s) / steps,
+            "not from the warm-up": 1 - s / n,
+            "cosine": (1 + np.cos(np.pi * (s - warmup) / n)) / 2,
+        }[down]
+    return torch.tensor([factor], dtype=torch.float64)
+
+
+UP, DOWN = "(s + 1)/w", "(S - s)/(S - w)"
+warmup_then_linear = NumberExercise(
+    title="warm up, then fall",
+    formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
+    reference=schedule_variant,
+    variant=schedule_variant,
+    draw=draw_step,
+    cases=tuple(PLACES),
+    axes="factor",
+    mistakes=(
+        Mistake(
+            "starting at 0",
+            UP,
+            "A factor of 0 makes the first step a wasted one. Steps are counted from 0, so s + 1.",
+            {"up": "s"},
+        ),
+        Mistake(
+            "without the warm-up",
+            UP,
+            "AdamW's first steps are its most uncertain ones; they should be small.",
+            {"up": "none"},
+        ),
+        Mistake(
+            "with the warm-up one step too long",
+            "s < w",
+            "At s = w the first line would give more than 1.",
+            {"until": "<="},
+        ),
+        Mistake("that never falls", DOWN, "After the warm-up it falls to 0.", {"down": "none"}),
+        Mistake(
+            "falling one step too early",
+            DOWN,
+            "The first step after the warm-up has the whole rate: S - s, not S - s - 1.",
+            {"down": "one step early"},
+        ),
+        Mistake(
+            "falling one step too late",
+            DOWN,
+            "The first step after the warm-up is where it starts to fall: at s = w + 1 it is less.",
+            {"down": "one step late"},
+        ),
+        Mistake(
+            "reaching 0 at the last step",
+            DOWN,
+            "Steps are counted from 0 to S - 1, and 0 is reached at S, when all is done. A last step "
+            "at rate 0 is wasted.",
+            {"down": "to zero"},
+        ),
+        Mistake(
+            "falling over all S steps",
+            DOWN,
+            "It would jump down at the end of the warm-up. S - w steps are left to fall in.",
+            {"down": "over all steps"},
+        ),
+        Mistake(
+            "counting the fall from step 0",
+            DOWN,
+            "The fall begins at s = w, with the factor 1.",
+            {"down": "not from the warm-up"},
+        ),
+        Mistake(
+            "along a cosine",
+            DOWN,
+            "Many like it better; BERT's recipe is a straight line.",
+            {"down": "cosine"},
+        ),
+    ),
+    next="Next: `warmup_then_linear` in training/optim.py, which the loop asks at every step.",
+)
 
 # --- Gradual unfreezing -------------------------------------------------------------------------
 

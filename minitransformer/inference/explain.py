@@ -6,16 +6,16 @@ from torch import Tensor
 
 from ..model.attention import MultiHeadAttention
 from ..model.modes import in_evaluation_mode
-from ..model.transformer import Encoder
+from ..model.transformer import Decoder, Encoder
 
 
 @torch.no_grad()
 def attention_maps(
-    encoder: Encoder,
+    encoder: Encoder | Decoder,
     ids: Int[Tensor, "batch length"],
     keep: Shaped[Tensor, "..."] | None = None,
 ) -> list[Float[Tensor, "batch heads length length"]]:
-    r"""The attention weights $\mathrm{softmax}(QK^\top/\sqrt{d_k})$ of every layer.
+    r"""The attention weights $\mathrm{softmax}(QK^\top/\sqrt{d_k})$ of every layer, also of a decoder.
 
     Shapes: ids (batch, length) -> for each layer (batch, heads, queries, keys).
     Source: Vaswani et al. 2017, equation 1 and figures 3 to 5.

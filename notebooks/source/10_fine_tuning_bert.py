@@ -157,6 +157,28 @@ assert (alone - together).abs().max() < 1e-4 < (alone - unmasked).abs().max()
 #
 # $W$ and $b$ are new and random; all else is pretrained. (BERT's own way is a tanh layer on the
 # first token, `pooling="cls"`. This checkpoint was trained to make good *means*.)
+#
+# ### Exercise 1: the mean over the real tokens
+#
+# $$\mathrm{pool}(h) = \frac{\sum_t \text{real}_t\, h_t}{\sum_t \text{real}_t}$$
+#
+# The vectors at padded positions are numbers like all others, and nothing hides them any more. One or
+# two lines; mind the shapes.
+
+
+# %%
+def my_mean_pool(hidden, real):
+    """(batch, length, d_model) and a boolean (batch, length) -> (batch, d_model)."""
+    # BEGIN SOLUTION
+    weight = real.unsqueeze(-1).to(hidden.dtype)  # (batch, length, 1)
+    return (hidden * weight).sum(1) / weight.sum(1)
+    # END SOLUTION
+
+
+mt.check.mean_pool(my_mean_pool)
+
+# %% [markdown]
+# And now the classifier, with the package's `mean_pool`:
 
 
 # %%
@@ -193,8 +215,39 @@ mt.ledger.show("adamw")
 # %% [markdown]
 # Two customs go with it. Weights decay a little at every step, but biases and the gains of norms do
 # not. And the learning rate is small, warms up over the first tenth of the steps, and then falls to
-# zero: large steps would wash out what pretraining has put there.
+# zero: large steps would wash out what pretraining has put there. The schedule is a factor of the
+# rate, with $S$ steps counted from $s = 0$ and $w$ of them to warm up:
 #
+# $$f(s) = \frac{s + 1}{w} \ \text{ for } s < w, \qquad f(s) = \frac{S - s}{S - w} \ \text{ from } s = w \text{ on.}$$
+#
+# ### Exercise 2: the schedule
+#
+# Two fractions, and most ways to be off by one.
+
+
+# %%
+def my_schedule(step, steps, warmup):
+    """The factor, a number, at `step` of `steps`, the first `warmup` of which warm up."""
+    # BEGIN SOLUTION
+    if step < warmup:
+        return (step + 1) / warmup
+    return (steps - step) / (steps - warmup)
+    # END SOLUTION
+
+
+mt.check.warmup_then_linear(my_schedule)
+
+# %%
+from minitransformer.training.optim import warmup_then_linear
+
+STEPS = 200
+rates = [warmup_then_linear(s, STEPS, 0.1) for s in range(STEPS)]
+_, ax = plt.subplots(figsize=(4, 1.8), dpi=100, layout="constrained")
+ax.plot(rates)
+_ = ax.set(xlabel="step", ylabel="factor", ylim=(0, 1.05))
+assert 0 < rates[0] < 0.1 and max(rates) == rates[19] == 1.0 and 0 < rates[-1] < 0.01
+
+# %% [markdown]
 # ## Step 4: train
 #
 # First the cheap way. **Frozen**: the encoder stays as it is, only the head learns. There are 770

@@ -21,7 +21,7 @@ SEEDS = (4, 5, 6)
 
 
 def test_the_exercises_are_there():
-    assert len(EXERCISES) == 6
+    assert len(EXERCISES) == 8
     for name, exercise in EXERCISES.items():
         assert getattr(mt.check, name) is exercise
 
@@ -70,7 +70,20 @@ def in_order(n_layers, step, steps):
     )
 
 
+def pool_in_loops(hidden, real):
+    return torch.stack([h[r].mean(0) for h, r in zip(hidden, real, strict=True)])
+
+
+def two_lines(step, steps, warmup):
+    return min((step + 1) / warmup, (steps - step) / (steps - warmup))
+
+
 RIGHT = [
+    ("mean_pool", pool_in_loops),
+    ("mean_pool", lambda h, r: torch.einsum("btd,bt->bd", h, r / r.sum(1, keepdim=True).double())),
+    ("mean_pool", lambda h, r: h.masked_fill(~r[..., None], 0).sum(1) / r.sum(1)[:, None]),
+    ("warmup_then_linear", two_lines),
+    ("warmup_then_linear", lambda s, S, w: mt.training.optim.warmup_then_linear(s, S, w / S)),
     ("gradual_rates", in_order),
     ("lora", lambda x, W, A, B, alpha: x @ (W + alpha / len(A) * B @ A).T),
     ("lora", lambda x, W, A, B, alpha: torch.einsum("bti,oi->bto", x, W) + (x @ A.T @ B.T) * (alpha / A.shape[0])),

@@ -187,6 +187,12 @@ def test_attention_maps_are_the_weights_that_the_model_uses():
     assert maps[0][0, ..., 5:].abs().max() == 0
 
 
+def test_attention_maps_of_a_decoder_show_no_future():
+    maps = mt.attention_maps(randomise(mt.Decoder(CONFIG)), torch.randint(1, 43, (2, 7)))
+    assert [m.shape for m in maps] == [(2, 5, 7, 7)] * 2
+    assert all(m.triu(1).abs().max() == 0 and m[..., 1:, 0].min() > 0 for m in maps)
+
+
 def test_attention_maps_leave_no_trace_and_know_no_dropout():
     encoder = randomise(mt.Encoder(CONFIG.with_(dropout=0.3, attention_dropout=0.3))).train()
     ids = torch.full((2, 7), 3)

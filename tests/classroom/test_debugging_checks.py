@@ -1,0 +1,151 @@
+"""The checks of the notebook on debugging: instruments that measure wrongly, names that are wrong."""
+
+import math
+
+import pytest
+import torch
+
+import minitransformer as mt
+from minitransformer.classroom import clinic, debugging_checks, symptoms
+from minitransformer.classroom.broken import FAULTS, SEATS
+from minitransformer.classroom.diagnosis import NumberExercise
+
+EXERCISES = {n: e for n, e in vars(debugging_checks).items() if isinstance(e, NumberExercise)}
+RIGHT = dict(zip(clinic.PATIENTS, SEATS, strict=True))
+SEEDS = (4, 5, 6)
+
+
+def test_the_exercises_are_there():
+    assert set(EXERCISES) == {"chance_loss", "leaks"}
+    for name in ("chance_loss", "leaks", "diagnoses"):
+        assert getattr(mt.check, name) is getattr(debugging_checks, name)
+        assert name in dir(mt.check)
+
+
+def leaks_in_two_calls(block, x, t):
+    was = block.training
+    block.eval()
+    other = torch.cat([x[:, :t], 3 * torch.randn_like(x[:, t:])], 1)
+    same = torch.allclose(block(x)[:, :t], block(other)[:, :t])
+    block.train(was)
+    return not same
+
+
+def leaks_by_gradient(block, x, t):
+    was = block.training
+    x = x.clone().requires_grad_()
+    with torch.enable_grad():
+        y = block.eval()(x)[:, :t]
+        (gradient,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
+    block.train(was)
+    return gradient[:, t:].abs().max() > 0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("chance_loss", math.log),
+        ("chance_loss", lambda n: -torch.full((n,), 1 / n, dtype=torch.float64).log().mean()),
+        ("leaks", leaks_in_two_calls),
+        ("leaks", leaks_by_gradient),
+    ],
+)
+def test_right_answers_written_otherwise_pass(name, answer, seed):
+    result = EXERCISES[name](answer, seed)
+    assert result.passed, result
+
+
+def test_an_instrument_must_not_leave_its_mark():
+    def leaves_evaluation_mode(block, x, t):
+        block.eval()
+        other = x.clone()
+        other[:, t:] = torch.randn_like(other[:, t:])
+        return (block(x) - block(other))[:, :t].abs().max() > 1e-9
+
+    said = mt.check.leaks(leaves_evaluation_mode).message
+    assert "It came in training mode and is in evaluation mode now" in said
+
+    def changes_x(block, x, t):
+        x[:, t:] += 1
+        return False
+
+    assert "changes its argument x" in mt.check.leaks(changes_x).message
+
+    said = mt.check.leaks(symptoms.leak).message
+    assert "the answer is True or False. It is " in said and "compare it with something" in said
+
+
+def test_an_answer_that_is_no_number():
+    assert "Is the `return` missing?" in mt.check.chance_loss(lambda n: None).message
+    assert "returns str" in mt.check.chance_loss(lambda n: "ln n").message
+    assert "the function itself" in mt.check.chance_loss(4.17).message
+    said = mt.check.chance_loss(lambda n: math.log(m)).message
+    assert "math.log(m)" in said and "NameError" in said
+
+
+# --- Nine names -------------------------------------------------------------------------------------
+
+
+def test_the_right_names_pass_with_the_evidence():
+    result = mt.check.diagnoses(lambda: RIGHT)
+    assert result.passed
+    for letter, name in RIGHT.items():
+        assert f"{letter}: {name}. " in result.message
+    assert result.message.count("Treated: ") == 9
+
+
+@pytest.mark.parametrize("letter", clinic.PATIENTS)
+def test_every_wrong_name_gets_the_measurement_that_speaks_against_it(letter):
+    chart = clinic.chart(letter)
+    for name in FAULTS:
+        said = debugging_checks.contradiction(chart, name)
+        if name == RIGHT[letter]:
+            assert said == ""
+            continue
+        assert len(said) > 20, name
+        result = mt.check.diagnoses(lambda name=name: RIGHT | {letter: name})
+        assert not result.passed and f"{letter} is not a case of {name!r}: {said}" in result.message
+        assert RIGHT[letter] not in result.message, "the right name is not given away"
+
+
+def test_what_a_contradiction_says():
+    said = debugging_checks.contradiction(clinic.chart("B"), "sees one ahead")
+    assert said.startswith("that does not explain that the first loss is 3.")
+    said = debugging_checks.contradiction(clinic.chart("A"), "dropout stays on")
+    assert (
+        said == "that mistake makes two equal calls differ; here two equal calls differ by 0e+00."
+    )
+    said = debugging_checks.contradiction(clinic.chart("A"), "no shift")
+    assert (
+        said
+        == "that is a mistake of models that write characters; this one does not write characters."
+    )
+
+
+def test_some_names_at_a_time():
+    said = mt.check.diagnoses(lambda: {"A": RIGHT["A"], "B": None}).message
+    assert said == "Right: A.\n\nNot named yet: B, C, D, E, F, G, H, I."
+    assert not mt.check.diagnoses(dict).passed
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda: {"Z": "no shift"}, "There is no patient 'Z'."),
+        (lambda: {"A": "no shifts"}, "Did you mean 'no shift'?"),
+        (lambda: {"A": "x"}, "There are: body is frozen, dropout stays on"),
+        (lambda: None, "must return a dictionary"),
+        ({"A": "no shift"}, "the function itself"),
+    ],
+)
+def test_answers_that_cannot_be_compared(answer, said):
+    result = mt.check.diagnoses(answer)
+    assert not result.passed and said in result.message
+
+
+def test_the_stub_gets_a_friendly_answer():
+    def stub():
+        raise NotImplementedError
+
+    assert mt.check.diagnoses(stub).message.startswith("Still to be written. The names to choose")
