@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..formulas import ops
 from ..formulas.ledger import Inputs
-from ..formulas.rows import BATCH, D_K, HEADS, KEYS, QUERIES
+from ..formulas.rows import BATCH, D_K, HEADS, HUGE, KEYS, QUERIES
 from ..model.attention import causal_mask
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
@@ -20,7 +20,7 @@ from .diagnosis import EXACT, Exercise, Mistake
 
 # --- The causal mask --------------------------------------------------------------------------
 
-SQUARE, CACHE, ONE, HUGE = "all at once", "a cache", "one query", "huge scores"
+SQUARE, CACHE, ONE = "all at once", "a cache", "one query"
 
 
 def draw_causal(rng: np.random.Generator, case: str) -> Inputs:

@@ -68,6 +68,8 @@ class Exercise:
     """Name of each property, and a function that says how it is broken."""
     next: str = ""
     """One sentence: what to look at when it is right."""
+    known: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False)
+    """Outputs of wrong versions that were computed once: a second check need not do it again."""
 
     def __call__(self, student: Any, seed: int = SEED) -> "Result":
         """Check a student's function; the result prints as the answer."""
@@ -83,6 +85,17 @@ class Exercise:
                 for name, a in drawn.items()
             }
         return every
+
+    def wrong(self, seed: int, case: str, inputs: Inputs, *mistakes: Mistake) -> Tensor | None:
+        """What these mistakes together give in a case; None if they do not fit together."""
+        change = {k: v for m in mistakes for k, v in m.change.items()}
+        key = (seed, case, *sorted(change.items()))
+        if key not in self.known:
+            try:
+                self.known[key] = self.variant(**inputs, **change)
+            except RuntimeError:
+                self.known[key] = None
+        return self.known[key]
 
 
 @dataclass(frozen=True)
@@ -142,7 +155,7 @@ def diagnose(exercise: Exercise, student: Any, seed: int) -> Answer:
     if not said and worst <= EXACT:
         return check_gradients(exercise, student, cases, worst)
     # A mistake may show in one case and crash in the next: what came before still names it.
-    found = recognise(exercise, cases, yours) if worst > EXACT else ()
+    found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
     said += [described("Your output", *found)] if found else []
     if not found and len(yours) == len(cases) and worst > EXACT:
         said.append(where(exercise, yours, right, errors))
@@ -270,28 +283,30 @@ def symptoms(
 
 
 def recognise(
-    exercise: Exercise, cases: dict[str, Inputs], yours: dict[str, Tensor]
+    exercise: Exercise, cases: dict[str, Inputs], yours: dict[str, Tensor], seed: int
 ) -> tuple[Mistake, ...]:
     """The known mistake, or the pair of them, whose outputs are the student's in every case."""
 
     def equal(*mistakes: Mistake) -> bool:
-        change = {k: v for m in mistakes for k, v in m.change.items()}
-        try:
-            # `all` stops at the first case that differs, so most mistakes cost a single run.
-            return all(
-                distance(output, exercise.variant(**cases[case], **change)) <= EXACT
-                for case, output in yours.items()
-            )
-        except RuntimeError:  # two mistakes together need not fit
-            return False
+        for case, output in yours.items():  # most differ in the first, which costs a single run
+            wrong = exercise.wrong(seed, case, cases[case], *mistakes)
+            if wrong is None or distance(output, wrong) > EXACT:
+                return False
+        return True
 
     for mistake in exercise.mistakes:
         if equal(mistake):
             return (mistake,)
-    for a, b in combinations(exercise.mistakes, 2):
-        if not a.change.keys() & b.change.keys() and equal(a, b):
+    for a, b in pairs(exercise):
+        if equal(a, b):
             return (a, b)
     return ()
+
+
+def pairs(exercise: Exercise) -> list[tuple[Mistake, Mistake]]:
+    """Every two mistakes that can be made at once: those of different switches."""
+    both = combinations(exercise.mistakes, 2)
+    return [(a, b) for a, b in both if not a.change.keys() & b.change.keys()]
 
 
 def check_gradients(

@@ -116,7 +116,9 @@ def copies(inputs: Inputs) -> list[Any]:
 def by_autograd(f: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """What autograd says: the gradients of f's inputs, given the gradient of its output."""
     given = [a if a.requires_grad else a.detach().requires_grad_() for a in inputs]
-    return torch.autograd.grad(f(*given), given, dy, create_graph=dy.requires_grad)
+    # As a sum: given dy itself, torch first imports its symbolic shapes, which takes seconds.
+    loss = (f(*given) * dy).sum()
+    return torch.autograd.grad(loss, given, create_graph=dy.requires_grad)
 
 
 # --- Softmax ----------------------------------------------------------------------------------
