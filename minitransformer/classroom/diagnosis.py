@@ -68,6 +68,8 @@ class Exercise:
     """Name of each property, and a function that says how it is broken."""
     next: str = ""
     """One sentence: what to look at when it is right."""
+    differentiated: bool = True
+    """Whether training sends gradients through it; an optimiser's step is taken without."""
     known: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False)
     """Outputs of wrong versions that were computed once: a second check need not do it again."""
 
@@ -290,7 +292,7 @@ def recognise(
     def equal(*mistakes: Mistake) -> bool:
         for case, output in yours.items():  # most differ in the first, which costs a single run
             wrong = exercise.wrong(seed, case, cases[case], *mistakes)
-            if wrong is None or distance(output, wrong) > EXACT:
+            if wrong is None or wrong.shape != output.shape or distance(output, wrong) > EXACT:
                 return False
         return True
 
@@ -314,7 +316,7 @@ def check_gradients(
 ) -> Answer:
     """The numbers are right: are the gradients too, which training needs?"""
     worst = 0.0
-    for case, inputs in cases.items():
+    for case, inputs in cases.items() if exercise.differentiated else ():
         right = gradients(exercise.reference, inputs)
         try:
             yours = gradients(student, inputs)
@@ -345,8 +347,10 @@ def check_gradients(
             return False, "\n\n".join(parts), ()
     said = (
         f"It computes {exercise.formula}. Verified in float64 ({', '.join(cases)}): outputs to "
-        f"{digits(error)}, gradients to {digits(worst)}."
+        f"{digits(error)}."
     )
+    if exercise.differentiated:
+        said = f"{said[:-1]}, gradients to {digits(worst)}."
     if exercise.properties:
         said += f" So it holds that {'; '.join(exercise.properties)}."
     return True, f"{said}\n\n{exercise.next}".strip(), ()

@@ -581,5 +581,6 @@ adamw_step = ExerciseOfSeveral(
     mistakes=ADAMW_MISTAKES,
     outputs=("θ", "m", "v"),
     like=("theta", "m", "v"),
+    differentiated=False,
     next="Next: a whole Transformer that trains with nothing but what you wrote.",
 )

@@ -149,8 +149,8 @@ def encoder_decoder(f: Answer) -> Formula:
                 own = {name: w[name] for name in ATTENTION}
                 attention = partial(lambda own, a: heads(a, a, keep, **own), own)
                 look = partial(lambda w, a, z: heads(a, z, memory_keep, **crossing(w)), w)
-                norms = (norm(w, "c"), norm(w, "2"), "post")
-                y = decoder_block_reference(y, z, attention, look, *parts(w), *norms)
+                last = (norm(w, "c"), norm(w, "2"))
+                y = decoder_block_reference(y, z, attention, look, *parts(w), *last, "post")
             return y
 
         return f(torch_embed(source, E), torch_embed(target, E), source_keep, encoder, decoder) @ E.T  # fmt: skip
@@ -255,7 +255,7 @@ FUNCTIONS: dict[str, Answer] = {
     "top_p": lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p),
     "lora": low_rank,
     "gradual_rates": lambda n_layers, step, steps: torch.tensor(
-        GradualUnfreezing().rates(n_layers, Progress(step, steps, 0))
+        GradualUnfreezing(every=None).rates(n_layers, Progress(step, steps, 0))
     ),
     "split_c_attn": lambda c_attn: torch.stack([W.mT for W in gpt2.split_c_attn(c_attn)]),
 }

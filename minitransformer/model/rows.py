@@ -85,9 +85,11 @@ def torch_attention_state(w: Inputs, prefix: str = "") -> dict[str, Tensor]:
 def torch_multi_head(x: Tensor, z: Tensor, keep: Tensor | None, **w: Tensor) -> Tensor:
     module = nn.MultiheadAttention(D_MODEL, HEADS, batch_first=True).to(x.dtype)
     # torch's module means the opposite by a boolean mask (True = blocked) and wants it per head.
-    blocked = None if keep is None else ~keep.expand(-1, HEADS, -1, -1).flatten(0, 1)
-    if keep is not None:  # NaN for a query without keys: let it see all, and drop what it says
-        blocked &= keep.any(-1).expand(-1, HEADS, -1).flatten(0, 1)[..., None]
+    blocked = None
+    if keep is not None:
+        # It gives NaN for a query without keys: let that see all keys, and drop what it says.
+        blocked = ~keep & keep.any(-1, keepdim=True)
+        blocked = blocked.expand(-1, HEADS, -1, -1).flatten(0, 1)
     output, _ = functional_call(
         module,
         torch_attention_state(w),
