@@ -115,7 +115,7 @@ def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
     }
     if case == HUGE:  # as in softmax: one number of every key is 1, that of the query is the size
         inputs["K"][..., 0] = 1
-        inputs["Q"][..., 0] = 3e4 * rng.uniform(-1, 1, (BATCH, HEADS, QUERIES))
+        inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, (BATCH, HEADS, QUERIES))
         for name in "QK":  # with few digits, so that float32 can hold their products
             inputs[name] = np.round(inputs[name] * 16) / 16
     keep = draw_keep(rng, "causal" if case == HUGE else case, (BATCH, HEADS, QUERIES, KEYS))

@@ -237,6 +237,15 @@ def test_right_numbers_with_a_gradient_of_nan_are_refused(answer):
     assert "repaired afterwards" in name
 
 
+def test_a_wrong_gradient_of_no_known_kind_is_told_where_some_known_mistakes_do_not_run():
+    def more_where_something_is_hidden(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
+        output = heads_by_einsum(x, z, W_Q, W_K, W_V, W_O, n_heads, keep)
+        return output if keep is None else output + (x - x.detach()).sum()
+
+    result = mt.check.multi_head_attention(more_where_something_is_hidden)
+    assert "the gradient of x is not (case: causal): off by" in result.message
+
+
 def test_an_answer_that_loses_digits_far_from_zero():
     def mean_of_squares(x, g, b, eps):
         mu = x.mean(-1, keepdim=True)
