@@ -116,13 +116,13 @@ causal_weights = Exercise(
 
 # --- Cross-attention --------------------------------------------------------------------------
 
-EQUAL, LONGER, PADDED = "as many queries as keys", "a longer source", "a padded source"
+EQUAL, LONGER, PADDED = "as many queries as keys, padded", "a longer source", "longer and padded"
 
 
 def draw_cross(rng: np.random.Generator, case: str) -> Inputs:
     keys = QUERIES if case == EQUAL else KEYS
     keep = np.ones((BATCH, 1, keys), dtype=bool)
-    if case == PADDED:
+    if case != LONGER:
         keep[0, :, -4:] = keep[1, :, :2] = False
     return {
         "y": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
@@ -141,6 +141,7 @@ def cross_variant(
     keep: Tensor,
     sources: str = "yzz",
     causal: bool = False,
+    hidden: str = "keys",
     scale: str = "1/sqrt(d_k)",
     **softmax: Any,
 ) -> Tensor:
@@ -148,6 +149,8 @@ def cross_variant(
     Q, K, V = ({"y": y, "z": z}[s] @ W for s, W in zip(sources, (W_Q, W_K, W_V), strict=True))
     if causal:
         keep = keep & torch.ones(Q.shape[1], K.shape[1], dtype=torch.bool).tril()
+    if hidden == "queries":
+        keep, softmax = keep.mT, {"nothing": "nan"} | softmax
     return mistakes.attention(Q, K, V, keep, scale, **softmax)
 
 
@@ -215,6 +218,13 @@ cross_attention = Exercise(
             "The source is there from the beginning to the end. Only the decoder's own text has a "
             "future.",
             {"causal": True},
+        ),
+        Mistake(
+            "with padding hidden as a query, not as a key",
+            "the axis of keep that is the source's",
+            "keep is (batch, 1, source): its last axis stands under the keys, the columns of the "
+            "scores. A padded row has nothing to look at, and padding is still looked at.",
+            {"hidden": "queries"},
         ),
         *(m for m in mistakes.SCALE_MISTAKES if m.change["scale"] in ("1", "1/d_k")),
         *(m for m in mistakes.MASK_MISTAKES if m.change.keys() & {"mask", "axis"}),

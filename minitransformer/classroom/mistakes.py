@@ -77,7 +77,8 @@ def masked_softmax(
 
     Args:
         axis: the axis that sums to one.
-        mask: "before" the softmax, "after" it, "inverted" or "ignored".
+        mask: "before" the softmax, "after" it, "inverted", "ignored", or "times infinity": where
+            nothing is hidden 0 times infinity is added, which is NaN.
         hide: what stands for minus infinity; 0 multiplies the scores by the mask.
         subtract: the largest score of the "row", of "all", or "none".
         nothing: what a row without any key gets: "zeros", "nan", or "patched": -inf is added to
@@ -87,6 +88,8 @@ def masked_softmax(
         keep = torch.ones_like(scores, dtype=torch.bool)
     elif mask == "inverted":
         keep = ~keep
+    elif mask == "times infinity":
+        scores = scores + ~keep * -math.inf
     keep = keep.expand_as(scores)
     if nothing == "patched":
         scores = scores + torch.zeros_like(scores).masked_fill(~keep, hide)
@@ -132,6 +135,13 @@ MASK_MISTAKES = (
         "the argument keep",
         "It is given and never used, so hidden keys are averaged in.",
         {"mask": "ignored"},
+    ),
+    Mistake(
+        "with the mask multiplied by -inf and added",
+        "the value of a hidden score",
+        "Where nothing is hidden that is 0 times infinity: NaN, and it spreads to all. Choose the "
+        "places instead, with masked_fill or torch.where.",
+        {"mask": "times infinity"},
     ),
     Mistake(
         "with hidden scores set to 0",
