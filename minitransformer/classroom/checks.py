@@ -68,11 +68,19 @@ def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
         return None
     at = int((sums - some).abs().argmax())
     query, wanted = at % sums.shape[-1], float(some.expand_as(sums).reshape(-1)[at])
-    said = f"Those of query {query} sum to {float(sums.reshape(-1)[at]):.2f}, not {wanted:.0f}."
-    for axis in range(weights.dim() - 1):
+    off = float(sums.reshape(-1)[at]) - wanted
+    if abs(off) < 1e-3:
+        return (
+            f"Those of query {query} miss {wanted:.0f} by {abs(off):.0e}, too much for rounding. Is a "
+            "small number added somewhere, perhaps to the denominator?"
+        )
+    said = f"Those of query {query} sum to {wanted + off:.2f}, not {wanted:.0f}."
+    names = ["the batch", "the heads", "the queries"]
+    if weights.dim() == 3:
+        names.remove("the heads")
+    for axis, name in enumerate(names):
         over = weights.sum(axis)
         if distance(over, torch.ones_like(over)) <= EXACT:
-            name = ("the batch", "the heads", "the queries")[axis - weights.dim() + 1]
             said += f" The sums over {name} are 1: that is the axis of your softmax."
     return said
 

@@ -41,6 +41,7 @@ def causal_variant(scores: Tensor, seen: str = "past", **softmax: Any) -> Tensor
         "before": j < now,
         "next": j <= now + 1,
         "future": j >= now,
+        "only the future": j > now,
         "triu": j >= i,
         "from the start": j <= i,
     }[seen]
@@ -82,6 +83,13 @@ causal_weights = Exercise(
             SEEN,
             "Earlier keys are to be seen, later ones hidden.",
             {"seen": "future"},
+        ),
+        Mistake(
+            "with the past and the present hidden, and the future left",
+            SEEN,
+            "What the triangle marks has to be kept, not filled: perhaps a ~ is missing. The last "
+            "query has nothing left to look at, and 0/0 follows.",
+            {"seen": "only the future"},
         ),
         Mistake(
             "with the diagonal hidden",
@@ -317,7 +325,8 @@ def block_variant(
 
     def read(a: Tensor) -> Tensor:
         asked = first if asks == "y" else z if asks == "z" else a
-        return cross_attention(asked, norm_cross(z) if memory == "normed" else
+        normed = memory == "normed" and norm_position == "pre"
+        return cross_attention(asked, norm_cross(z) if normed else
                                a if memory == "own" else z)  # fmt: skip
 
     steps = [
@@ -450,7 +459,7 @@ decoder_block = Exercise(
             {"memory": "own"},
         ),
         Mistake(
-            "with z normed by norm_cross",
+            "with z, too, normed by norm_cross in pre-LN",
             "MHA_c(LN_c(a), z)",
             "z comes as it is: a pre-LN encoder ends with a norm of its own.",
             {"memory": "normed"},

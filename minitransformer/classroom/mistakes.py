@@ -21,6 +21,7 @@ SCALES = {
     "1/d_k": lambda Q, K: 1 / Q.shape[-1],
     "sqrt(d_k)": lambda Q, K: math.sqrt(Q.shape[-1]),
     "1/sqrt(keys)": lambda Q, K: 1 / math.sqrt(K.shape[-2]),
+    "1/sqrt(heads)": lambda Q, K: 1 / math.sqrt(Q.shape[1]),
     "1/sqrt(h d_k)": lambda Q, K: 1 / math.sqrt(Q.shape[-1] * Q.shape[1]),
 }
 
@@ -54,6 +55,12 @@ SCALE_MISTAKES = (
         "the denominator √d_k in QKᵀ/√d_k",
         "d_k is the width of a query, its last axis, not how many keys there are.",
         {"scale": "1/sqrt(keys)"},
+    ),
+    Mistake(
+        "divided by the root of the number of heads",
+        "the denominator √d_k in QKᵀ/√d_k",
+        "d_k is the width of a query: Q's last axis, size(-1).",
+        {"scale": "1/sqrt(heads)"},
     ),
     Mistake(
         "divided by √d_model (all heads together), not by √d_k",
@@ -425,10 +432,9 @@ def layer_norm(
     if numerator == "RMSNorm":
         mu = torch.zeros_like(mu)
     variance = ((x - mu) ** 2).mean(axes, keepdim=True)
-    if divisor == "d - 1":
-        n = math.prod(x.shape[a] for a in axes)
-        variance = variance * n / (n - 1)
-    inside = variance + (eps if epsilon == "inside" else 0.0)
+    n = math.prod(x.shape[a] for a in axes)
+    variance = variance * {"d": 1, "d - 1": n / (n - 1), "1": n}[divisor]
+    inside = variance + {"inside": eps, "fixed": 1e-5}.get(epsilon, 0.0)
     spread = torch.sqrt(inside) if root else inside
     if epsilon == "outside":
         spread = spread + eps
@@ -446,6 +452,18 @@ LAYER_NORM_MISTAKES = (
         "torch's .var() and .std() divide by d - 1 unless told not to (correction=0). LayerNorm "
         "divides by d.",
         {"divisor": "d - 1"},
+    ),
+    Mistake(
+        "with the sum of squares, not their mean",
+        "the variance σ²",
+        "σ² is the mean of (x - μ)² over the d_model numbers.",
+        {"divisor": "1"},
+    ),
+    Mistake(
+        "with 1e-5 for ε",
+        "√(σ² + ε)",
+        "ε is an argument. Models have their own: BERT 1e-12, GPT-2 1e-5, T5 1e-6.",
+        {"epsilon": "fixed"},
     ),
     Mistake(
         "with ε added to the standard deviation",
@@ -535,6 +553,9 @@ def feed_forward(
         "relu": torch.relu,
         "gelu": torch.nn.functional.gelu,
         "leaky": torch.nn.functional.leaky_relu,
+        "tanh gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+        "sigmoid": torch.sigmoid,
         "none": lambda a: a,
     }[f]
     if biases == "no b_1":
@@ -562,6 +583,14 @@ FEED_FORWARD_MISTAKES = (
         {"f": "none"},
     ),
     Mistake("with GELU for ReLU", MIDDLE, "BERT has GELU; the paper has max(0, x).", {"f": "gelu"}),
+    Mistake(
+        "with GELU's tanh form for ReLU",
+        MIDDLE,
+        "GPT-2 has it; here is max(0, x).",
+        {"f": "tanh gelu"},
+    ),
+    Mistake("with SiLU for ReLU", MIDDLE, "Llama has it; here is max(0, x).", {"f": "silu"}),
+    Mistake("with a sigmoid for ReLU", MIDDLE, "Above zero it changes nothing.", {"f": "sigmoid"}),
     Mistake("with a leaky ReLU", MIDDLE, "Below zero it is exactly 0.", {"f": "leaky"}),
     Mistake(
         "with the ReLU at the end, not in the middle",
@@ -628,6 +657,9 @@ def encoder_block(
         kinds: dict[str, Tensor | float] = {"none": 0.0, "normed": normed, "original": x}
         return kinds.get(kind, stream)
 
+    if norm_position == "both":
+        a = norm_1(residual(first, x, x) + attention(norm_1(x)))
+        return norm_2(residual(second, a, a) + feed_forward(norm_2(x if fed == "x" else a)))
     if norm_position == "inside":  # the norm on the sublayer's output, neither pre nor post
         a = residual(first, x, x) + norm_1(attention(x))
         return residual(second, a, a) + norm_2(feed_forward(a))
@@ -665,6 +697,12 @@ BLOCK_MISTAKES = (
         "what the norms are applied to",
         "post: LN(x + MHA(x)). pre: x + MHA(LN(x)).",
         {"position": "inside"},
+    ),
+    Mistake(
+        "with each norm both before the sublayer and after the sum",
+        "what the norms are applied to",
+        "Each norm has one place, and norm_position says which.",
+        {"position": "both"},
     ),
     Mistake(
         "without the residual around the attention",
