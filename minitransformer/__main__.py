@@ -13,7 +13,7 @@ from typing import get_args
 import torch
 
 from . import data
-from .classroom.measure import catalogue
+from .classroom.measure import catalogue, listed
 from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "mistakes", help="make every mistake that the exercises know; exit 1 if one goes unseen"
     )
     p.add_argument("exercises", nargs="*", help="names such as attention softmax; all by default")
+    p.add_argument("--list", action="store_true", help="only print them, with the term they break")
     p.set_defaults(run=run_mistakes)
 
     p = commands.add_parser(
@@ -152,7 +153,10 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def run_mistakes(args: argparse.Namespace) -> int:
-    """Print how well the exercises know their mistakes."""
+    """Print how well the exercises know their mistakes, or which they know."""
+    if args.list:
+        print(listed(args.exercises or None))
+        return 0
     found = catalogue(args.exercises or None)
     print(found)
     return 0 if found.ok else 1

@@ -146,14 +146,32 @@ def share(part: int, whole: int) -> str:
     return f"{int(1000 * part / whole) / 10:g} %" if whole else "-"
 
 
+def listed(names: list[str] | None = None) -> str:
+    """Every known mistake with the term of the formula that it breaks.
+
+    Raises:
+        KeyError: as `catalogue`.
+    """
+    lines = []
+    for name, exercise in chosen(names).items():
+        lines.append(f"{name}: {exercise.formula}")
+        lines += [f"  {mistake.name}   [{mistake.term}]" for mistake in exercise.mistakes]
+    return "\n".join(lines)
+
+
 def catalogue(names: list[str] | None = None) -> Catalogue:
     """Measure the exercises of these names, or all.
 
     Raises:
         KeyError: there is no such exercise; the message lists those there are.
     """
+    return Catalogue(tuple(measure(name, e) for name, e in chosen(names).items()))
+
+
+def chosen(names: list[str] | None) -> dict[str, Exercise]:
+    """The exercises of these names, or all."""
     every = exercises()
     for name in names or ():
         if name not in every:
             raise KeyError(f"no exercise {name!r}; there are: {', '.join(every)}")
-    return Catalogue(tuple(measure(name, every[name]) for name in names or every))
+    return {name: every[name] for name in names or every}

@@ -672,12 +672,11 @@ def encoder_block(
     return residual(second, a, m) + feed_forward(m)
 
 
-RESIDUALS = "the residuals, x + ... and a + ..."
-BLOCK_MISTAKES = (
+POSITION_MISTAKES = (
     Mistake(
         "with pre-LN and post-LN exchanged",
         "norm_position",
-        '"post" norms the sum x + MHA(x); "pre" norms what goes into the sublayer.',
+        '"post" norms the sum of stream and sublayer; "pre" norms what goes into the sublayer.',
         {"position": "exchanged"},
     ),
     Mistake(
@@ -692,6 +691,10 @@ BLOCK_MISTAKES = (
         'For "post" the norm stands around the sum.',
         {"position": "pre"},
     ),
+)
+RESIDUALS = "the residuals, x + ... and a + ..."
+BLOCK_MISTAKES = (
+    *POSITION_MISTAKES,
     Mistake(
         "with the norm on the sublayer's output, x + LN(MHA(x))",
         "what the norms are applied to",
