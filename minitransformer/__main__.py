@@ -13,6 +13,7 @@ from typing import get_args
 import torch
 
 from . import data
+from .classroom.measure import catalogue, listed
 from .commands import pretrain as pretrain_command
 from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
 from .formulas.verify import verify
@@ -64,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("formulas", nargs="*", help="ids such as attention layer_norm; all by default")
     p.add_argument("--seed", type=int, default=20171206, help="of the random inputs")
     p.set_defaults(run=run_verify)
+
+    p = commands.add_parser(
+        "mistakes", help="make every mistake that the exercises know; exit 1 if one goes unseen"
+    )
+    p.add_argument("exercises", nargs="*", help="names such as attention softmax; all by default")
+    p.add_argument("--list", action="store_true", help="only print them, with the term they break")
+    p.set_defaults(run=run_mistakes)
 
     p = commands.add_parser(
         "finetune",
@@ -145,6 +153,16 @@ def run_verify(args: argparse.Namespace) -> int:
     report = verify(args.formulas or None, args.seed)
     print(report)
     return 0 if report.ok else 1
+
+
+def run_mistakes(args: argparse.Namespace) -> int:
+    """Print how well the exercises know their mistakes, or which they know."""
+    if args.list:
+        print(listed(args.exercises or None))
+        return 0
+    found = catalogue(args.exercises or None)
+    print(found)
+    return 0 if found.ok else 1
 
 
 def run_finetune(args: argparse.Namespace) -> int:

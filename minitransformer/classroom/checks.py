@@ -17,6 +17,7 @@ from ..formulas.rows import (
     BATCH,
     D_K,
     HEADS,
+    HUGE,
     KEYS,
     MASKS,
     QUERIES,
@@ -57,27 +58,10 @@ from .transformer_checks import encoder_decoder, shift_right, target_loss  # noq
 
 # --- Attention --------------------------------------------------------------------------------
 
-HUGE = "huge scores"
-
 
 def draw_scores(rng: np.random.Generator, case: str) -> Inputs:
     inputs = draw_attention(rng, "no mask")
     return {"Q": inputs["Q"], "K": inputs["K"]}
-
-
-def draw_softmax_and_huge(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draw_softmax(rng, "causal" if case == HUGE else case)
-    if case == HUGE:  # rows of a common size, far apart from each other: some far below zero
-        inputs["scores"] += 3e4 * rng.uniform(-1, 1, (BATCH, QUERIES, 1))
-    return inputs
-
-
-def draw_attention_and_huge(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draw_attention(rng, "causal" if case == HUGE else case)
-    if case == HUGE:  # the same: one number of every key is 1, that of the query is the size
-        inputs["K"][..., 0] = 1.0
-        inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, inputs["Q"].shape[:-1])
-    return inputs
 
 
 def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
@@ -88,11 +72,19 @@ def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
         return None
     at = int((sums - some).abs().argmax())
     query, wanted = at % sums.shape[-1], float(some.expand_as(sums).reshape(-1)[at])
-    said = f"Those of query {query} sum to {float(sums.reshape(-1)[at]):.2f}, not {wanted:.0f}."
-    for axis in range(weights.dim() - 1):
+    off = float(sums.reshape(-1)[at]) - wanted
+    if abs(off) < 1e-3:
+        return (
+            f"Those of query {query} miss {wanted:.0f} by {abs(off):.0e}, too much for rounding. Is a "
+            "small number added somewhere, perhaps to the denominator?"
+        )
+    said = f"Those of query {query} sum to {wanted + off:.2f}, not {wanted:.0f}."
+    names = ["the batch", "the heads", "the queries"]
+    if weights.dim() == 3:
+        names.remove("the heads")
+    for axis, name in enumerate(names):
         over = weights.sum(axis)
         if distance(over, torch.ones_like(over)) <= EXACT:
-            name = ("the batch", "the heads", "the queries")[axis - weights.dim() + 1]
             said += f" The sums over {name} are 1: that is the axis of your softmax."
     return said
 
@@ -147,7 +139,7 @@ softmax = Exercise(
     formula="softmax(s)_j = exp(s_j) / Σ_m exp(s_m), m over the kept keys",
     reference=ops.softmax,
     variant=mistakes.masked_softmax,
-    draw=draw_softmax_and_huge,
+    draw=draw_softmax,
     cases=(*MASKS, HUGE),
     axes="batch queries keys",
     mistakes=mistakes.MASK_MISTAKES,
@@ -163,7 +155,7 @@ attention = Exercise(
     formula="softmax(QKᵀ/√d_k) V",
     reference=ops.attention,
     variant=mistakes.attention,
-    draw=draw_attention_and_huge,
+    draw=draw_attention,
     cases=(*MASKS, HUGE),
     axes="batch heads queries d_v",
     mistakes=mistakes.ATTENTION_MISTAKES,

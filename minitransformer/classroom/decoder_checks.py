@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..formulas import ops
 from ..formulas.ledger import Inputs
-from ..formulas.rows import BATCH, D_K, HEADS, KEYS, QUERIES
+from ..formulas.rows import BATCH, D_K, HEADS, HUGE, KEYS, QUERIES
 from ..model.attention import causal_mask
 from ..model.rows import D_FF, D_MODEL, matrix
 from . import mistakes
@@ -20,7 +20,7 @@ from .diagnosis import EXACT, Exercise, Mistake
 
 # --- The causal mask --------------------------------------------------------------------------
 
-SQUARE, CACHE, ONE, HUGE = "all at once", "a cache", "one query", "huge scores"
+SQUARE, CACHE, ONE = "all at once", "a cache", "one query"
 
 
 def draw_causal(rng: np.random.Generator, case: str) -> Inputs:
@@ -41,6 +41,7 @@ def causal_variant(scores: Tensor, seen: str = "past", **softmax: Any) -> Tensor
         "before": j < now,
         "next": j <= now + 1,
         "future": j >= now,
+        "only the future": j > now,
         "triu": j >= i,
         "from the start": j <= i,
     }[seen]
@@ -84,6 +85,13 @@ causal_weights = Exercise(
             {"seen": "future"},
         ),
         Mistake(
+            "with the past and the present hidden, and the future left",
+            SEEN,
+            "What the triangle marks has to be kept, not filled: perhaps a ~ is missing. The last "
+            "query has nothing left to look at, and 0/0 follows.",
+            {"seen": "only the future"},
+        ),
+        Mistake(
             "with the diagonal hidden",
             SEEN,
             "A token may look at itself: equal is allowed. Without it the first row has nothing "
@@ -116,13 +124,13 @@ causal_weights = Exercise(
 
 # --- Cross-attention --------------------------------------------------------------------------
 
-EQUAL, LONGER, PADDED = "as many queries as keys", "a longer source", "a padded source"
+EQUAL, LONGER, PADDED = "as many queries as keys, padded", "a longer source", "longer and padded"
 
 
 def draw_cross(rng: np.random.Generator, case: str) -> Inputs:
     keys = QUERIES if case == EQUAL else KEYS
     keep = np.ones((BATCH, 1, keys), dtype=bool)
-    if case == PADDED:
+    if case != LONGER:
         keep[0, :, -4:] = keep[1, :, :2] = False
     return {
         "y": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
@@ -141,6 +149,7 @@ def cross_variant(
     keep: Tensor,
     sources: str = "yzz",
     causal: bool = False,
+    hidden: str = "keys",
     scale: str = "1/sqrt(d_k)",
     **softmax: Any,
 ) -> Tensor:
@@ -148,6 +157,8 @@ def cross_variant(
     Q, K, V = ({"y": y, "z": z}[s] @ W for s, W in zip(sources, (W_Q, W_K, W_V), strict=True))
     if causal:
         keep = keep & torch.ones(Q.shape[1], K.shape[1], dtype=torch.bool).tril()
+    if hidden == "queries":
+        keep, softmax = keep.mT, {"nothing": "nan"} | softmax
     return mistakes.attention(Q, K, V, keep, scale, **softmax)
 
 
@@ -215,6 +226,13 @@ cross_attention = Exercise(
             "The source is there from the beginning to the end. Only the decoder's own text has a "
             "future.",
             {"causal": True},
+        ),
+        Mistake(
+            "with padding hidden as a query, not as a key",
+            "the axis of keep that is the source's",
+            "keep is (batch, 1, source): its last axis stands under the keys, the columns of the "
+            "scores. A padded row has nothing to look at, and padding is still looked at.",
+            {"hidden": "queries"},
         ),
         *(m for m in mistakes.SCALE_MISTAKES if m.change["scale"] in ("1", "1/d_k")),
         *(m for m in mistakes.MASK_MISTAKES if m.change.keys() & {"mask", "axis"}),
@@ -307,7 +325,8 @@ def block_variant(
 
     def read(a: Tensor) -> Tensor:
         asked = first if asks == "y" else z if asks == "z" else a
-        return cross_attention(asked, norm_cross(z) if memory == "normed" else
+        normed = memory == "normed" and norm_position == "pre"
+        return cross_attention(asked, norm_cross(z) if normed else
                                a if memory == "own" else z)  # fmt: skip
 
     steps = [
@@ -440,29 +459,12 @@ decoder_block = Exercise(
             {"memory": "own"},
         ),
         Mistake(
-            "with z normed by norm_cross",
+            "with z, too, normed by norm_cross in pre-LN",
             "MHA_c(LN_c(a), z)",
             "z comes as it is: a pre-LN encoder ends with a norm of its own.",
             {"memory": "normed"},
         ),
-        Mistake(
-            "with pre-LN and post-LN exchanged",
-            "norm_position",
-            '"post" norms the sum y + MHA(y); "pre" norms what goes into the sublayer.',
-            {"position": "exchanged"},
-        ),
-        Mistake(
-            "with post-LN in both cases",
-            "norm_position",
-            'For "pre" the norm stands inside the branch and the sum is left alone.',
-            {"position": "post"},
-        ),
-        Mistake(
-            "with pre-LN in both cases",
-            "norm_position",
-            'For "post" the norm stands around the sum.',
-            {"position": "pre"},
-        ),
+        *mistakes.POSITION_MISTAKES,
     ),
     properties={"no position sees the future, and all hear the source": two_inputs},
     next="Next: a stack of these on top of embeddings, and the encoder beside it: notebook 05.",

@@ -281,6 +281,7 @@ SCALES = {
     "alpha": lambda alpha: alpha,
     "1": lambda alpha: 1.0,
     "alpha / d": lambda alpha: alpha / D_IN,
+    "r / alpha": lambda alpha: RANK / alpha,
     "alpha / sqrt(r)": lambda alpha: alpha / RANK**0.5,
 }
 
@@ -322,6 +323,12 @@ lora = Exercise(
             THE_SCALE,
             "A has shape (r, d_in): which of the two is r?",
             {"scale": "alpha / d"},
+        ),
+        Mistake(
+            "with r/α for α/r",
+            THE_SCALE,
+            "A larger α is a larger change.",
+            {"scale": "r / alpha"},
         ),
         Mistake(
             "divided by the root of the rank",
@@ -392,8 +399,11 @@ def draw_shares(rng: np.random.Generator, case: str) -> Inputs:
     return {"p": rng.uniform(0.55, 0.95, 5), "n": {"a small test": 63, "a large test": 1008}[case]}
 
 
-def share_error(p: Tensor, n: int, root: str = "whole", both: bool = True) -> Tensor:
+def share_error(
+    p: Tensor, n: int, root: str = "whole", both: bool = True, minus: int = 0
+) -> Tensor:
     """The standard error of a share."""
+    n = n - minus
     product = p * (1 - p) if both else p
     if root == "whole":
         return (product / n).sqrt()
@@ -420,6 +430,12 @@ accuracy_error = Exercise(
             "what stands under the root",
             "Four times the test texts halve the error, they do not quarter it.",
             {"root": "above"},
+        ),
+        Mistake(
+            "with n - 1 for n",
+            "n",
+            "The - 1 belongs to a spread that was measured; here it follows from p alone.",
+            {"minus": 1},
         ),
         Mistake(
             "with p for p (1 - p)",

@@ -28,6 +28,7 @@ from ..formulas.rows import (
     draw_softmax,
 )
 from .diagnosis import EXACT, SEED, Exercise, Mistake, Result, distance
+from .mistakes import masked_softmax
 
 
 def packed(*outputs: Tensor) -> Tensor:
@@ -116,7 +117,9 @@ def copies(inputs: Inputs) -> list[Any]:
 def by_autograd(f: Callable[..., Tensor], dy: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """What autograd says: the gradients of f's inputs, given the gradient of its output."""
     given = [a if a.requires_grad else a.detach().requires_grad_() for a in inputs]
-    return torch.autograd.grad(f(*given), given, dy, create_graph=dy.requires_grad)
+    # As a sum: given dy itself, torch first imports its symbolic shapes, which takes seconds.
+    loss = (f(*given) * dy).sum()
+    return torch.autograd.grad(loss, given, create_graph=dy.requires_grad)
 
 
 # --- Softmax ----------------------------------------------------------------------------------
@@ -250,11 +253,14 @@ def layer_norm_variant(
     gain: str = "inside",
     spread: str = "1/s",
     epsilon: bool = True,
+    divisor: str = "d",
+    summed: bool = True,
     dgamma: str = "dy x_hat",
     dbeta: str = "dy",
 ) -> Tensor:
     """LayerNorm backward with a switch for each of its parts."""
-    s = torch.sqrt(x.var(-1, correction=0, keepdim=True) + (eps if epsilon else 0.0))
+    one_less = int(divisor == "d - 1")
+    s = torch.sqrt(x.var(-1, correction=one_less, keepdim=True) + (eps if epsilon else 0.0))
     x_hat = (x - x.mean(-1, keepdim=True)) / s
     dx_hat = dy * gamma if gain == "inside" else dy
     dx = dx_hat
@@ -267,7 +273,8 @@ def layer_norm_variant(
     dx = {"1/s": dx / s, "none": dx, "1/s^2": dx / s**2}[spread]
     of_gamma = {"dy x_hat": dy * x_hat, "dy x": dy * x, "dx_hat x_hat": dy * gamma * x_hat}[dgamma]
     of_beta = {"dy": dy, "dx_hat": dy * gamma}[dbeta]
-    return packed(dx, of_gamma.sum((0, 1)), of_beta.sum((0, 1)))
+    over = torch.sum if summed else torch.mean
+    return packed(dx, over(of_gamma, (0, 1)), over(of_beta, (0, 1)))
 
 
 LAYER_NORM_MISTAKES = (
@@ -324,6 +331,18 @@ LAYER_NORM_MISTAKES = (
         "s = √(σ² + ε)",
         "Backward must use the same s as forward.",
         {"epsilon": False},
+    ),
+    Mistake(
+        "with the variance divided by d - 1",
+        "s = √(σ² + ε)",
+        "Backward must use the same s as forward: torch's .var() divides by d - 1 unless told not to.",
+        {"divisor": "d - 1"},
+    ),
+    Mistake(
+        "with means, not sums, in dγ and dβ",
+        "the sums of dγ and dβ",
+        "γ and β are used at every position, and what comes back from all of them is added.",
+        {"summed": False},
     ),
     Mistake(
         "with x, not x̂, in dγ",
@@ -388,6 +407,7 @@ def attention_variant(
     V: Tensor,
     keep: Tensor | None,
     mask: str = "applied",
+    nothing: str = "zeros",
     sum_term: str = "sum of dP P",
     axis: int = -1,
     scale_dQ: str = "1/sqrt(d_k)",
@@ -399,7 +419,8 @@ def attention_variant(
     """Attention backward with a switch for each of its parts."""
     root = math.sqrt(Q.shape[-1])
     factor = {"1/sqrt(d_k)": 1 / root, "1": 1.0, "1/d_k": 1 / root**2}
-    P = ops.softmax(Q @ K.mT / (root if scale_S else 1.0), keep if mask == "applied" else None)
+    scores = Q @ K.mT / (root if scale_S else 1.0)
+    P = masked_softmax(scores, keep if mask == "applied" else None, nothing=nothing)
     dP = dO @ V.mT
     dS = softmax_variant(dP, P, sum_term, axis)
     of_V = (P if dV == "P dO" else P.mT) @ dO
@@ -426,6 +447,13 @@ ATTENTION_MISTAKES = (
         "Backward needs the same P as forward, with zeros at the hidden keys; then their gradient "
         "is 0 by itself.",
         {"mask": "forgotten"},
+    ),
+    Mistake(
+        "with NaN for a query that may attend to nothing",
+        "P = softmax(S) over the kept keys",
+        "There the softmax is 0/0. Forward gave zeros: P is zero there too, and so is all that comes "
+        "back.",
+        {"nothing": "nan"},
     ),
     Mistake(
         "without softmax's sum, dS = P ⊙ dP",
@@ -490,6 +518,7 @@ def adamw_variant(
     counted: str = "from 1",
     epsilon: str = "outside",
     decay: str = "of theta",
+    average: str = "running mean",
     square: bool = True,
     root: bool = True,
     keeps: str = "m, v",
@@ -498,8 +527,13 @@ def adamw_variant(
     t = {"from 1": t, "from 0": t - 1, "from 2": t + 1}[counted]
     if decay == "in g":
         g = g + weight_decay * theta
-    m = beta_1 * m + (1 - beta_1) * g
-    v = beta_2 * v + (1 - beta_2) * (g**2 if square else g.abs())
+    if average == "exchanged":
+        keep_m, keep_v = 1 - beta_1, 1 - beta_2
+    else:
+        keep_m, keep_v = beta_1, beta_2
+    new_m, new_v = (1.0, 1.0) if average == "sum" else (1 - keep_m, 1 - keep_v)
+    m = keep_m * m + new_m * g
+    v = keep_v * v + new_v * (g**2 if square else g.abs())
     # 1 / 0 as tensors: infinite, where Python's floats would raise.
     m_hat = m / torch.tensor(1 - beta_1**t, dtype=m.dtype) if correct_m else m
     v_hat = v / torch.tensor(1 - beta_2**t, dtype=v.dtype) if correct_v else v
@@ -507,6 +541,8 @@ def adamw_variant(
     new = theta - lr * m_hat / (spread + (eps if epsilon == "outside" else 0.0))
     if decay == "of theta":
         new = new - lr * weight_decay * theta
+    if decay == "of the new theta":
+        new = new - lr * weight_decay * new
     if decay == "without lr":
         new = new - weight_decay * theta
     return packed(new, m_hat, v_hat) if keeps == "corrected" else packed(new, m, v)
@@ -557,6 +593,24 @@ ADAMW_MISTAKES = (
         "As torch writes it, the decay is scaled by η.",
         {"decay": "without lr"},
     ),
+    Mistake(
+        "with the decay taken from the new θ",
+        DECAY,
+        "Both terms, the decay and the step, start from the old θ.",
+        {"decay": "of the new theta"},
+    ),
+    Mistake(
+        "without the factors 1 - β in front of g and g²",
+        "m ← β₁ m + (1 - β₁) g",
+        "m and v are running means: the weights of old and new sum to 1.",
+        {"average": "sum"},
+    ),
+    Mistake(
+        "with β and 1 - β exchanged",
+        "m ← β₁ m + (1 - β₁) g",
+        "β is near 1 and belongs to what is remembered.",
+        {"average": "exchanged"},
+    ),
     Mistake("with |g| for g² in v", "v ← β₂ v + (1 - β₂) g²", "A square.", {"square": False}),
     Mistake("without the root over v̂", "√v̂ + ε", "v̂ is a mean of squares.", {"root": False}),
     Mistake(
@@ -579,5 +633,6 @@ adamw_step = ExerciseOfSeveral(
     mistakes=ADAMW_MISTAKES,
     outputs=("θ", "m", "v"),
     like=("theta", "m", "v"),
+    differentiated=False,
     next="Next: a whole Transformer that trains with nothing but what you wrote.",
 )

@@ -21,6 +21,7 @@ SCALES = {
     "1/d_k": lambda Q, K: 1 / Q.shape[-1],
     "sqrt(d_k)": lambda Q, K: math.sqrt(Q.shape[-1]),
     "1/sqrt(keys)": lambda Q, K: 1 / math.sqrt(K.shape[-2]),
+    "1/sqrt(heads)": lambda Q, K: 1 / math.sqrt(Q.shape[1]),
     "1/sqrt(h d_k)": lambda Q, K: 1 / math.sqrt(Q.shape[-1] * Q.shape[1]),
 }
 
@@ -56,6 +57,12 @@ SCALE_MISTAKES = (
         {"scale": "1/sqrt(keys)"},
     ),
     Mistake(
+        "divided by the root of the number of heads",
+        "the denominator √d_k in QKᵀ/√d_k",
+        "d_k is the width of a query: Q's last axis, size(-1).",
+        {"scale": "1/sqrt(heads)"},
+    ),
+    Mistake(
         "divided by √d_model (all heads together), not by √d_k",
         "the denominator √d_k in QKᵀ/√d_k",
         "Each score sums over the d_k = d_model / h numbers of one head only.",
@@ -77,7 +84,8 @@ def masked_softmax(
 
     Args:
         axis: the axis that sums to one.
-        mask: "before" the softmax, "after" it, "inverted" or "ignored".
+        mask: "before" the softmax, "after" it, "inverted", "ignored", or "times infinity": where
+            nothing is hidden 0 times infinity is added, which is NaN.
         hide: what stands for minus infinity; 0 multiplies the scores by the mask.
         subtract: the largest score of the "row", of "all", or "none".
         nothing: what a row without any key gets: "zeros", "nan", or "patched": -inf is added to
@@ -87,6 +95,8 @@ def masked_softmax(
         keep = torch.ones_like(scores, dtype=torch.bool)
     elif mask == "inverted":
         keep = ~keep
+    elif mask == "times infinity":
+        scores = scores + ~keep * -math.inf
     keep = keep.expand_as(scores)
     if nothing == "patched":
         scores = scores + torch.zeros_like(scores).masked_fill(~keep, hide)
@@ -132,6 +142,13 @@ MASK_MISTAKES = (
         "the argument keep",
         "It is given and never used, so hidden keys are averaged in.",
         {"mask": "ignored"},
+    ),
+    Mistake(
+        "with the mask multiplied by -inf and added",
+        "the value of a hidden score",
+        "Where nothing is hidden that is 0 times infinity: NaN, and it spreads to all. Choose the "
+        "places instead, with masked_fill or torch.where.",
+        {"mask": "times infinity"},
     ),
     Mistake(
         "with hidden scores set to 0",
@@ -415,10 +432,9 @@ def layer_norm(
     if numerator == "RMSNorm":
         mu = torch.zeros_like(mu)
     variance = ((x - mu) ** 2).mean(axes, keepdim=True)
-    if divisor == "d - 1":
-        n = math.prod(x.shape[a] for a in axes)
-        variance = variance * n / (n - 1)
-    inside = variance + (eps if epsilon == "inside" else 0.0)
+    n = math.prod(x.shape[a] for a in axes)
+    variance = variance * {"d": 1, "d - 1": n / (n - 1), "1": n}[divisor]
+    inside = variance + {"inside": eps, "fixed": 1e-5}.get(epsilon, 0.0)
     spread = torch.sqrt(inside) if root else inside
     if epsilon == "outside":
         spread = spread + eps
@@ -436,6 +452,18 @@ LAYER_NORM_MISTAKES = (
         "torch's .var() and .std() divide by d - 1 unless told not to (correction=0). LayerNorm "
         "divides by d.",
         {"divisor": "d - 1"},
+    ),
+    Mistake(
+        "with the sum of squares, not their mean",
+        "the variance σ²",
+        "σ² is the mean of (x - μ)² over the d_model numbers.",
+        {"divisor": "1"},
+    ),
+    Mistake(
+        "with 1e-5 for ε",
+        "√(σ² + ε)",
+        "ε is an argument. Models have their own: BERT 1e-12, GPT-2 1e-5, T5 1e-6.",
+        {"epsilon": "fixed"},
     ),
     Mistake(
         "with ε added to the standard deviation",
@@ -525,6 +553,9 @@ def feed_forward(
         "relu": torch.relu,
         "gelu": torch.nn.functional.gelu,
         "leaky": torch.nn.functional.leaky_relu,
+        "tanh gelu": lambda a: torch.nn.functional.gelu(a, approximate="tanh"),
+        "silu": torch.nn.functional.silu,
+        "sigmoid": torch.sigmoid,
         "none": lambda a: a,
     }[f]
     if biases == "no b_1":
@@ -552,6 +583,14 @@ FEED_FORWARD_MISTAKES = (
         {"f": "none"},
     ),
     Mistake("with GELU for ReLU", MIDDLE, "BERT has GELU; the paper has max(0, x).", {"f": "gelu"}),
+    Mistake(
+        "with GELU's tanh form for ReLU",
+        MIDDLE,
+        "GPT-2 has it; here is max(0, x).",
+        {"f": "tanh gelu"},
+    ),
+    Mistake("with SiLU for ReLU", MIDDLE, "Llama has it; here is max(0, x).", {"f": "silu"}),
+    Mistake("with a sigmoid for ReLU", MIDDLE, "Above zero it changes nothing.", {"f": "sigmoid"}),
     Mistake("with a leaky ReLU", MIDDLE, "Below zero it is exactly 0.", {"f": "leaky"}),
     Mistake(
         "with the ReLU at the end, not in the middle",
@@ -618,6 +657,9 @@ def encoder_block(
         kinds: dict[str, Tensor | float] = {"none": 0.0, "normed": normed, "original": x}
         return kinds.get(kind, stream)
 
+    if norm_position == "both":
+        a = norm_1(residual(first, x, x) + attention(norm_1(x)))
+        return norm_2(residual(second, a, a) + feed_forward(norm_2(x if fed == "x" else a)))
     if norm_position == "inside":  # the norm on the sublayer's output, neither pre nor post
         a = residual(first, x, x) + norm_1(attention(x))
         return residual(second, a, a) + norm_2(feed_forward(a))
@@ -630,12 +672,11 @@ def encoder_block(
     return residual(second, a, m) + feed_forward(m)
 
 
-RESIDUALS = "the residuals, x + ... and a + ..."
-BLOCK_MISTAKES = (
+POSITION_MISTAKES = (
     Mistake(
         "with pre-LN and post-LN exchanged",
         "norm_position",
-        '"post" norms the sum x + MHA(x); "pre" norms what goes into the sublayer.',
+        '"post" norms the sum of stream and sublayer; "pre" norms what goes into the sublayer.',
         {"position": "exchanged"},
     ),
     Mistake(
@@ -650,11 +691,21 @@ BLOCK_MISTAKES = (
         'For "post" the norm stands around the sum.',
         {"position": "pre"},
     ),
+)
+RESIDUALS = "the residuals, x + ... and a + ..."
+BLOCK_MISTAKES = (
+    *POSITION_MISTAKES,
     Mistake(
         "with the norm on the sublayer's output, x + LN(MHA(x))",
         "what the norms are applied to",
         "post: LN(x + MHA(x)). pre: x + MHA(LN(x)).",
         {"position": "inside"},
+    ),
+    Mistake(
+        "with each norm both before the sublayer and after the sum",
+        "what the norms are applied to",
+        "Each norm has one place, and norm_position says which.",
+        {"position": "both"},
     ),
     Mistake(
         "without the residual around the attention",

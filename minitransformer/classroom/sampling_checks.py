@@ -37,6 +37,8 @@ def temperature_variant(
         scores = scores - scores.detach().amax(axis, keepdim=True)
     e = scores.exp()
     p = e / e.sum(axis, keepdim=True)
+    if T == "power":
+        return p ** (1 / temperature)
     return p / temperature if T == "after" else p
 
 
@@ -72,6 +74,12 @@ temperature = Exercise(
             DIVIDES,
             "That scales all probabilities alike; what changes their proportions must come before.",
             {"T": "after"},
+        ),
+        Mistake(
+            "with the probabilities to the power 1/T, which no longer sum to 1",
+            "the sum under the line",
+            "The proportions are right: divide each row by its sum.",
+            {"T": "power"},
         ),
         Mistake("with the temperature ignored", DIVIDES, "Divide by it.", {"T": "ignored"}),
         Mistake(
@@ -132,6 +140,9 @@ def top_p_variant(
 ) -> Tensor:
     """The nucleus with a switch for each of its parts."""
     ordered, ids = probabilities.sort(-1, descending=order == "likeliest first")
+    if order == "by id":
+        ids = torch.arange(ordered.shape[-1]).expand_as(ordered)
+        ordered = probabilities
     total = ordered.cumsum(-1)
     before = total - ordered
     if rule == "sum":
@@ -147,6 +158,8 @@ def top_p_variant(
         q = q / q.sum(-1, keepdim=True)
     if rest == "shared out":
         q = q + kept * ((1 - q.sum(-1, keepdim=True)) / kept.sum(-1, keepdim=True))
+    if place == "gathered":
+        return q.gather(-1, ids)
     return q if place == "sorted" else torch.zeros_like(q).scatter(-1, ids, q)
 
 
@@ -190,6 +203,19 @@ top_p = Exercise(
             ENOUGH,
             "sort() begins with the smallest unless told descending=True.",
             {"order": "least likely first"},
+        ),
+        Mistake(
+            "with the tokens added up in the order of their ids, not of their probability",
+            ENOUGH,
+            "Likeliest first: sort before the cumulative sum.",
+            {"order": "by id"},
+        ),
+        Mistake(
+            "put back by gather, not by scatter",
+            "q_v for token v",
+            "ids[i] is the token that stands at place i. gather(ids) asks what stands at place ids[i]; "
+            "scatter(ids, q) puts q[i] to token ids[i].",
+            {"place": "gathered"},
         ),
         Mistake(
             "in the order of the probabilities, not of the vocabulary",

@@ -304,6 +304,7 @@ def encoder_decoder_variant(
         "one ahead": triangle(T, T, 1),
         "without itself": triangle(T, T, -1),
         "inverted": ~triangle(T, T, -1),
+        "only the future": ~triangle(T, T),
     }[writing]
     of_cross = {
         "source_keep": source_keep,
@@ -396,6 +397,12 @@ encoder_decoder = Exercise(
             "At t the decoder may use what it read at t, which is the token before. The diagonal is "
             "True.",
             {"writing": "without itself"},
+        ),
+        Mistake(
+            "with a causal mask in which True means hidden",
+            CAUSAL,
+            "nn.Transformer's masks are so: triu(1) marks what is hidden. Here True = may attend.",
+            {"writing": "only the future"},
         ),
         Mistake(
             "with the causal mask inverted",

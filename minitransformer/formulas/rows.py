@@ -14,6 +14,7 @@ from .ledger import Formula, Inputs, add
 # Every dimension has its own size, so that no axis can be mistaken for another.
 BATCH, HEADS, QUERIES, KEYS, D_K, D_V = 3, 5, 7, 11, 4, 13
 MASKS = ("no mask", "causal", "left padding", "right padding", "a query without keys")
+HUGE = "huge scores"
 
 
 def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -67,9 +68,12 @@ add(
 
 def draw_softmax(rng: np.random.Generator, case: str) -> Inputs:
     scores = 3 * rng.standard_normal((BATCH, QUERIES, KEYS))
-    if case == "huge scores":
-        return {"scores": scores + 1e4, "keep": None}
-    return {"scores": scores, "keep": draw_keep(rng, case, scores.shape)}
+    if case == HUGE:  # rows of a common size, far apart from each other: some far below zero
+        scores += 3e4 * rng.uniform(-1, 1, (BATCH, QUERIES, 1))
+    return {
+        "scores": scores,
+        "keep": draw_keep(rng, "causal" if case == HUGE else case, scores.shape),
+    }
 
 
 def softmax_by_hand(scores: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
@@ -97,19 +101,25 @@ add(
         fused=ops.fused_softmax,
         backward_by_hand=gradients.softmax_backward,
         reference=torch_softmax,
-        cases=(*MASKS, "huge scores"),
+        cases=(*MASKS, HUGE),
     )
 )
 
 
 def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
     # Scores of order 1 to 5: a flat softmax would hide a wrong scale.
-    return {
+    inputs: Inputs = {
         "Q": 1.5 * rng.standard_normal((BATCH, HEADS, QUERIES, D_K)),
         "K": 1.5 * rng.standard_normal((BATCH, HEADS, KEYS, D_K)),
         "V": rng.standard_normal((BATCH, HEADS, KEYS, D_V)),
-        "keep": draw_keep(rng, case, (BATCH, HEADS, QUERIES, KEYS)),
     }
+    if case == HUGE:  # as in softmax: one number of every key is 1, that of the query is the size
+        inputs["K"][..., 0] = 1
+        inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, (BATCH, HEADS, QUERIES))
+        for name in "QK":  # with few digits, so that float32 can hold their products
+            inputs[name] = np.round(inputs[name] * 16) / 16
+    keep = draw_keep(rng, "causal" if case == HUGE else case, (BATCH, HEADS, QUERIES, KEYS))
+    return inputs | {"keep": keep}
 
 
 def attention_by_hand(
@@ -137,7 +147,7 @@ add(
         fused=ops.fused_attention,
         backward_by_hand=gradients.attention_backward,
         reference=torch_attention,
-        cases=MASKS,
+        cases=(*MASKS, HUGE),
     )
 )
 

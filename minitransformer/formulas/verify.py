@@ -1,5 +1,6 @@
 """Run the ledger: every implementation of every formula against every other."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +96,8 @@ def measure(formula: Formula, seed: int = SEED) -> Errors:
     worst = Errors(dict.fromkeys(CHECKS))
 
     def note(check: str, error: float) -> None:
-        # A NaN must not be lost in a comparison.
         old = worst[check]
-        worst[check] = error if old is None or not error <= old else old
+        worst[check] = error if old is None else worse(error, old)
 
     for case in formula.cases:
         inputs = formula.draw(np.random.default_rng(seed), case)
@@ -178,8 +178,13 @@ def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:
         error = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
         if relative:
             error /= max(1.0, y.abs().max().item())
-        worst = error if not error <= worst else worst
+        worst = worse(error, worst)
     return worst
+
+
+def worse(a: float, b: float) -> float:
+    """The larger of two errors; NaN is larger than any number."""
+    return a if math.isnan(a) or a > b else b
 
 
 def as_tuple(result: Any) -> tuple:

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from ..formulas.ledger import Formula, Inputs, add
 from ..formulas.rows import (
+    HUGE,
     MASKS,
     bucketized,
     draw_attention,
@@ -86,7 +87,7 @@ add(
         ours=output_and_weights,
         reference=torch_output_and_weights,
         backward_by_hand=output_and_weights_backward,
-        cases=MASKS,
+        cases=(*MASKS, HUGE),
         shows=(scaled_dot_product_attention,),
     )
 )

@@ -85,14 +85,18 @@ def torch_attention_state(w: Inputs, prefix: str = "") -> dict[str, Tensor]:
 def torch_multi_head(x: Tensor, z: Tensor, keep: Tensor | None, **w: Tensor) -> Tensor:
     module = nn.MultiheadAttention(D_MODEL, HEADS, batch_first=True).to(x.dtype)
     # torch's module means the opposite by a boolean mask (True = blocked) and wants it per head.
-    blocked = None if keep is None else ~keep.expand(-1, HEADS, -1, -1).flatten(0, 1)
+    blocked = None
+    if keep is not None:
+        # It gives NaN for a query without keys: let that see all keys, and drop what it says.
+        blocked = ~keep & keep.any(-1, keepdim=True)
+        blocked = blocked.expand(-1, HEADS, -1, -1).flatten(0, 1)
     output, _ = functional_call(
         module,
         torch_attention_state(w),
         (x, z, z),
         {"attn_mask": blocked, "need_weights": False},
     )
-    return output
+    return output if keep is None else torch.where(keep.any(-1)[:, 0, :, None], output, w["b_O"])
 
 
 add(
@@ -107,8 +111,7 @@ add(
         fused=partial(our_attention, ops="fused"),
         reference=torch_multi_head,
         backward_by_hand=partial(block_gradients.multi_head_attention_backward, n_heads=HEADS),
-        # nn.MultiheadAttention gives NaN for a query without keys; the attention row covers it.
-        cases=MASKS[:-1],
+        cases=MASKS,
         shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
     )
 )

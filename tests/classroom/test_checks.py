@@ -237,6 +237,55 @@ def test_right_numbers_with_a_gradient_of_nan_are_refused(answer):
     assert "repaired afterwards" in name
 
 
+def test_a_wrong_gradient_of_no_known_kind_is_told_where_some_known_mistakes_do_not_run():
+    def more_where_something_is_hidden(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
+        output = heads_by_einsum(x, z, W_Q, W_K, W_V, W_O, n_heads, keep)
+        return output if keep is None else output + (x - x.detach()).sum()
+
+    result = mt.check.multi_head_attention(more_where_something_is_hidden)
+    assert "the gradient of x is not (case: causal): off by" in result.message
+
+
+def test_a_nan_in_the_gradient_that_no_known_mistake_explains_is_explained():
+    def repaired_at_the_end(Q, K, V, keep=None):
+        scores = Q @ K.mT / Q.shape[-1] ** 0.5
+        if keep is not None:
+            scores = scores.masked_fill(~keep, -math.inf)
+        return (scores.softmax(-1) @ V).nan_to_num()
+
+    result = mt.check.attention(repaired_at_the_end)
+    assert "gradient of V is not" in result.message and "repaired afterwards" in result.message
+    assert result.mistakes == (), "no mistake whose output is wrong explains a right output"
+
+
+def test_a_small_number_in_the_denominator_is_suspected():
+    def careful(scores, keep=None):
+        e = (scores - scores.amax(-1, keepdim=True)).exp()
+        e = e if keep is None else e * keep
+        return e / (e.sum(-1, keepdim=True) + 1e-7)
+
+    said = mt.check.softmax(careful).message
+    assert "too much for rounding. Is a small number added" in said
+
+
+def test_the_axis_of_a_softmax_is_called_by_its_name():
+    said = mt.check.softmax(lambda scores, keep=None: scores.softmax(0)).message
+    assert "The sums over the batch are 1" in said
+    said = mt.check.attention(lambda Q, K, V, keep=None: (Q @ K.mT).softmax(1) @ V).message
+    assert "The sums over the heads are 1" in said
+
+
+def test_what_is_no_factor_is_not_called_one():
+    """Small beside the right numbers, not in proportion to them."""
+    said = mt.check.temperature(lambda s, T: (s / T).log_softmax(-1)).message
+    assert "None of the" in said and "a factor" not in said
+
+
+def test_a_long_list_of_wrong_places_is_left_out():
+    result = mt.check.layer_norm_backward(lambda dy, x, g, b, eps: (0.3 * x, 0 * g, dy.sum((0, 1))))
+    assert "Along entry" not in result.message and "Right: dβ" in result.message
+
+
 def test_an_answer_that_loses_digits_far_from_zero():
     def mean_of_squares(x, g, b, eps):
         mu = x.mean(-1, keepdim=True)

@@ -15,7 +15,7 @@ import minitransformer as mt
 from minitransformer.__main__ import main
 from minitransformer.formulas import ops
 from minitransformer.formulas.ledger import LEDGER
-from minitransformer.formulas.verify import Errors, measure
+from minitransformer.formulas.verify import Errors, distance, measure
 from minitransformer.model import rows
 from minitransformer.model.language_models import LanguageModelHead
 from minitransformer.model.layers import Embeddings
@@ -328,6 +328,32 @@ def test_nan_is_wrong():
     assert Errors({"torch": float("nan"), "fused": None, "float32": 1e-6}).wrong() == ["torch"]
     broken = dataclasses.replace(LEDGER["softmax"], ours=lambda scores, keep: scores * math.nan)
     assert "torch" in measure(broken).wrong()
+
+
+def test_a_nan_is_not_forgotten_over_a_right_number_that_comes_later():
+    """Neither in another tensor of the same case nor in another case."""
+    nan, fine = torch.full((2,), math.nan), torch.ones(2)
+    assert math.isnan(distance([nan, fine], [fine, fine]))
+
+    def nan_in_the_first_case(scores, keep):
+        return scores * math.nan if keep is None else ops.softmax(scores, keep)
+
+    broken = dataclasses.replace(LEDGER["softmax"], ours=nan_in_the_first_case)
+    assert {"by hand", "torch", "float32", "gradient"} <= set(measure(broken).wrong())
+
+
+def test_an_empty_row_repaired_after_its_nan_is_caught_by_the_gradient():
+    """The numbers are right; the NaN goes on into the gradients of Q and K, not into that of V."""
+
+    def repaired(Q, K, V, keep):
+        scores = Q @ K.mT / math.sqrt(Q.shape[-1])
+        hidden = torch.zeros_like(scores)
+        if keep is not None:
+            hidden = hidden.masked_fill(~keep, -math.inf)
+        return (scores + hidden).softmax(-1).nan_to_num(0.0) @ V
+
+    errors = measure(dataclasses.replace(LEDGER["attention"], ours=repaired))
+    assert "gradient" in errors.wrong() and "torch" not in errors.wrong()
 
 
 @pytest.mark.parametrize("row", LEDGER)
