@@ -31,6 +31,9 @@ data: $(DATA)  ## download weights and reviews into data/cache (about 86 MB)
 notebooks: $(READY) $(DATA)  ## execute every notebook (about 15 minutes on two cores)
 	$(BIN)/python notebooks/build.py
 
+exercises: $(READY)  ## write the student's editions, without executing anything
+	$(BIN)/python notebooks/build.py --exercises
+
 test: $(READY) $(DATA)  ## run all tests, notebooks included (about half an hour on two cores)
 	$(BIN)/python -m pytest
 
@@ -58,4 +61,4 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##[ ]*/\1|/' | \
 		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-.PHONY: setup data notebooks test quick verify lab bench lint clean help
+.PHONY: setup data notebooks exercises test quick verify lab bench lint clean help

@@ -1,4 +1,4 @@
-r"""Write the notebooks from their sources: `python notebooks/build.py [NN ...] [--check]`.
+r"""Write the notebooks from their sources: `python notebooks/build.py [NN ...] [--check | --exercises]`.
 
 Each `source/NN_name.py` (py:percent) gives two notebooks. The solved edition is executed and keeps
 its outputs. The student's edition is not executed, and every solution in it is replaced by
@@ -134,10 +134,12 @@ def joined(outputs: list[NotebookNode]) -> Iterator[NotebookNode]:
 def build(source: Path, to: Path = HERE) -> tuple[Path, Path]:
     """Write both editions below `to`; an error leaves what stood there untouched."""
     solved = execute(read(source, "solved"), source.stem)
-    return (
-        write(solved, to / f"{source.stem}.ipynb"),
-        write(read(source, "student"), to / "exercises" / f"{source.stem}.ipynb"),
-    )
+    return write(solved, to / f"{source.stem}.ipynb"), students(source, to)
+
+
+def students(source: Path, to: Path = HERE) -> Path:
+    """Write the student's edition alone, which takes no time."""
+    return write(read(source, "student"), to / "exercises" / f"{source.stem}.ipynb")
 
 
 def write(notebook: NotebookNode, path: Path) -> Path:
@@ -179,7 +181,13 @@ def main() -> int:
         "--check", action="store_true",
         help="write nothing: run the sources and say which notebooks are no longer theirs",
     )  # fmt: skip
+    parser.add_argument(
+        "--exercises", action="store_true",
+        help="write only the student's editions, which are not executed",
+    )  # fmt: skip
     arguments = parser.parse_args()
+    if arguments.check and arguments.exercises:
+        parser.error("--check writes nothing, so it goes without --exercises")
     failed = 0
     try:
         chosen = sources(arguments.numbers)
@@ -193,6 +201,8 @@ def main() -> int:
                 execute(read(source, "solved"), source.stem)
                 word = "; ".join(stale(source)) or "up to date"
                 failed += word != "up to date"
+            elif arguments.exercises:
+                students(source, HERE)
             else:
                 build(source)
             print(f"{time.perf_counter() - start:.1f} s, {word}")

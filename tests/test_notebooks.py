@@ -155,6 +155,15 @@ def test_two_builds_are_equal_byte_for_byte(tmp_path):
     assert first == again
 
 
+def test_students_editions_are_written_without_executing(tmp_path, monkeypatch):
+    source = write_source(tmp_path, "# %%\n1 / 0\n")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--exercises"])
+    assert build.main() == 0
+    assert [p.name for p in tmp_path.rglob("*.ipynb")] == [f"{source.stem}.ipynb"]
+    assert "1 / 0" in (tmp_path / "exercises" / f"{source.stem}.ipynb").read_text()
+
+
 def test_an_error_names_the_cell_and_leaves_the_old_notebook(tmp_path):
     source = write_source(tmp_path, "# %%\nprint('good')\n")
     solved, _ = build.build(source, tmp_path)

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import limits
+
 Inputs = dict[str, Any]
 SEED = 4
 # float64 rounds in the 16th digit; a mistake shows in the third.
@@ -75,7 +77,15 @@ class Exercise:
     """Outputs of wrong versions that were computed once: a second check need not do it again."""
 
     def __call__(self, student: Any, seed: int = SEED) -> "Result":
-        """Check a student's function; the result prints as the answer."""
+        """Check a student's function; the result prints as the answer, also when it never ends."""
+        try:
+            with limits.limited(limits.SECONDS):
+                return self.answer(student, seed)
+        except limits.STOPS as stop:
+            return Result(self.title, False, stopped(student, stop))
+
+    def answer(self, student: Any, seed: int) -> "Result":
+        """The answer to a function that comes to an end."""
         return Result(self.title, *diagnose(self, student, seed))
 
     def inputs(self, seed: int = SEED) -> dict[str, Inputs]:
@@ -216,23 +226,42 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
 
 def crash(student: Callable, error: Exception, inputs: Inputs, case: str) -> str:
     """Where in the student's own code it stopped, and what it was given."""
+    said = [f"It does not run (case: {case}). {type(error).__name__}: {error}"]
+    said += [*line_of(student, error), limits.usual_cause(error)]
+    given = ", ".join(
+        f"{name} {tuple(a.shape)}" for name, a in inputs.items() if isinstance(a, Tensor)
+    )
+    said.append(f"It was called with {given}.")
+    return "\n\n".join(part for part in said if part)
+
+
+def stopped(student: Callable, stop: BaseException) -> str:
+    """Why and where it was stopped."""
+    said = {
+        limits.TimeUp: f"Stopped after {limits.SECONDS:.0f} seconds; a right answer takes about one.",
+        KeyboardInterrupt: "You stopped it.",
+        SystemExit: "Your function ends the program.",
+    }.get(type(stop), f"It does not run. {type(stop).__name__}: {stop}")
+    line, cause = line_of(student, stop), limits.usual_cause(stop)
+    if isinstance(stop, limits.TimeUp) and not line:
+        cause = "It was not in your function then. Is the machine busy? Check again."
+    parts = [said, *line, cause]
+    return "\n\n".join(part for part in parts if part)
+
+
+def line_of(student: Callable, error: BaseException) -> list[str]:
+    """The line of the student's own code at which an error came; empty if it was elsewhere."""
     # The last frame that is not a library's: the student's function, or a helper beside it.
     home = getattr(inspect.unwrap(student), "__code__", None)
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename
     ]
     own = [f for f in frames if home is not None and f.filename == home.co_filename]
-    said = [f"It does not run (case: {case}). {type(error).__name__}: {error}"]
-    if own:
-        last = own[-1]
-        line = linecache.getline(last.filename, last.lineno or 0).strip() or last.line
-        said.append(f"It stops in `{last.name}`, at the line")
-        said.append(f"    {line}")
-    given = ", ".join(
-        f"{name} {tuple(a.shape)}" for name, a in inputs.items() if isinstance(a, Tensor)
-    )
-    said.append(f"It was called with {given}.")
-    return "\n\n".join(said)
+    if not own:
+        return []
+    last = own[-1]
+    line = linecache.getline(last.filename, last.lineno or 0).strip() or last.line
+    return [f"It stops in `{last.name}`, at the line", f"    {line}"]
 
 
 def check_type(exercise: Exercise, output: Any, right: Tensor, case: str) -> None:

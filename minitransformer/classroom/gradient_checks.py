@@ -27,7 +27,7 @@ from ..formulas.rows import (
     draw_norm,
     draw_softmax,
 )
-from .diagnosis import EXACT, SEED, Exercise, Mistake, Result, distance
+from .diagnosis import EXACT, Exercise, Mistake, Result, distance
 from .mistakes import masked_softmax
 
 
@@ -45,10 +45,10 @@ class ExerciseOfSeveral(Exercise):
     like: tuple[str, ...] = ()
     """For each, the input that it is shaped like."""
 
-    def __call__(self, student: Callable, seed: int = SEED) -> Result:
-        """Check a student's function; the result prints as the answer."""
+    def answer(self, student: Any, seed: int) -> Result:
+        """As of one tensor, and which of several is wrong."""
         if not callable(student):
-            return super().__call__(student, seed)
+            return super().answer(student, seed)
 
         @functools.wraps(student)  # so that a crash shows the student's own line
         def one_row(*inputs: Any) -> Any:
@@ -59,7 +59,7 @@ class ExerciseOfSeveral(Exercise):
         wrong = self.wrong_outputs(student, seed)
         if wrong:
             return Result(self.title, False, wrong)
-        result = super().__call__(one_row, seed)
+        result = super().answer(one_row, seed)
         if result.passed or result.mistakes:
             return result
         return Result(self.title, False, f"{result.message}{self.which(one_row, seed)}")

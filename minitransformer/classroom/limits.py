@@ -1,0 +1,182 @@
+"""Limits around a student's function: a loop without end or a tensor too large gets an answer too.
+
+`limited(seconds)` stops what takes too long, bounds memory, shortens what is printed, and lets
+nobody wait for `input()`. It needs no second process: the function is the notebook's own.
+
+What it cannot do: a single operation in C (one huge matrix product) is only stopped when it
+returns; an `except:` without a name in a loop swallows the stop, as it does that of the stop button;
+memory is limited on Linux only, and not beside CUDA, which reserves address space as it likes.
+"""
+
+import builtins
+import contextlib
+import ctypes
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+import psutil
+import torch
+
+SECONDS = 10.0
+"""For all runs of a check together; the slowest right answer takes about one."""
+MEMORY = 2 * 2**30
+"""Bytes over what the process already has."""
+PRINTED = 2000
+"""Characters of output that are shown."""
+REPEAT = 0.3
+HERE = (__file__, contextlib.__file__)
+
+
+class TimeUp(BaseException):
+    """Raised where the code is when its time is up; no Exception, so `except Exception` lets it by."""
+
+
+STOPS = (TimeUp, MemoryError, SystemExit, KeyboardInterrupt)
+"""What ends a student's function from outside, or would end the notebook."""
+
+
+@contextlib.contextmanager
+def limited(seconds: float, memory: int = MEMORY, printed: int = PRINTED) -> Iterator:
+    """All limits for the code within.
+
+    Raises: TimeUp after so many seconds, wherever the code is then.
+    """
+    shown = contextlib.redirect_stdout(Shortened(sys.stdout, printed))
+    main = threading.current_thread() is threading.main_thread()
+    clock = alarm if main and hasattr(signal, "setitimer") else watcher
+    with no_questions(), shown, one_thread(), address_space(memory), clock(seconds):
+        yield
+
+
+@contextlib.contextmanager
+def alarm(seconds: float) -> Iterator:
+    """The system's timer: also wakes a `sleep`. Only in the main thread, and not on Windows."""
+
+    def ring(signum: int, frame: FrameType | None) -> None:
+        signal.setitimer(signal.ITIMER_REAL, REPEAT)
+        # On the way in or out nothing is raised: the student's code is not running then.
+        if frame is None or frame.f_code.co_filename not in HERE:
+            raise TimeUp
+
+    start = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, ring)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # limits within limits: the outer ones go on
+            left = max(left - time.monotonic() + start, 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+@contextlib.contextmanager
+def watcher(seconds: float) -> Iterator:
+    """The same anywhere else: a second thread that raises in this one, between two instructions."""
+    thread, done = threading.get_ident(), threading.Event()
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def watch() -> None:
+        pause = seconds
+        while not done.wait(pause):
+            frame = sys._current_frames().get(thread)
+            if frame is not None and frame.f_code.co_filename not in HERE:
+                raise_in(ctypes.c_ulong(thread), ctypes.py_object(TimeUp))
+            pause = REPEAT
+
+    other = threading.Thread(target=watch, daemon=True)
+    other.start()
+    try:
+        yield
+    finally:
+        done.set()
+        other.join()
+        raise_in(ctypes.c_ulong(thread), ctypes.py_object())  # none: takes back one on its way
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator:
+    """Small tensors gain nothing by several, and on a busy server these wait for each other long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def address_space(memory: int) -> Iterator:
+    """At most so many bytes more: a larger tensor is then an error, not the end of the kernel."""
+    if sys.platform != "linux" or torch.cuda.is_available():
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    bounds = [n for n in (soft, hard) if n != resource.RLIM_INFINITY]
+    least = min([psutil.Process().memory_info().vms + memory, *bounds])
+    resource.setrlimit(resource.RLIMIT_AS, (least, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@contextlib.contextmanager
+def no_questions() -> Iterator:
+    """`input()` is an error: a check has nobody to ask."""
+
+    def refuse(*_: Any) -> str:
+        raise RuntimeError("input() asks, and nobody answers: use the arguments alone")
+
+    ask = builtins.input
+    builtins.input = refuse
+    try:
+        yield
+    finally:
+        builtins.input = ask
+
+
+class Shortened:
+    """A text stream that passes on the first characters, then one remark, then nothing."""
+
+    def __init__(self, stream: Any, left: int) -> None:
+        self.stream, self.left = stream, left
+
+    def write(self, text: str) -> int:
+        """Pass on what fits."""
+        if self.left > 0:
+            self.stream.write(text[: self.left])
+            if len(text) > self.left:
+                self.stream.write("\n... (the rest of what your function prints is not shown)\n")
+            self.left -= len(text)
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def usual_cause(error: BaseException) -> str:
+    """What is usually behind an error that says little by itself; "" for all others."""
+    if isinstance(error, TimeUp):
+        return (
+            "Usually it is a `while` whose condition stays true, or a loop over single numbers "
+            "where one operation on the whole tensor would do."
+        )
+    if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        return (
+            "It asked for far more memory than this exercise needs. Usually a size stands in the "
+            "wrong place, or a list grows in a loop that does not end."
+        )
+    if isinstance(error, RecursionError):
+        return "It calls itself without end. Was another function of that name meant?"
+    if isinstance(error, SystemExit):
+        return "exit() would end the whole notebook: use `return`."
+    return ""

@@ -1,0 +1,175 @@
+"""Exercise sheets and what came back: the code cells of a notebook, and what a sheet asks for.
+
+A sheet is the student's edition of a notebook. It asks for each function whose body it leaves to be
+written and hands to a check, `mt.check.attention(my_attention)`. The cells of a submission say
+nothing about what is checked, so a changed check changes nothing.
+"""
+
+import ast
+import json
+import re
+import symtable
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PERCENT = re.compile(r"^# (?:%%|In ?\[)(.*)$", re.MULTILINE)
+MAGIC = re.compile(r"^([ \t]*)(?:[%!].*|\w+\?{1,2}\s*)$", re.MULTILINE)
+OTHER_LANGUAGE = re.compile(r"\s*%%(?!time|capture|prun)")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """What a notebook asks for."""
+
+    name: str
+    cells: tuple[str, ...]
+    """The code cells as they were handed out."""
+    asked: dict[str, str]
+    """For each exercise, by the name of its check, the function that students write."""
+
+    def before(self, exercise: str) -> str:
+        """The code that a student has read before this exercise."""
+        stub = f"def {self.asked[exercise]}("
+        at = next(i for i, cell in enumerate(self.cells) if stub in cell)
+        return "\n".join(self.cells[:at])
+
+
+def code_cells(path: Path) -> list[str]:
+    """The code of a notebook, .ipynb or .py with `# %%` between cells.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text file in UTF-8") from None
+    if path.suffix == ".py":
+        first, *rest = PERCENT.split(text)
+        cells = zip(rest[::2], rest[1::2], strict=True)
+        code = [source for kind, source in cells if not re.search(r"\[(markdown|md|raw)\]", kind)]
+        return [cell.strip() for cell in [first, *code] if cell.strip()]
+    try:
+        found = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+        sources = ["".join(cell["source"]) for cell in found]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no notebook (a .ipynb of format 4)") from None
+    return [source.strip() for source in sources if source.strip()]
+
+
+def read_sheets(folder: Path) -> list[Sheet]:
+    """All notebooks of a folder that ask for something.
+
+    Raises:
+        ValueError: there is none.
+    """
+    sheets = []
+    for path in sorted(folder.glob("*.ipynb")):
+        cells = code_cells(path)
+        if asked := asked_in(cells):
+            sheets.append(Sheet(path.stem, tuple(cells), asked))
+    if not sheets:
+        raise ValueError(f"no exercise sheets in {folder}; `make exercises` writes them")
+    return sheets
+
+
+def asked_in(cells: Sequence[str]) -> dict[str, str]:
+    """For each check of a function that is still to be written, the function's name."""
+    trees = [ast.parse(runnable(cell)) for cell in cells]
+    stubs = {
+        node.name
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and any(isinstance(n, ast.Raise) and "NotImpl" in ast.unparse(n) for n in ast.walk(node))
+    }
+    calls = [c for tree in trees for statement in tree.body if (c := check_call(statement))]
+    return {name: argument for name, argument in calls if argument in stubs}
+
+
+def check_call(statement: ast.stmt) -> tuple[str, str] | None:
+    """Of a statement such as `mt.check.attention(my_attention)` the two names; None of others."""
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
+        return None
+    called = re.fullmatch(r"(?:\w+\.)?check\.(\w+)", ast.unparse(statement.value.func))
+    arguments = ", ".join(ast.unparse(a) for a in statement.value.args)
+    return (called[1], arguments) if called else None
+
+
+def sheet_of(cells: Sequence[str], sheets: Sequence[Sheet], name: str) -> Sheet | None:
+    """The sheet that a submission answers, by what is in it; of equals the one in its file's name.
+
+    A function that is asked for counts as much as three cells that are as they were handed out.
+    """
+
+    defined = set().union(*(bound_and_used(cell)[0] for cell in cells))
+    plain = {spaceless(cell) for cell in cells}
+
+    def likeness(sheet: Sheet) -> tuple[int, bool]:
+        same = len(handed_out(sheet) & plain)
+        return 3 * len(defined & set(sheet.asked.values())) + same, sheet.name[:2] in name
+
+    best = max(sheets, key=likeness)
+    return best if likeness(best)[0] >= 3 else None
+
+
+def runnable(cell: str) -> str:
+    """A cell without IPython's magic, which means nothing here; lines keep their numbers."""
+    if OTHER_LANGUAGE.match(cell):
+        return ""
+    try:
+        ast.parse(cell)
+        return cell
+    except (SyntaxError, ValueError):
+        return MAGIC.sub(r"\1pass", cell)
+
+
+def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
+    """The global names that a cell gives a value, and those that it (or a function in it) reads."""
+    code = runnable(cell)
+    try:
+        top, tree = symtable.symtable(code, "cell", "exec"), ast.parse(code)
+    except (SyntaxError, ValueError):  # it will not run, but what it was meant to define is known
+        return set(re.findall(r"^def (\w+)", cell, re.MULTILINE)), set()
+    bound, used, tables = set(), set(), [top]
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            if table is top or symbol.is_global():
+                if symbol.is_assigned() or symbol.is_imported():
+                    bound.add(symbol.get_name())
+                if symbol.is_referenced():
+                    used.add(symbol.get_name())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            bound.add(ast.unparse(node).split(".")[0].split("[")[0])
+        if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+            bound.add("*")
+    return bound, used
+
+
+def cells_to_run(sheet: Sheet, cells: Sequence[str]) -> list[int]:
+    """What a student wrote, and of what was handed out only the cells that this uses.
+
+    So a training that stands between two exercises is not repeated for each student.
+    """
+    given = handed_out(sheet)
+    names = [bound_and_used(cell) for cell in cells]
+    chosen = {i for i, cell in enumerate(cells) if spaceless(cell) not in given}
+    while True:
+        wanted = {"*", *sheet.asked.values()}.union(*(names[i][1] for i in chosen))
+        more = {i for i, (bound, _) in enumerate(names) if bound & wanted}
+        if more <= chosen:
+            return sorted(chosen)
+        chosen |= more
+
+
+def handed_out(sheet: Sheet) -> set[str]:
+    """The cells of a sheet in the form in which they are compared."""
+    return {spaceless(cell) for cell in sheet.cells}
+
+
+def spaceless(cell: str) -> str:
+    """Without the spaces at the ends of lines, which editors change."""
+    return "\n".join(line.rstrip() for line in cell.strip().splitlines() if line.strip())

@@ -1,0 +1,309 @@
+"""A class of students, some of whom break things: each is graded, and harms nobody else.
+
+The submissions are made here from the student's edition. They are all graded in one run.
+"""
+
+import csv
+import json
+import os
+import re
+import sys
+from html import unescape
+from pathlib import Path
+
+import pytest
+
+from minitransformer.__main__ import main
+from minitransformer.classroom import grade, report, sheets
+from minitransformer.classroom.grade import NO_SHEET, Grade
+
+EXERCISES = Path(__file__).parents[2] / "notebooks" / "exercises"
+SHEET = "01_attention"
+SCORES = "return Q @ K.mT / math.sqrt(Q.shape[-1])"
+SOFTMAX = """if keep is not None:
+    scores = scores.masked_fill(~keep, -math.inf)
+return scores.softmax(-1).nan_to_num(0.0)"""
+ATTENTION = "return my_softmax(my_scaled_scores(Q, K), keep) @ V"
+RIGHT = {"my_scaled_scores": SCORES, "my_softmax": SOFTMAX, "my_attention": ATTENTION}
+HALF = {**RIGHT, "my_softmax": SOFTMAX.replace("-1)", "-2)")}
+
+
+def fill(path: Path, answers: dict[str, str], before: str = "", after: str = "", sheet=SHEET):
+    """The student's edition with answers in the stubs, and cells of the student's own."""
+    notebook = json.loads((EXERCISES / f"{sheet}.ipynb").read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        for function, body in answers.items():
+            if f"def {function}(" in source:
+                assert "    raise NotImplementedError" in source
+                body = "    " + body.replace("\n", "\n    ")
+                source = source.replace("    raise NotImplementedError", body)
+        cell["source"] = source
+    code = {"cell_type": "code", "outputs": [], "execution_count": None, "metadata": {}}
+    # After the imports, which are the first code.
+    notebook["cells"][3:3] = [{**code, "source": s} for s in before.split("\n# %%\n") if s]
+    notebook["cells"] += [{**code, "source": after}] if after else []
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("class")
+    precious = folder / "precious.txt"
+    precious.write_text("keep me")
+    fill(folder / "right.ipynb", RIGHT)
+    fill(folder / "idle.ipynb", {})
+    fill(folder / "half.ipynb", {**HALF, "my_scaled_scores": "return Q @ K.mT / Q.shape[-1]"})
+    fill(folder / "hangs.ipynb", {**RIGHT, "my_softmax": "while True:\n    scores = scores + 0"})
+    fill(
+        folder / "deaf.ipynb", RIGHT,
+        before="import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\n"
+        "while True:\n    pass",
+    )  # fmt: skip
+    fill(
+        folder / "dies.ipynb", {**HALF, "my_scaled_scores": "import os\nos._exit(0)"},
+        before="import os\nos._exit(1)\n# %%\n1 / 0\n# %%\ndef broken(:\n    pass",
+    )  # fmt: skip
+    naughty = (
+        "import os, subprocess\nos.fork()",
+        "subprocess.run(['true'])",
+        "import sys\nfor _ in range(20):\n    print('passed' * 10**5)\n"
+        "    sys.stderr.write('y' * 10**6)",
+        "import shutil\nopen('mine.txt', 'w').write('x')\nos.remove('mine.txt')\n"
+        "open('rest.txt', 'w').write('x')\nshutil.rmtree(os.getcwd())",
+        f"os.remove({str(precious)!r})",
+        f"shutil.rmtree({str(folder)!r})",
+        f"open({str(precious)!r}, 'w').write('gone')",
+        f"open({str(EXERCISES.parent / f'{SHEET}.ipynb')!r}).read()",
+        f"open({str(EXERCISES.parent / 'source' / f'{SHEET}.py')!r}).read()",
+        f"open({str(folder / 'right.ipynb')!r}).read()",
+    )
+    fill(
+        folder / "naughty.ipynb", {**HALF, "my_attention": f"print('x' * 10**7)\n{ATTENTION}"},
+        before="\n# %%\n".join(naughty),
+    )  # fmt: skip
+    fill(
+        folder / "cheats.ipynb", HALF,
+        before="import minitransformer.classroom.diagnosis as d\n"
+        "import minitransformer.formulas.ops as ops\n"
+        "d.diagnose = lambda *a: (True, 'passed', ())\n"
+        "d.distance = lambda *a: 0.0\n"
+        "ops.softmax = ops.attention = lambda *a: a[0]\n"
+        "class Check:\n    def __getattr__(self, name):\n        return lambda f: print('passed')\n"
+        "mt.check = Check()\n# %%\n"
+        "import os, struct\n"
+        "fake = b'{\"token\": \"\", \"step\": 1, \"passed\": true}'\n"
+        "for fd in range(3, 64):\n    try:\n"
+        "        os.write(fd, struct.pack('!i', len(fake)) + fake)\n"
+        "    except OSError:\n        pass",
+        after="mt.check.softmax = lambda f: True\nprint('passed: softmax')\nmt.check.softmax(max)",
+    )  # fmt: skip
+    reference = "return mt.check.attention.reference(Q, K, V, keep)"
+    fill(
+        folder / "borrows.ipynb", {**RIGHT, "my_attention": reference},
+        before="%matplotlib inline\n!ls\nimport math\n# %%\n%%bash\nls",
+    )  # fmt: skip
+    fill(
+        folder / "grows.ipynb", {**HALF, "my_attention": "return torch.zeros(10**6, 10**6)"},
+        before="rows = []\nwhile True:\n    rows.append(torch.empty(2**27))",
+    )  # fmt: skip
+    (folder / "percent.py").write_text(
+        "# %% [markdown]\n# Mine\n\n# %%\nimport math\n\n"
+        + "".join(
+            f"# %%\ndef {name}({args}):\n    " + RIGHT[name].replace("\n", "\n    ") + "\n\n"
+            for name, args in (
+                ("my_scaled_scores", "Q, K"),
+                ("my_softmax", "scores, keep=None"),
+                ("my_attention", "Q, K, V, keep=None"),
+            )
+        )
+    )
+    (folder / "anna").mkdir()
+    fill(folder / "anna" / f"{SHEET}.ipynb", HALF)
+    (folder / ".ipynb_checkpoints").mkdir()
+    fill(folder / ".ipynb_checkpoints" / "right-checkpoint.ipynb", HALF)
+    (folder / "shopping.ipynb").write_text('{"cells": []}')
+    (folder / "torn.ipynb").write_text('{"cells": [')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(folder, tmp_path_factory):
+    """The class, graded by the command line."""
+    out = tmp_path_factory.mktemp("out") / "grades"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grade, "GRACE", 2.0)
+        patch.setattr(grade, "IN_ALL", 30)  # the machine may be busy
+        arguments = ["grade", str(folder), "--out", str(out), "--seconds", "8", "--memory", "1"]
+        assert main(arguments) == 0
+    assert sorted(p.name for p in out.iterdir()) == ["grades.csv", "grades.html", "mistakes.png"]
+    return out
+
+
+@pytest.fixture(scope="module")
+def rows(out):
+    with open(out / "grades.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {(row["student"], row["exercise"]): row for row in rows}
+
+
+def passed(rows, student):
+    return [rows[student, name]["passed"] for name in ("scaled_scores", "softmax", "attention")]
+
+
+@pytest.mark.parametrize("student", ["right", "percent", "borrows", "deaf"])
+def test_right_answers_pass(rows, student):
+    assert passed(rows, student) == ["yes"] * 3
+
+
+def test_nothing_written_is_nothing_wrong(rows):
+    assert passed(rows, "idle") == ["no"] * 3
+    assert rows["idle", "softmax"]["diagnosis"] == "Still to be written."
+
+
+def test_mistakes_are_named(rows):
+    assert rows["half", "scaled_scores"]["mistakes"] == "divided by d_k, not by its root"
+    assert rows["half", "softmax"]["mistakes"] == "with the softmax over the queries"
+    assert passed(rows, "half") == ["no"] * 3
+
+
+# Half right: what surrounds the answers must make them neither better nor worse.
+@pytest.mark.parametrize("student", ["naughty", "cheats", f"anna/{SHEET}"])
+def test_a_wrong_answer_stays_wrong_and_a_right_one_right(rows, student):
+    assert passed(rows, student) == ["yes", "no", "no"]
+    assert rows[student, "softmax"]["mistakes"] == "with the softmax over the queries"
+
+
+def test_a_loop_in_an_answer_costs_that_answer_only(rows):
+    assert passed(rows, "hangs") == ["yes", "no", "no"]
+    assert rows["hangs", "softmax"]["diagnosis"].startswith("Stopped after 10 seconds")
+
+
+def test_a_cell_that_nothing_can_stop_is_left_out(rows):
+    assert "code cell 2: did not end after 8 seconds" in rows["deaf", "softmax"]["note"]
+
+
+def test_a_cell_or_an_answer_that_ends_the_process_is_left_out(rows):
+    assert passed(rows, "dies") == ["no", "no", "no"]
+    assert rows["dies", "scaled_scores"]["diagnosis"] == "Checking it ended the process."
+    assert rows["dies", "softmax"]["mistakes"] == "with the softmax over the queries"
+    note = rows["dies", "softmax"]["note"]
+    assert "code cell 2: ended the process" in note
+    assert "code cell 3: ZeroDivisionError: division by zero, at the line `1 / 0`" in note
+    assert "code cell 4: SyntaxError" in note and "`def broken(:`" in note
+
+
+def test_what_a_submission_may_not_do_is_said(rows):
+    note = rows["naughty", "softmax"]["note"]
+    assert note.count("start or end processes") == 2
+    assert note.count("read solutions or what others handed in") == 3
+    assert note.count("outside its own folder") == 3
+    assert "code cell 5" not in note, "a submission's own files are its own"
+
+
+def test_nothing_was_harmed(rows, folder):
+    assert (folder / "precious.txt").read_text() == "keep me"
+    assert (folder / "right.ipynb").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+def test_memory_is_limited(rows):
+    assert passed(rows, "grows")[:2] == ["yes", "no"]
+    assert "allocate memory" in rows["grows", "softmax"]["note"]
+    assert rows["grows", "attention"]["diagnosis"].startswith("It does not run")
+
+
+def test_the_packages_own_answer_is_shown_to_the_teacher(rows):
+    assert "package's own mt.check" in rows["borrows", "attention"]["note"]
+    assert not rows["borrows", "softmax"]["note"] and not rows["right", "attention"]["note"]
+
+
+def test_what_cannot_be_graded_stands_in_the_table(rows):
+    assert "no notebook" in rows["torn", NO_SHEET]["diagnosis"]
+    assert "answers none of the exercise sheets" in rows["shopping", NO_SHEET]["diagnosis"]
+    assert not any("checkpoint" in student for student, _ in rows)
+
+
+def test_the_page_has_the_class_its_mistakes_and_each_student(out, rows):
+    page = (out / "grades.html").read_text(encoding="utf-8")
+    text = unescape(re.sub(r"<[^>]+>", " ", page))
+    assert 'src="data:image/png;base64,' in page
+    for student in {student for student, _ in rows}:
+        assert student in text
+    assert "Every query shares out one unit among the keys" in text
+    assert re.search(r"right\s+✓\s+✓\s+✓\s+3 of 3", text)
+    assert (out / "mistakes.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- Without running anything -----------------------------------------------------------------
+
+
+def test_nothing_of_a_student_becomes_markup_or_a_formula(tmp_path):
+    evil = Grade("=cmd()", SHEET, "softmax", False, "<script>alert(1)</script>", note="<b>&")
+    report.write([evil], tmp_path)
+    page = (tmp_path / "grades.html").read_text(encoding="utf-8")
+    assert "<script>" not in page and "<b>&" not in page
+    row = next(csv.DictReader((tmp_path / "grades.csv").open(encoding="utf-8")))
+    assert row["student"] == "'=cmd()"
+
+
+def test_every_sheet_asks_for_what_its_checks_check():
+    every = sheets.read_sheets(EXERCISES)
+    assert {"01_attention", "15_generating_text"} <= {sheet.name for sheet in every}
+    for sheet in every:
+        stubs = "\n".join(sheet.cells).count("raise NotImplementedError")
+        assert 1 <= len(sheet.asked) <= stubs, sheet.name
+        assert sheets.sheet_of(sheet.cells, every, "x") == sheet
+
+
+def test_a_training_between_exercises_is_run_only_if_it_is_needed():
+    sheet = next(s for s in sheets.read_sheets(EXERCISES) if s.name == "15_generating_text")
+    run = sheets.cells_to_run(sheet, sheet.cells)
+    assert not any("mt.pretrain(" in sheet.cells[i] for i in run)
+    mine = [*sheet.cells, "print(model(torch.zeros(1, 1).long()))"]
+    run = sheets.cells_to_run(sheet, mine)
+    assert any("mt.pretrain(" in mine[i] for i in run) and len(mine) - 1 in run
+
+
+@pytest.mark.parametrize(
+    ("cell", "bound", "used"),
+    [
+        ("import a.b\nfrom c import d as e", {"a", "e"}, set()),
+        ("def f(x):\n    y = x\n    return y + g", {"f"}, {"g"}),
+        ("x[0] = 1\ny.z = 2", {"x", "y"}, {"x", "y"}),
+        ("from c import *", {"*"}, set()),
+        ("def f(:\n  pass", {"f"}, set()),
+        ("def f():\n    global g\n    g = 1", {"f", "g"}, set()),
+    ],
+)
+def test_what_a_cell_defines_and_needs(cell, bound, used):
+    assert sheets.bound_and_used(cell)[0] >= bound
+    assert sheets.bound_and_used(cell)[1] >= used
+    assert "y" not in sheets.bound_and_used("def f(x):\n    y = x")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("no.ipynb", None, "no such file"),
+        ("torn.ipynb", "{", "no notebook"),
+        ("image.ipynb", b"\x89PNG\xff", "UTF-8"),
+        ("other.ipynb", '{"cells": []}', "answers none of the exercise sheets"),
+        ("other.py", "x = 1", "answers none"),
+    ],
+)
+def test_usage_errors(tmp_path, capsys, name, content, said):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert main(["grade", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert said in capsys.readouterr().err
+    assert not os.path.exists(tmp_path / "out")
+
+
+def test_empty_folders(tmp_path, capsys):
+    assert main(["grade", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "no notebook" in capsys.readouterr().err
+    arguments = ["grade", str(tmp_path), "--exercises", str(tmp_path)]
+    assert main(arguments) == 2
+    assert "make exercises" in capsys.readouterr().err

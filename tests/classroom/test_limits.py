@@ -1,0 +1,212 @@
+"""A check answers whatever a student's function does: it never hangs, and takes no kernel along."""
+
+import builtins
+import signal
+import sys
+import threading
+import time
+
+import pytest
+import torch
+
+import minitransformer as mt
+from minitransformer.classroom import limits
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 0.3)
+
+
+def in_main_thread(f):
+    return f()
+
+
+def in_another_thread(f):
+    """The way of Windows, and of a kernel that runs cells in threads."""
+    answer = []
+    thread = threading.Thread(target=lambda: answer.append(f()))
+    thread.start()
+    thread.join(20)
+    return answer[0]
+
+
+each_thread = pytest.mark.parametrize("run", [in_main_thread, in_another_thread])
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits address space")
+
+
+def never_ends(Q, K):
+    i = 0
+    while i < 10:
+        pass
+    return Q
+
+
+def never_ends_in_a_helper(Q, K):
+    return never_ends(Q, K)
+
+
+def swallows_exceptions(Q, K):
+    while True:
+        try:  # noqa: SIM105
+            Q @ K
+        except Exception:
+            pass
+
+
+def slow_in_torch(Q, K):
+    while True:
+        Q = Q.softmax(-1)
+
+
+@each_thread
+@pytest.mark.parametrize(
+    "answer",
+    [never_ends, never_ends_in_a_helper, swallows_exceptions, slow_in_torch],
+)
+def test_a_loop_without_end_is_stopped_at_its_line(run, answer):
+    start = time.monotonic()
+    result = run(lambda: mt.check.scaled_scores(answer))
+    assert time.monotonic() - start < 8  # 0.3, on a machine that does other things too
+    assert not result.passed
+    assert "Stopped after" in result.message and "stays true" in result.message
+    assert "It stops in `" in result.message and "at the line\n\n    " in result.message
+    assert ".py" not in result.message
+
+
+@each_thread
+def test_what_was_stopped_leaves_nothing_behind(run):
+    def both():
+        assert not mt.check.scaled_scores(never_ends).passed
+        until = time.monotonic() + 0.5  # a late stop would come here
+        while time.monotonic() < until:
+            pass
+        return mt.check.scaled_scores(lambda Q, K: Q @ K.mT / K.shape[-1] ** 0.5)
+
+    before = builtins.input, sys.stdout, signal.getsignal(signal.SIGINT)
+    assert run(both).passed
+    assert (builtins.input, sys.stdout, signal.getsignal(signal.SIGINT)) == before
+    assert threading.active_count() <= 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer on Windows")
+def test_a_sleep_is_woken_and_an_outer_timer_goes_on():
+    rings = []
+    old = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 0.6)
+    try:
+        assert "Stopped" in mt.check.scaled_scores(lambda Q, K: time.sleep(60)).message
+        assert not rings
+        time.sleep(0.5)
+        assert rings == [1]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+@each_thread
+def test_the_stop_ends_one_check_of_several_outputs_too(run):
+    def answer(dO, Q, K, V, keep):
+        while True:
+            pass
+
+    assert "while True:" in run(lambda: mt.check.attention_backward(answer)).message
+
+
+@linux
+@each_thread
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda Q, K: torch.zeros(10**6, 10**6),
+        lambda Q, K: torch.zeros(Q.numel(), 10**6, 4),
+        lambda Q, K: bytearray(10**11),
+    ],
+    ids=["far too large", "more than the limit", "no tensor"],
+)
+def test_a_tensor_too_large_is_an_answer(run, answer):
+    result = run(lambda: mt.check.scaled_scores(answer))
+    assert not result.passed
+    assert "It does not run" in result.message and "far more memory" in result.message
+
+
+@linux
+def test_a_list_that_grows_without_end_stops_before_memory_is_full(monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 30.0)
+
+    def answer(Q, K):
+        rows = []
+        while True:
+            rows.append(torch.empty(2**27))
+
+    result = mt.check.scaled_scores(answer)
+    assert "far more memory" in result.message and "rows.append" in result.message
+
+
+@linux
+def test_the_memory_limit_is_lifted_afterwards():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    mt.check.scaled_scores(lambda Q, K: torch.zeros(10**6, 10**6))
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
+    within = []
+
+    def answer(Q, K):
+        within.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+
+    mt.check.scaled_scores(answer)
+    assert 0 < within[0] < 2**50
+
+
+def calls_itself(Q, K):
+    return calls_itself(Q, K)
+
+
+def asks(Q, K):
+    return Q * float(input("scale?"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (calls_itself, "calls itself without end"),
+        (asks, "nobody answers"),
+        (lambda Q, K: sys.exit(), "use `return`"),
+        (lambda Q, K: exit(1), "use `return`"),
+    ],
+)
+def test_other_ways_to_end_a_notebook(answer, said):
+    result = mt.check.scaled_scores(answer)
+    assert not result.passed and said in result.message
+
+
+def test_a_key_press_stops_a_check_and_says_where():
+    def answer(Q, K):
+        raise KeyboardInterrupt
+
+    result = mt.check.scaled_scores(answer)
+    assert result.message.startswith("You stopped it.") and "raise Keyboard" in result.message
+
+
+def test_prints_are_shown_in_part(capsys, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 10.0)
+
+    def answer(Q, K):
+        print("shape", Q.shape)
+        for _ in range(10**4):
+            print("x" * 100)
+        return Q @ K.mT / K.shape[-1] ** 0.5
+
+    assert mt.check.scaled_scores(answer).passed
+    shown = capsys.readouterr().out
+    assert shown.startswith("shape") and len(shown) < 2 * limits.PRINTED
+    assert shown.count("is not shown") == 1
+
+
+def test_known_checks_take_a_fraction_of_the_limit(monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 10.0)
+    for name, exercise in mt.check.exercises().items():
+        start = time.process_time()
+        assert exercise(exercise.reference).passed
+        assert time.process_time() - start < 2, name
