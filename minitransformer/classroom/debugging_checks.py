@@ -13,7 +13,7 @@ from ..formulas.ledger import Inputs
 from ..model.modes import in_evaluation_mode
 from . import clinic
 from .broken import FAULTS, SEATS
-from .diagnosis import EXACT, Mistake, NumberExercise, Result
+from .diagnosis import EXACT, Mistake, NumberExercise, Result, stopped
 
 # --- The first loss -----------------------------------------------------------------------------
 
@@ -254,6 +254,8 @@ class Quiz:
         except NotImplementedError:
             said = "Still to be written. The names to choose from: " + ", ".join(sorted(FAULTS))
             return Result(self.title, False, said)
+        except Exception as error:
+            return Result(self.title, False, stopped(student, error))
         if not isinstance(names, dict):
             kind = type(names).__name__
             said = f'Your function must return a dictionary such as {{"A": "no shift"}}, it returns {kind}.'

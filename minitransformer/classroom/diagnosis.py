@@ -114,10 +114,10 @@ class Exercise:
 class NumberExercise(Exercise):
     """The same for a function that gives a number, or says yes or no, where others give a tensor."""
 
-    def __call__(self, student: Any, seed: int = SEED) -> "Result":
-        """Check a student's function; the result prints as the answer."""
+    def answer(self, student: Any, seed: int) -> "Result":
+        """As of a tensor of one number."""
         if not callable(student):
-            return super().__call__(student, seed)
+            return super().answer(student, seed)
 
         @functools.wraps(student)  # a crash is looked for in the student's own code
         def as_tensor(*inputs: Any) -> Any:
@@ -127,7 +127,7 @@ class NumberExercise(Exercise):
             except (TypeError, ValueError, RuntimeError):
                 return answer  # which is told that it is no number
 
-        return super().__call__(as_tensor, seed)
+        return super().answer(as_tensor, seed)
 
 
 @dataclass(frozen=True)

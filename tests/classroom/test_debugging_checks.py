@@ -149,3 +149,12 @@ def test_the_stub_gets_a_friendly_answer():
         raise NotImplementedError
 
     assert mt.check.diagnoses(stub).message.startswith("Still to be written. The names to choose")
+
+
+def test_diagnoses_that_crash_are_told_where():
+    def names():
+        return {"A": undefined_name}  # noqa: F821
+
+    result = mt.check.diagnoses(names)
+    assert not result.passed
+    assert "NameError" in result.message and "undefined_name" in result.message
