@@ -25,8 +25,8 @@ from .positions import sinusoidal_positions as sinusoidal_positions
 Keep = Bool[Tensor, "..."] | None
 Bias = Float[Tensor, "..."] | None
 
-# Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU where
-# there is a mask or dropout (tests/benchmarks/attention.py measures where they cross).
+# Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU
+# (tests/benchmarks/attention.py measures where they cross).
 FEW_KEYS = 256
 
 
@@ -195,9 +195,8 @@ def fused_attention(
     queries, keys = Q.shape[-2], K.shape[-2]
     # No mask to be stored: at best causality, which a single query, the last, does not need.
     bare = keep is None and bias is None and (not causal or queries in (1, keys))
-    # Without a mask the fused kernel is faster at any length, but for its gradient in 16 bits.
-    fast = bare and not dropout and (Q.element_size() >= 4 or not Q.requires_grad)
-    if keys <= FEW_KEYS and Q.device.type == "cpu" and not fast:
+    writing = bare and queries == 1 and not Q.requires_grad  # fused is then faster at any length
+    if keys <= FEW_KEYS and Q.device.type == "cpu" and not writing:
         return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
     if bare:
