@@ -48,7 +48,7 @@ def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
         if store is not None:
             larger[:, :, :start] = store[:, :, :start]
         store = larger
-    store.narrow(2, start, new.shape[2]).copy_(new)  # [:, :, start:end], in half the time
+    store.narrow(2, start, new.shape[2]).copy_(new)
     return store
 
 
