@@ -193,11 +193,14 @@ def fused_attention(
 ) -> Float[Tensor, "... queries d_v"]:
     """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
     queries, keys = Q.shape[-2], K.shape[-2]
-    if keys <= FEW_KEYS and Q.device.type == "cpu":
+    # No mask to be stored: at best causality, which a single query, the last, does not need.
+    bare = keep is None and bias is None and (not causal or queries in (1, keys))
+    writing = bare and queries == 1 and not Q.requires_grad  # fused is then faster at any length
+    if keys <= FEW_KEYS and Q.device.type == "cpu" and not writing:
         return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
-    if causal and queries == keys and keep is None and bias is None:  # no mask to be stored
-        return F.scaled_dot_product_attention(Q, K, V, is_causal=True, **options)
+    if bare:
+        return F.scaled_dot_product_attention(Q, K, V, is_causal=causal and queries > 1, **options)
     mask = visible(keep, causal, queries, keys, Q.device)
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)

@@ -69,8 +69,10 @@ class Reader:
         elif self.cache.length:
             keep = positions = None  # the cache counts them on
         with torch.inference_mode():  # a tenth faster than no_grad; what it makes stays in here
-            hidden = self.decoder(new, keep, self.memory, self.memory_keep, self.cache, positions)
-            logits = self.model.logits(hidden[:, -1:])[:, 0]
+            hidden = self.decoder(
+                new, keep, self.memory, self.memory_keep, self.cache, positions, last=1
+            )
+            logits = self.model.logits(hidden)[:, 0]
         return logits.clone()  # an ordinary tensor
 
     def all_with(self, new: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -192,8 +192,9 @@ class MultiHeadAttention(nn.Module):
         Args:
             bias: added to the scores, broadcastable to (batch, heads, queries, keys).
             causal: hide the keys later than the query, beside what `keep` hides.
-            cache: keys and values of earlier calls, to which those of `x` are appended; those of
-                `memory` are computed in the first call and used again.
+            cache: keys and values of earlier calls, to which those of `x` are appended. Those of a
+                `memory` too where attention is causal, since it is a text that grows; else they are
+                computed in the first call and used again.
 
         Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
         Raises: TypeError, ValueError as `check_keep`.
@@ -201,7 +202,7 @@ class MultiHeadAttention(nn.Module):
         if cache is None:
             Q, K, V = self.project(x, x if memory is None else memory, keep)
         else:
-            Q, K, V = self.project_cached(x, memory, keep, cache)
+            Q, K, V = self.project_cached(x, memory, keep, cache, causal)
         p = self.dropout if self.training else 0.0
         heads = ops.OPS[self.ops].attention(Q, K, V, keep, p, bias, self.scale, causal)
         return self.W_O(heads.transpose(1, 2).flatten(2))  # Concat: (B, queries, H d_k)
@@ -230,15 +231,18 @@ class MultiHeadAttention(nn.Module):
         return self.split(self.W_Q(x)), self.split(self.W_K(z)), self.split(self.W_V(z))
 
     def project_cached(
-        self, x: Tensor, memory: Tensor | None, keep: Tensor | None, cache: KeyValues
+        self,
+        x: Tensor,
+        memory: Tensor | None,
+        keep: Tensor | None,
+        cache: KeyValues,
+        causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`project`, where the cache has the keys and values of all tokens but the new ones."""
-        if memory is None:
-            K, V = cache.append(self.split(self.W_K(x)), self.split(self.W_V(x)))
-        else:
-            if not cache.length:
-                cache.append(self.split(self.W_K(memory)), self.split(self.W_V(memory)))
-            K, V = cache.read()
+        z = x if memory is None else memory
+        if memory is None or causal or not cache.length:
+            cache.append(self.split(self.W_K(z)), self.split(self.W_V(z)))
+        K, V = cache.read()
         check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
         return self.split(self.W_Q(x)), K, V
 

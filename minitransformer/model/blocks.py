@@ -155,7 +155,8 @@ class DecoderBlock(nn.Module):
         memory_keep: Shaped[Tensor, "..."] | None = None,
         bias: Float[Tensor, "..."] | None = None,
         cache: tuple[KeyValues, KeyValues] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:
         """Transform the stream.
 
         Args:
@@ -163,6 +164,8 @@ class DecoderBlock(nn.Module):
             memory: the encoder's output $z$; `memory_keep` says which of it may be attended to.
             bias: added to the scores of self-attention (relative positions).
             cache: keys and values of earlier tokens, and those of the memory.
+            last: how many positions, from the right, to transform: the others are still attended
+                to, but what would become of them is not computed. All of them by default.
 
         Raises:
             ValueError: a memory without `cross`, or none with it.
@@ -176,8 +179,11 @@ class DecoderBlock(nn.Module):
         own, others = (None, None) if cache is None else cache
         post = self.norm_position == "post"
 
-        n = y if post else self.norm_1(y)
-        y = y + self.dropout(self.attention(n, keep=keep, bias=bias, causal=True, cache=own))
+        q = n = y if post else self.norm_1(y)
+        if last is not None:
+            bias = None if bias is None else bias[..., -last:, :]
+            y, q = y[:, -last:], n[:, -last:]
+        y = y + self.dropout(self.attention(q, n, keep, bias, causal=True, cache=own))
         y = self.norm_1(y) if post else y
         if self.cross:
             n = y if post else self.norm_cross(y)

@@ -23,19 +23,18 @@ class KeyValues:
 
     def append(
         self, K: Float[Tensor, "batch heads new d_k"], V: Float[Tensor, "batch heads new d_k"]
-    ) -> tuple[Float[Tensor, "batch heads keys d_k"], Float[Tensor, "batch heads keys d_k"]]:
-        """Put the new ones behind those there are; returns all."""
+    ) -> None:
+        """Put the new ones behind those there are."""
         start, self.length = self.length, self.length + K.shape[2]
         self.K = put(self.K, start, K)
         self.V = put(self.V, start, V)
-        return self.read()
 
     def read(
         self,
     ) -> tuple[Float[Tensor, "batch heads keys d_k"], Float[Tensor, "batch heads keys d_k"]]:
         """All keys and values so far."""
         assert self.K is not None and self.V is not None, "nothing was appended"
-        return self.K[:, :, : self.length], self.V[:, :, : self.length]
+        return self.K.narrow(2, 0, self.length), self.V.narrow(2, 0, self.length)
 
 
 def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
@@ -49,7 +48,7 @@ def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
         if store is not None:
             larger[:, :, :start] = store[:, :, :start]
         store = larger
-    store[:, :, start:end] = new
+    store.narrow(2, start, new.shape[2]).copy_(new)
     return store
 
 

@@ -169,7 +169,8 @@ class Decoder(nn.Module):
         memory_keep: Shaped[Tensor, "..."] | None = None,
         cache: KeyValueCache | None = None,
         positions: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:
         """Decode token ids.
 
         Args:
@@ -180,6 +181,8 @@ class Decoder(nn.Module):
             cache: what earlier calls read; `ids` are the tokens after those.
             positions: of each token, by default 0, 1, 2 and so on. With padding on the left give
                 `token_positions(keep)`; later calls with the same cache count on from there.
+            last: how many positions, from the right, are wanted; all by default. The others are
+                then left out of the last block, where nothing reads them any more.
 
         Raises:
             ValueError, TypeError: as `Embeddings`, `DecoderBlock` and `check_keep`.
@@ -201,7 +204,8 @@ class Decoder(nn.Module):
             bias = self.relative_positions(ids.shape[1], past + ids.shape[1])
         for i, block in enumerate(self.blocks):
             both = None if cache is None else (cache.own[i], cache.memory[i])
-            y = block(y, keep, memory, memory_keep, bias, both)
+            wanted = last if block is self.blocks[-1] else None
+            y = block(y, keep, memory, memory_keep, bias, both, wanted)
         return self.dropout(self.norm(y))
 
     def padding(self, ids: Tensor, cache: KeyValueCache | None) -> Tensor | None:

@@ -222,19 +222,25 @@ def sees_itself_alone(keep, causal, queries, keys, device):
     return (past if keep is None else keep & past) if causal else keep
 
 
-def no_cross_attention(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+def no_cross_attention(
+    self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None, last=None
+):
     y = self.norm_1(y + self.attention(y, keep=keep, causal=True))
     y = self.norm_cross(y + 0 * self.cross_attention(y, memory, memory_keep))
     return self.norm_2(y + self.feed_forward(y))
 
 
-def cross_before_self(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+def cross_before_self(
+    self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None, last=None
+):
     y = self.norm_cross(y + self.cross_attention(y, memory, memory_keep))
     y = self.norm_1(y + self.attention(y, keep=keep, causal=True))
     return self.norm_2(y + self.feed_forward(y))
 
 
-def memory_unmasked(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+def memory_unmasked(
+    self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None, last=None
+):
     return right_decoder_block(self, y, keep, memory, None, bias, cache)
 
 
