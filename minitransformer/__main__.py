@@ -13,7 +13,8 @@ from typing import get_args
 import torch
 
 from . import data
-from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
+from .data.datasets import LabelledTexts, read_table, read_texts
+from .data.domains import DOMAINS
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
 from .model.language_models import MaskedLM

@@ -2,7 +2,8 @@
 
 from .batches import Batch, EncodedTexts, pad
 from .cache import data_folder
-from .datasets import DOMAINS, LabelledTexts, load, read_table, read_texts, samples
+from .datasets import LabelledTexts, read_table, read_texts, samples
+from .domains import DOMAINS, load, newspaper
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
 from .tokenizers import Tokenizer, encode
 from .vocabulary import train_tokenizer
@@ -19,6 +20,7 @@ __all__ = [
     "encode",
     "encode_pairs",
     "load",
+    "newspaper",
     "pack",
     "pad",
     "read_table",
