@@ -2,6 +2,7 @@
 
 from .batches import Batch, EncodedTexts, pad
 from .cache import data_folder
+from .corpora import CORPORA, corpus
 from .datasets import LabelledTexts, read_table, read_texts, samples
 from .domains import DOMAINS, load, newspaper
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
@@ -9,6 +10,7 @@ from .tokenizers import Tokenizer, encode
 from .vocabulary import train_tokenizer
 
 __all__ = [
+    "CORPORA",
     "DOMAINS",
     "Batch",
     "EncodedPairs",
@@ -16,6 +18,7 @@ __all__ = [
     "LabelledTexts",
     "PairBatch",
     "Tokenizer",
+    "corpus",
     "data_folder",
     "encode",
     "encode_pairs",
