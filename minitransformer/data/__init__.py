@@ -6,6 +6,7 @@ from .corpora import CORPORA, corpus
 from .datasets import LabelledTexts, read_table, read_texts, samples
 from .domains import DOMAINS, load, newspaper
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
+from .stream import BlockFile, write_blocks
 from .tokenizers import Tokenizer, encode
 from .vocabulary import train_tokenizer
 
@@ -13,6 +14,7 @@ __all__ = [
     "CORPORA",
     "DOMAINS",
     "Batch",
+    "BlockFile",
     "EncodedPairs",
     "EncodedTexts",
     "LabelledTexts",
@@ -30,4 +32,5 @@ __all__ = [
     "read_texts",
     "samples",
     "train_tokenizer",
+    "write_blocks",
 ]

@@ -2,7 +2,14 @@
 
 import pytest
 
-from minitransformer.data import EncodedPairs, EncodedTexts, encode_pairs, pack, train_tokenizer
+from minitransformer.data import (
+    EncodedPairs,
+    EncodedTexts,
+    encode,
+    encode_pairs,
+    pack,
+    train_tokenizer,
+)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 7])
@@ -17,6 +24,12 @@ def test_pack_loses_nothing_but_the_last_incomplete_block(n):
 
 def test_pack_puts_one_end_where_the_tokenizer_has_put_it_already():
     assert pack(EncodedTexts(((5, 1), (7,)), None, 0), 2, end_id=1).ids == ((5, 1), (7, 1))
+
+
+def test_pack_keeps_the_frame_of_an_encoder():
+    tokenizer = train_tokenizer(["ab"], "characters", bert=True)
+    blocks = pack(encode(["ab", "b"], tokenizer), 7, tokenizer.id_of("[SEP]"))
+    assert tokenizer.tokens(blocks.ids[0]) == ["[CLS]", "a", "b", "[SEP]", "[CLS]", "b", "[SEP]"]
 
 
 def test_packed_batches_have_no_padding():
