@@ -26,7 +26,7 @@ $(DATA): data/requirements.txt $(READY)
 
 setup: $(READY)  ## create .venv and install
 
-data: $(DATA)  ## download weights and reviews into data/cache (about 86 MB)
+data: $(DATA)  ## download weights and reviews into data/cache (about 124 MB)
 
 notebooks: $(READY) $(DATA)  ## execute every notebook (about 15 minutes on two cores)
 	$(BIN)/python notebooks/build.py

@@ -17,7 +17,8 @@ from .classroom import report
 from .classroom.grade import EXERCISES, grade
 from .classroom.measure import catalogue, listed
 from .commands import pretrain as pretrain_command
-from .data.datasets import DOMAINS, LabelledTexts, read_table, read_texts
+from .data.datasets import LabelledTexts, read_table, read_texts
+from .data.domains import DOMAINS
 from .formulas.verify import verify
 from .model.heads import SequenceClassifier
 from .model.language_models import MaskedLM

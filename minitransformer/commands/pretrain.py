@@ -10,7 +10,8 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from .. import data
-from ..data.datasets import DOMAINS, lines_of, read_texts, read_utf8
+from ..data.datasets import lines_of, read_texts, read_utf8
+from ..data.domains import DOMAINS
 from ..data.vocabulary import Kind
 from ..model.config import TransformerConfig
 from ..model.language_models import CausalLM, MaskedLM
@@ -148,10 +149,8 @@ def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path
     saved = training / "tokenizer.json"
     if args.resume and saved.exists():
         return data.Tokenizer.from_json(saved.read_text(encoding="utf-8"), LONGEST)
-    masked: dict[str, Any] = {"around": ("[CLS]", "[SEP]"), "extra": ("[MASK]",)}
-    tokenizer = data.train_tokenizer(
-        texts, args.tokenizer, args.vocab_size, LONGEST, **masked if args.objective == "masked" else {}
-    )  # fmt: skip
+    bert = True if args.objective == "masked" else None
+    tokenizer = data.train_tokenizer(texts, args.tokenizer, args.vocab_size, LONGEST, bert=bert)
     if place()[0] == 0:
         training.mkdir(parents=True, exist_ok=True)
         write_whole(saved, tokenizer.to_json().encode())

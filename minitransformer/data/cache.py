@@ -45,9 +45,11 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
                 return zipfile.ZipFile(source).read(member)
             source.seek(0)
             with tarfile.open(fileobj=source) as tar:
-                file = tar.extractfile(member)
-                assert file is not None  # only named, regular members are asked for
-                return file.read()
+                # One by one up to the member: `getmember` would first unpack all that follow it.
+                for entry in tar:
+                    if entry.name == member and (file := tar.extractfile(entry)):
+                        return file.read()
+                raise KeyError(member)
         except KeyError:
             raise ValueError(
                 f"{where} has no member {member}; delete it and run `make data`"

@@ -1,4 +1,4 @@
-"""Labelled texts: the four review domains, the reader's own files, and splits that do not leak."""
+"""Labelled texts: splits that do not leak, and the reader's own files."""
 
 import csv
 import io
@@ -9,15 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import cached, data_folder, read_member
-
-VADER = "vaderSentiment-3.3.2.tar.gz"
-DOMAINS = {
-    "movies": "movieReviewSnippets_GroundTruth.txt",
-    "products": "amazonReviewSnippets_GroundTruth.txt",
-    "tweets": "tweets_GroundTruth.txt",
-    "editorials": "nytEditorialSnippets_GroundTruth.txt",
-}
+from .cache import data_folder
 
 
 @dataclass(frozen=True)
@@ -96,31 +88,6 @@ class LabelledTexts:
         for part in parts:
             rng.shuffle(part)
         return tuple(self.take(part) for part in parts)
-
-
-def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
-    """One of the four review domains: "movies", "products", "tweets", "editorials".
-
-    The texts carry a mean human rating from -4 to 4; those of at least `threshold` in size are
-    kept, their sign is the label (0 negative, 1 positive). data/README.md describes the source.
-
-    Raises:
-        KeyError: an unknown domain.
-        FileNotFoundError: the archive was not downloaded.
-    """
-    if domain not in DOMAINS:
-        raise KeyError(f"no domain {domain!r}; there are: {', '.join(DOMAINS)}")
-    inner = read_member(
-        cached(VADER), "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    )
-    raw = read_member(inner, f"hutto_ICWSM_2014/{DOMAINS[domain]}").decode("utf-8-sig")
-    texts, labels = [], []
-    for line in raw.splitlines():
-        _, score, text = line.split("\t", 2)
-        if abs(float(score)) >= threshold and text.strip():
-            texts.append(text.strip())
-            labels.append(int(float(score) > 0))
-    return LabelledTexts(tuple(texts), tuple(labels), ("negative", "positive"), domain)
 
 
 def samples() -> LabelledTexts:

@@ -79,7 +79,7 @@ class MaskedTexts:
         if "[MASK]" not in self.tokenizer.special:
             raise ValueError(
                 "the tokenizer has no special token [MASK]; train one that has it: "
-                'train_tokenizer(..., extra=("[MASK]",))'
+                "train_tokenizer(..., bert=True)"
             )
         if self.whole_words and not self.goes_on.any():
             raise ValueError(

@@ -15,7 +15,8 @@ def pack(texts: EncodedTexts, n: int, end_id: int) -> EncodedTexts:
 
     No block has padding, and no token is lost but the last few that fill no block. A text may be
     cut by the end of a block and go on in the next; a block may hold the end of one text and all
-    of another, which the model may then attend to. The end token tells it that they are two.
+    of another, which the model may then attend to. The end token tells it that they are two. For
+    masking, `end_id` is that of [SEP], which BERT's tokenizers have put there already.
 
     Raises:
         ValueError: all texts together do not fill one block.

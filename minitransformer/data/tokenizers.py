@@ -56,11 +56,7 @@ class Tokenizer:
         backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         backend.decoder = decoders.WordPiece()
-        backend.post_processor = processors.TemplateProcessing(
-            single="[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[(t, vocab[t]) for t in ("[CLS]", "[SEP]")],
-        )
+        backend.post_processor = framed(vocab["[CLS]"], vocab["[SEP]"])
         backend.add_special_tokens(
             [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab]
         )
@@ -153,6 +149,15 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
+
+
+def framed(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
+    """BERT's frame: [CLS] before a text, [SEP] after it, and between the two texts of a pair."""
+    return processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+    )
 
 
 def encode(

