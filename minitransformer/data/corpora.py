@@ -1,6 +1,7 @@
 """What a model is pretrained on: the texts of a domain, and none that any model is tested on."""
 
 from collections.abc import Iterable
+from functools import cache
 
 from .datasets import LabelledTexts
 from .domains import DOMAINS, distinct, load, newspaper
@@ -46,6 +47,7 @@ def plain_texts(name: str) -> Iterable[str]:
     return newspaper() if name == "newspaper" else load(name, threshold=0.0).texts
 
 
-def tested() -> list[str]:
+@cache
+def tested() -> tuple[str, ...]:
     """Every text of a validation or test split."""
-    return [text for name in DOMAINS for part in splits(name)[1:] for text in part.texts]
+    return tuple(text for name in DOMAINS for part in splits(name)[1:] for text in part.texts)

@@ -400,9 +400,9 @@ def test_negative_seeds_and_the_order_of_the_texts():
 def test_bad_requests():
     with pytest.raises(ValueError, match="share=0"):
         MaskedTexts(TEXTS, TOKENIZER, 0.0)
-    with pytest.raises(ValueError, match=r'extra=\("\[MASK\]",\)'):
+    with pytest.raises(ValueError, match="bert=True"):
         MaskedTexts(TEXTS, mt.data.train_tokenizer(["abc"], "characters"))
-    letters = mt.data.train_tokenizer(["abc"], "characters", extra=("[MASK]",))
+    letters = mt.data.train_tokenizer(["abc"], "characters", bert=True)
     with pytest.raises(ValueError, match="no word pieces"):
         MaskedTexts(EncodedTexts(((5, 6),), None, 0), letters, whole_words=True)
     with pytest.raises(ValueError, match=r"text 1 \(counted from 0\) has no token but special"):
@@ -411,15 +411,12 @@ def test_bad_requests():
 
 def test_a_tokenizer_of_ones_own_for_a_bert():
     for kind, size in (("characters", 0), ("bytes", 300)):
-        tokenizer = mt.data.train_tokenizer(
-            ["abc de"], kind, size, around=("[CLS]", "[SEP]"), extra=("[MASK]",)
-        )
+        tokenizer = mt.data.train_tokenizer(["abc de"], kind, size, bert=True)
         assert list(tokenizer.special.items()) == [
-            ("[PAD]", 0), ("[UNK]", 1), ("[START]", 2), ("[END]", 3), ("[CLS]", 4), ("[SEP]", 5),
-            ("[MASK]", 6),
+            ("[PAD]", 0), ("[UNK]", 1), ("[CLS]", 2), ("[SEP]", 3), ("[MASK]", 4),
         ]  # fmt: skip
         ids = tokenizer.encode("bad")
-        assert (ids[0], ids[-1]) == (4, 5) and min(ids[1:-1]) > 6
+        assert (ids[0], ids[-1]) == (2, 3) and min(ids[1:-1]) > 4
         assert tokenizer.decode(ids) == "bad"
         again = Tokenizer.from_json(tokenizer.to_json())
         assert again.encode("bad") == ids and again.special == tokenizer.special

@@ -12,9 +12,9 @@ from minitransformer.data import EncodedTexts, MaskedBatch, MaskedTexts, pad
 from minitransformer.training.objectives import causal_lm_loss, masked_lm_loss, objective_of
 from minitransformer.training.pretrain import masked_scores, mean_loss
 
-VOCAB, MASK = 23, 5
+VOCAB, MASK = 23, 4
 TOKENIZER = mt.data.train_tokenizer(
-    ["abcdefghijklmnopq"], "characters", around=("[START]", "[END]"), extra=("[CLS]", "[MASK]")
+    ["abcdefghijklmnopq"], "characters", bert=True, extra=("[END]",)
 )
 
 Loss = Callable[[torch.nn.Module, MaskedBatch], torch.Tensor]
