@@ -29,7 +29,7 @@ ROOMS = [
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(mt.__path__, "minitransformer.")
-    if "__main__" not in m.name
+    if "__main__" not in m.name and "nursery" not in m.name  # importing that copies the package
 )
 
 
