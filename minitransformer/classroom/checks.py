@@ -54,6 +54,7 @@ from .gradient_checks import (  # noqa: F401  (exercises of their own file)
 )
 from .objective_checks import corrupt_spans, mask_tokens, masked_loss  # noqa: F401
 from .sampling_checks import temperature, top_p  # noqa: F401
+from .token_checks import best_pair, merge_pair, word_pieces  # noqa: F401
 from .transformer_checks import encoder_decoder, shift_right, target_loss  # noqa: F401
 
 # --- Attention --------------------------------------------------------------------------------

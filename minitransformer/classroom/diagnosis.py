@@ -229,7 +229,9 @@ def crash(student: Callable, error: Exception, inputs: Inputs, case: str) -> str
     said = [f"It does not run (case: {case}). {type(error).__name__}: {error}"]
     said += [*line_of(student, error), limits.usual_cause(error)]
     given = ", ".join(
-        f"{name} {tuple(a.shape)}" for name, a in inputs.items() if isinstance(a, Tensor)
+        f"{name} {tuple(a.shape) if isinstance(a, Tensor) else repr(a)}"
+        for name, a in inputs.items()
+        if isinstance(a, Tensor | str)
     )
     said.append(f"It was called with {given}.")
     return "\n\n".join(part for part in said if part)
