@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from minitransformer.__main__ import main
-from minitransformer.classroom import checks, measure, mutants
+from minitransformer.classroom import checks, counterparts, measure, mutants
 from minitransformer.classroom.diagnosis import Mistake
 
 EXERCISES = checks.exercises()
 
 
-@pytest.mark.parametrize("name", [*mutants.ROWS, *mutants.FUNCTIONS])
+@pytest.mark.parametrize("name", [*mutants.ROWS, *counterparts.FUNCTIONS])
 def test_every_known_mistake_is_caught_by_the_packages_own_tests(name):
     """Planted in the ledger's row, or beside the package's function; what is right is not refused."""
     found = measure.Measured(name, len(EXERCISES[name].mistakes))
