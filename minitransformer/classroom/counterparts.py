@@ -88,7 +88,7 @@ FUNCTIONS: dict[str, Answer] = {
     "corrupt_spans": source_of_spans,
     "warmup_then_linear": scheduled,
     "chance_loss": lambda n: number(symptoms.chance_loss(n)),
-    "leaks": lambda block, x, t: number(symptoms.leak(block, x, t) > EXACT),
+    "leaks": lambda block, x, t: number(float(symptoms.leak(block, x, t) > EXACT)),
     "split_c_attn": lambda c_attn: torch.stack([W.mT for W in gpt2.split_c_attn(c_attn)]),
 }
 """For an exercise without a row what the package does in its place."""

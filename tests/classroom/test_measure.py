@@ -42,6 +42,8 @@ def test_the_list_has_every_mistake_with_its_term(capsys):
 def test_an_unknown_exercise_lists_those_there_are(capsys):
     assert main(["mistakes", "atention"]) == 2
     assert "no exercise 'atention'; there are: " in capsys.readouterr().err
+    assert main(["mistakes", "diagnoses"]) == 2
+    assert "diagnoses asks for names" in capsys.readouterr().err
 
 
 def test_a_mistake_that_nothing_notices_and_one_that_is_misnamed_show(monkeypatch, capsys):
