@@ -43,6 +43,9 @@ quick: $(READY) $(DATA)  ## run the tests without the notebooks
 verify: $(READY)  ## check every formula and print the ledger
 	$(BIN)/python -m minitransformer verify
 
+mistakes: $(READY)  ## make every mistake that the exercises know, and see it named
+	$(BIN)/python -m minitransformer mistakes
+
 lab: $(READY) $(DATA)  ## open the notebooks in JupyterLab
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
@@ -61,4 +64,4 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##[ ]*/\1|/' | \
 		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-.PHONY: setup data notebooks exercises test quick verify lab bench lint clean help
+.PHONY: setup data notebooks exercises test quick verify mistakes lab bench lint clean help

@@ -235,7 +235,9 @@ def test_finetune_refuses_a_foreign_folder_before_it_trains(
     """An hour of training must not end in a message about the folder."""
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
-    monkeypatch.setattr("minitransformer.__main__.finetune", lambda *a, **k: pytest.fail("trained"))
+    monkeypatch.setattr(
+        "minitransformer.commands.finetune.finetune", lambda *a, **k: pytest.fail("trained")
+    )
     out = str(tmp_path / "thesis")
     assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 2
     assert "not a model's folder; choose another name" in capsys.readouterr().err

@@ -167,9 +167,11 @@ class HearsPadding(MultiHeadAttention):
 class NoResiduals(DecoderBlock):
     """Each sublayer for itself."""
 
-    def forward(self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None):
+    def forward(
+        self, y, keep=None, memory=None, memory_keep=None, bias=None, cache=None, last=None
+    ):
         y = self.attention(self.norm_1(y), keep=keep, causal=True)
-        return self.feed_forward(self.norm_2(y))
+        return self.feed_forward(self.norm_2(y if last is None else y[:, -last:]))
 
 
 def instead(old: type, new: type) -> Callable[[Patient], None]:

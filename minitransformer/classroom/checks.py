@@ -400,17 +400,22 @@ encoder_block = Exercise(
 
 
 def exercises() -> dict[str, Exercise]:
-    """All exercises by name."""
-    return {name: e for name, e in globals().items() if isinstance(e, Exercise)}
+    """All exercises by name: those that know wrong answers to a formula."""
+    return {name: e for name, e in every().items() if isinstance(e, Exercise)}
 
 
-def __getattr__(name: str) -> Exercise:
+def every() -> dict[str, Exercise | Quiz]:
+    """All that a sheet may ask for, by name."""
+    return {name: e for name, e in globals().items() if isinstance(e, Exercise | Quiz)}
+
+
+def __getattr__(name: str) -> Exercise | Quiz:
     # Only for names that this module does not have.
-    near = get_close_matches(name, exercises(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(exercises())}"
+    near = get_close_matches(name, every(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(every())}"
     raise AttributeError(f"no exercise {name!r}; {hint}")
 
 
 def __dir__() -> list[str]:
     # What a student who types `mt.check.` and a tab wants to see.
-    return sorted(name for name, e in globals().items() if isinstance(e, Exercise | Quiz))
+    return sorted(every())

@@ -15,9 +15,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from .checks import exercises
+from .checks import every, exercises
+from .counterparts import FUNCTIONS
 from .diagnosis import EXACT, SEED, Exercise, Mistake, Result, distance, pairs
-from .mutants import FUNCTIONS, ROWS, caught
+from .mutants import ROWS, caught
 
 SEEDS = (SEED, SEED + 1, SEED + 2)
 
@@ -170,8 +171,11 @@ def catalogue(names: list[str] | None = None) -> Catalogue:
 
 def chosen(names: list[str] | None) -> dict[str, Exercise]:
     """The exercises of these names, or all."""
-    every = exercises()
+    known = exercises()
     for name in names or ():
-        if name not in every:
-            raise KeyError(f"no exercise {name!r}; there are: {', '.join(every)}")
-    return {name: every[name] for name in names or every}
+        if name in known:
+            continue
+        if name in every():
+            raise KeyError(f"{name} asks for names, not for a formula: it has no list of mistakes")
+        raise KeyError(f"no exercise {name!r}; there are: {', '.join(known)}")
+    return {name: known[name] for name in names or known}

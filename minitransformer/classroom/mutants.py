@@ -1,8 +1,7 @@
 r"""The known mistakes, planted in the package: would its own tests see them?
 
-An exercise asks for a formula that has a row in the ledger, or for what a function of the package
-does. `ROWS` puts a student's version in the place of the package's code, as a row that `verify` can
-run; `FUNCTIONS` calls the package's function in the way that the exercise calls the student's.
+Most exercises ask for a formula that has a row in the ledger. `ROWS` puts a student's version in the
+place of the package's code, as a row that `verify` can run.
 """
 
 from collections.abc import Callable
@@ -19,14 +18,9 @@ from ..formulas.ledger import LEDGER, Formula, Inputs
 from ..formulas.model_gradients import Stack
 from ..formulas.rows import HUGE
 from ..formulas.verify import SEED, measure
-from ..inference.generation import next_token_probabilities
 from ..model.decoder_rows import crossing, our_causal
 from ..model.model_rows import CONFIG, SOURCE_TABLE, switches_of, torch_embed
 from ..model.rows import ATTENTION, EPS, HEADS, our_attention, our_feed_forward
-from ..pretrained import gpt2
-from ..training.lora import LoRALinear
-from ..training.objectives import shift_right
-from ..training.strategies import GradualUnfreezing, Progress
 from .checks import block_reference
 from .decoder_checks import block_reference as decoder_block_reference
 from .mistakes import merge_heads, split_heads
@@ -181,6 +175,11 @@ def loss(f: Answer) -> Formula:
     return plant("cross_entropy", ours, cases=("plain", "ignored positions"))
 
 
+def masked_loss(f: Answer) -> Formula:
+    """The same texts of four: what the row ignores is not chosen, and real all the same."""
+    return loss(lambda logits, targets, chosen: f(logits, targets, chosen, chosen | True))
+
+
 def adamw(f: Answer) -> Formula:
     def ours(theta: Tensor, **rest: Any) -> tuple[Tensor, ...]:
         return tuple(a.view_as(theta) for a in f(theta, **rest).chunk(3))
@@ -231,8 +230,10 @@ ROWS: dict[str, Callable[[Answer], tuple[Formula, ...]]] = {
     ),
     "decoder_block": lambda f: (decoder_block(f, "post"), decoder_block(f, "pre")),
     "encoder_decoder": lambda f: (encoder_decoder(f),),
+    "mean_pool": lambda f: (plant("mean_pool", f),),
     "relative_bucket": lambda f: (buckets(f),),
     "target_loss": lambda f: (loss(f),),
+    "masked_loss": lambda f: (masked_loss(f),),
     "adamw_step": lambda f: (adamw(f),),
     "softmax_backward": lambda f: (
         backward("softmax", lambda d, scores, keep: f(d, ops.softmax(scores, keep))),
@@ -241,22 +242,3 @@ ROWS: dict[str, Callable[[Answer], tuple[Formula, ...]]] = {
     "attention_backward": lambda f: (backward("attention", f),),
 }
 """For an exercise the rows of its formula, with this answer in the place of the package's code."""
-
-
-def low_rank(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
-    linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
-    state = {"linear.weight": W, "A": A, "B": B}
-    return torch.func.functional_call(LoRALinear(linear, len(A), alpha), state, (x,))
-
-
-FUNCTIONS: dict[str, Answer] = {
-    "shift_right": shift_right,
-    "temperature": next_token_probabilities,
-    "top_p": lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p),
-    "lora": low_rank,
-    "gradual_rates": lambda n_layers, step, steps: torch.tensor(
-        GradualUnfreezing(every=None).rates(n_layers, Progress(step, steps, 0))
-    ),
-    "split_c_attn": lambda c_attn: torch.stack([W.mT for W in gpt2.split_c_attn(c_attn)]),
-}
-"""For an exercise without a row what the package does in its place."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .checks import exercises
+from .checks import every, exercises
 from .diagnosis import Result
 from .grade import NO_SHEET, Grade
 
@@ -179,7 +179,7 @@ def to_talk_about(grades: Sequence[Grade]) -> str:
 
 def one_student(student: str, grades: Sequence[Grade]) -> str:
     """What the checks said to this student's functions."""
-    known = exercises()
+    known = every()
     parts = [f"<h3 id='{escape(student, quote=True)}'>{escape(student)}</h3>"]
     for note in dict.fromkeys(g.note for g in grades if g.note):
         parts.append(f"<p class='note'>{escape(note)}</p>")

@@ -63,7 +63,7 @@ def work(job: Job, channel: Connection) -> None:
     def say(**what: Any) -> None:
         channel.send_bytes(json.dumps({"token": job.token, **what}).encode())
 
-    exercises = checks.exercises()
+    exercises = checks.every()
     students = STUDENTS_COPY or second_copy()
     take_out()
     sys.modules.update(students)
@@ -83,7 +83,10 @@ def work(job: Job, channel: Connection) -> None:
         try:
             if function in namespace:
                 answer["uses"] = borrowed(namespace[function])
-                result = exercises[name](namespace[function])
+                check = exercises[name]
+                # What speaks against a wrong diagnosis takes trainings; a table has no use for it.
+                quick = {"measured": False} if isinstance(check, checks.Quiz) else {}
+                result = check(namespace[function], **quick)
                 answer |= {"passed": result.passed, "mistakes": result.mistakes}
                 answer["message"] = result.message
             else:

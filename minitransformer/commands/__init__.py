@@ -1,1 +1,1 @@
-"""Commands that are too long for `__main__`: one module each, with `add` and `run`."""
+"""The commands of the command line: one module each, with `add` and `run`."""

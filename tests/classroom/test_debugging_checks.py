@@ -133,6 +133,9 @@ def test_some_names_at_a_time():
     ("answer", "said"),
     [
         (lambda: {"Z": "no shift"}, "There is no patient 'Z'."),
+        (lambda: {"AB": "no shift"}, "There is no patient 'AB'."),
+        (lambda: {1: "no shift"}, "There is no patient 1."),
+        (lambda: {"A": ["no shift"]}, "No mistake is called ['no shift']."),
         (lambda: {"A": "no shifts"}, "Did you mean 'no shift'?"),
         (lambda: {"A": "x"}, "There are: body is frozen, dropout stays on"),
         (lambda: None, "must return a dictionary"),
@@ -158,3 +161,23 @@ def test_diagnoses_that_crash_are_told_where():
     result = mt.check.diagnoses(names)
     assert not result.passed
     assert "NameError" in result.message and "undefined_name" in result.message
+
+
+def test_diagnoses_without_end_are_stopped(monkeypatch):
+    monkeypatch.setattr(debugging_checks.limits, "SECONDS", 0.2)
+
+    def names():
+        while True:
+            pass
+
+    result = mt.check.diagnoses(names)
+    assert not result.passed and "Stopped after 0 seconds" in result.message
+
+
+def test_for_a_table_nobody_is_examined(monkeypatch):
+    """A class of thirty would wait for the same trainings thirty times."""
+    monkeypatch.setattr(clinic, "chart", lambda letter: pytest.fail("examined"))
+    assert mt.check.diagnoses(lambda: RIGHT, measured=False).passed
+    result = mt.check.diagnoses(lambda: {"A": RIGHT["B"], "B": RIGHT["B"]}, measured=False)
+    assert result.mistakes == (f"A taken for {RIGHT['B']!r}",)
+    assert result.message.startswith(f"A is not a case of {RIGHT['B']!r}.\n\nRight: B.")

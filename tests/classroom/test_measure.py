@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 
 from minitransformer.__main__ import main
-from minitransformer.classroom import checks, measure, mutants
+from minitransformer.classroom import checks, counterparts, measure, mutants
 from minitransformer.classroom.diagnosis import Mistake
 
 EXERCISES = checks.exercises()
 
 
-@pytest.mark.parametrize("name", [*mutants.ROWS, *mutants.FUNCTIONS])
+@pytest.mark.parametrize("name", [*mutants.ROWS, *counterparts.FUNCTIONS])
 def test_every_known_mistake_is_caught_by_the_packages_own_tests(name):
     """Planted in the ledger's row, or beside the package's function; what is right is not refused."""
     found = measure.Measured(name, len(EXERCISES[name].mistakes))
@@ -42,6 +42,8 @@ def test_the_list_has_every_mistake_with_its_term(capsys):
 def test_an_unknown_exercise_lists_those_there_are(capsys):
     assert main(["mistakes", "atention"]) == 2
     assert "no exercise 'atention'; there are: " in capsys.readouterr().err
+    assert main(["mistakes", "diagnoses"]) == 2
+    assert "diagnoses asks for names" in capsys.readouterr().err
 
 
 def test_a_mistake_that_nothing_notices_and_one_that_is_misnamed_show(monkeypatch, capsys):

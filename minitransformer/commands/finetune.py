@@ -1,0 +1,76 @@
+"""`python -m minitransformer finetune`: labelled texts become a classifier."""
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from .. import data
+from ..data.domains import DOMAINS
+from ..model.heads import SequenceClassifier
+from ..pretrained import save_pretrained
+from ..pretrained.checkpoints import refuse_foreign
+from ..training.evaluate import evaluate
+from ..training.finetune import finetune
+from ..training.plan import plan
+from ..training.precision import Precision
+from ..training.strategies import STRATEGIES, named
+from .reading import TABLE, load_encoder, read_labelled
+
+
+def add(commands: Any) -> None:
+    """Put the command and its options into the parser."""
+    p = commands.add_parser(
+        "finetune",
+        help="train a classifier on your texts",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog="example: python -m minitransformer finetune --data reviews.csv --out my-model",
+    )
+    p.add_argument("--data", required=True, help=f"{TABLE}; or a domain: {', '.join(DOMAINS)}")
+    p.add_argument("--out", required=True, help="folder to write the model to")
+    p.add_argument(
+        "--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model"
+    )
+    p.add_argument("--strategy", default="full", metavar="NAME[:NUMBER]",
+                   help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 the last two, lora:8 rank 8")  # fmt: skip
+    p.add_argument("--pooling", choices=("mean", "cls"), default="mean",
+                   help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
+    p.add_argument("--epochs", type=int, default=3, help="passes over the data")
+    p.add_argument("--lr", type=float, help="learning rate; the strategy's own if not given")
+    p.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
+    p.add_argument(
+        "--max-length", type=int, help="cut texts to so many tokens; the model's if not given"
+    )
+    p.add_argument("--precision", choices=get_args(Precision), default="auto",
+                   help="of matrix products; auto is bfloat16 on a CPU that has it, else medium")  # fmt: skip
+    p.add_argument(
+        "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
+    )
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """From a file of labelled texts to a folder with a model, and its figures on unseen texts."""
+    if args.epochs < 1 or args.batch_size < 1:
+        raise ValueError("--epochs and --batch-size must be at least 1")
+    refuse_foreign(Path(args.out))  # now, not after an hour of training
+    strategy, labelled = named(args.strategy), read_labelled(args.data)
+    train, valid, test = labelled.split(seed=args.seed)
+    encoder, tokenizer = load_encoder(args.model)
+    torch.manual_seed(args.seed)
+    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
+    encoded = [data.encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
+    print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
+    print(plan(model, strategy, epochs=args.epochs, lr=args.lr), "\n")
+    history = finetune(
+        model, encoded[0], encoded[1], strategy, epochs=args.epochs, lr=args.lr,
+        batch_size=args.batch_size, seed=args.seed, precision=args.precision,
+    )  # fmt: skip
+    print(history)
+    folder = save_pretrained(model, tokenizer, args.out)
+    metrics = evaluate(model, encoded[2])
+    print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")
+    print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")
+    print(f'  python -m minitransformer predict {folder} "{test.texts[0]}"')
+    return 0

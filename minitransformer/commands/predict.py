@@ -1,0 +1,58 @@
+"""`python -m minitransformer predict`: texts get labels."""
+
+import argparse
+import csv
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from .. import data
+from ..data.datasets import read_texts
+from ..training.evaluate import predict
+from .reading import load_classifier
+
+
+def add(commands: Any) -> None:
+    """Put the command and its options into the parser."""
+    p = commands.add_parser("predict", help="label texts with a trained model")
+    p.add_argument("model", help="folder that finetune wrote")
+    p.add_argument("texts", nargs="*", help="texts, each in quotes")
+    p.add_argument(
+        "--file", help="texts to label: .csv, .tsv, .jsonl with a column text, or one a line"
+    )
+    p.add_argument("--out", help="write a CSV (text, label, probability) instead of printing")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Label texts."""
+    texts = [*args.texts, *(read_texts(args.file) if args.file else [])]
+    if not texts:
+        raise ValueError('give texts in quotes, or --file: predict my-model "I liked it"')
+    model, tokenizer = load_classifier(args.model)
+    encoded = data.encode(texts, tokenizer)
+    probabilities = predict(model, encoded, progress=len(texts) > 500).softmax(-1)
+    rows = [
+        (text, model.labels[int(p.argmax())], f"{p.max():.3f}")
+        for text, p in zip(texts, probabilities, strict=True)
+    ]
+    if args.out:
+        write_csv(Path(args.out), [("text", "label", "probability"), *rows])
+        print(f"{len(rows)} texts labelled in {args.out}")
+    else:
+        width = max(len(label) for _, label, _ in rows)
+        for text, label, p in rows:
+            print(f"{label:{width}}  {p}  {text}")
+    return 0
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
+    """Write beside the target, then rename: a crash leaves no half file."""
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, prefix=f".{path.name}-", newline="", encoding="utf-8", delete=False
+    ) as draft:
+        csv.writer(draft).writerows(rows)
+    os.umask(mask := os.umask(0))  # the only way to read it
+    os.chmod(draft.name, 0o666 & ~mask)  # a temporary file is its owner's alone
+    os.replace(draft.name, path)

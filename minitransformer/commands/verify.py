@@ -1,0 +1,23 @@
+"""`python -m minitransformer verify`: whether every formula holds."""
+
+import argparse
+from typing import Any
+
+from ..formulas.verify import verify
+
+
+def add(commands: Any) -> None:
+    """Put the command and its options into the parser."""
+    p = commands.add_parser(
+        "verify", help="check every formula of the ledger; exit 1 if one is off"
+    )
+    p.add_argument("formulas", nargs="*", help="ids such as attention layer_norm; all by default")
+    p.add_argument("--seed", type=int, default=20171206, help="of the random inputs")
+    p.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the ledger."""
+    found = verify(args.formulas or None, args.seed)
+    print(found)
+    return 0 if found.ok else 1
