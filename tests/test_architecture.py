@@ -26,10 +26,11 @@ ROOMS = [
     "commands",
     "__main__",
 ]
+# The nursery loads the whole package a second time, which is for a process of its own.
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(mt.__path__, "minitransformer.")
-    if "__main__" not in m.name
+    if not m.name.endswith(("__main__", "nursery"))
 )
 
 
