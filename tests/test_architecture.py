@@ -26,6 +26,7 @@ ROOMS = [
     "commands",
     "__main__",
 ]
+# The nursery loads the whole package a second time, which is for a process of its own.
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(mt.__path__, "minitransformer.")

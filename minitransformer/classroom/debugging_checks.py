@@ -1,5 +1,6 @@
 r"""The exercises of the notebook on debugging: two instruments, and the names of nine mistakes."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -226,6 +227,12 @@ leaks = NumberExercise(
             "float64 rounding is below 1e-12.",
             {"tolerance": 1e-1},
         ),
+        Mistake(
+            "that never fires",
+            "> 0",
+            "It lets every block pass. Try it on one of which you know that it looks ahead.",
+            {"tolerance": math.inf},
+        ),
     ),
     properties={
         "the answer is True or False": yes_or_no,
@@ -290,7 +297,8 @@ class Quiz:
         named = {k: v for k, v in names.items() if v is not None}
         wrong = {k: v for k, v in named.items() if v != right[k]}
         if named == right:
-            return Result(self.title, True, "\n\n".join(map(treated, right)) if measured else "")
+            said = "\n\n".join(map(treated, right)) if measured else "Every patient is named."
+            return Result(self.title, True, said)
         said = [
             f"{letter} is not a case of {name!r}"
             + (f": {contradiction(clinic.chart(letter), name)}" if measured else ".")

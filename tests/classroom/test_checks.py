@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
-from minitransformer.classroom import checks
+from minitransformer.classroom import checks, limits
 from minitransformer.classroom.diagnosis import Exercise
 
 EXERCISES = checks.exercises()
@@ -143,7 +143,8 @@ def block_in_one_loop(x, attention, feed_forward, norm_1, norm_2, norm_position)
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("seed", SEEDS)
-def test_right_answers_pass_however_written(name, answer, seed):
+def test_right_answers_pass_however_written(name, answer, seed, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 60.0)  # the machine may be busy, and loops are slow
     result = EXERCISES[name](answer, seed)
     assert result.passed, result
     assert "gradients to" in result.message

@@ -4,13 +4,16 @@ Each computes its formula in another way than the package: loops, einsum, torch'
 products of batches, logarithms, autograd, another layout of the heads, views and copies of its own.
 """
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
+from minitransformer.classroom import limits
 
 # --- Attention ----------------------------------------------------------------------------------
 
@@ -356,6 +359,108 @@ def home_and_away_by_mask(accuracy):
     return torch.stack([accuracy[own].mean(), accuracy[~own].mean()])
 
 
+def pool_by_matmul(hidden, real):
+    """A text's vector is a product with weights that sum to one."""
+    weights = real.double() / real.sum(1, keepdim=True)
+    return (weights[:, None, :] @ hidden).squeeze(1)
+
+
+def pool_text_by_text(hidden, real):
+    return torch.stack([torch.mean(h[r], 0) for h, r in zip(hidden, real, strict=True)])
+
+
+def schedule_as_a_minimum(step, steps, warmup):
+    """The lower of two lines, which cross between the last step of the warm-up and the next."""
+    return min((step + 1) / warmup, 1 - max(step - warmup, 0) / (steps - warmup))
+
+
+def schedule_by_interpolation(step, steps, warmup):
+    return torch.from_numpy(
+        np.interp([step], [-1, warmup - 1, warmup, steps], [0.0, 1.0, 1.0, 0.0])
+    )
+
+
+# --- Pretraining objectives -----------------------------------------------------------------------
+
+
+def masking_by_arithmetic(ids, special, u, v, drawn, mask_id):
+    """What a token becomes, as one of three, picked by the place of v among the bounds."""
+    chosen = (u < 0.15).logical_and(special.logical_not())
+    what = torch.bucketize(v, torch.tensor([0.8, 0.9], dtype=v.dtype), right=True)
+    ways = torch.stack([torch.full_like(ids, mask_id), drawn, ids])
+    return ways.gather(0, what[None])[0] * chosen + ids * ~chosen
+
+
+def masking_in_place_on_a_copy(ids, special, u, v, drawn, mask_id):
+    """First all chosen ones drawn, then most of them masked, then the last ones put back."""
+    seen, chosen = ids.clone(), ~(special | (u >= 0.15))
+    seen[chosen] = drawn[chosen]
+    seen[chosen & (v < 0.8)] = mask_id
+    seen[chosen & (v >= 0.9)] = ids[chosen & (v >= 0.9)]
+    return seen
+
+
+def masked_loss_by_ignore_index(logits, targets, chosen, keep):
+    asked = targets.masked_fill(~chosen, -100)
+    return F.cross_entropy(logits.mT, asked)
+
+
+def masked_loss_by_weights(logits, targets, chosen, keep):
+    share = chosen.to(logits) / chosen.sum()
+    log_p = logits - logits.logsumexp(-1, keepdim=True)
+    asked = F.one_hot(targets, logits.shape[-1]) * share[..., None]
+    return -(asked * log_p).sum()
+
+
+def spans_by_groups(ids, noise, sentinels, pad_id):
+    """Runs of equal noise, each run of text kept and each run of noise replaced."""
+    source, number = [], 0
+    pairs = zip(ids.tolist(), noise.tolist(), strict=True)
+    for cut, run in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        source += [int(sentinels[number])] if cut else [token for token, _ in run]
+        number += cut
+    return torch.tensor(source + [pad_id] * (len(ids) - len(source)))
+
+
+def spans_by_cumulative_sum(ids, noise, sentinels, pad_id):
+    """As T5's own code: sentinels at the starts of spans, the rest of each span left out."""
+    starts = noise & ~F.pad(noise[:-1], (1, 0), value=False)
+    number = (starts.cumsum(0) - 1).clamp(min=0)
+    source = torch.where(starts, sentinels[number], ids)[starts | ~noise]
+    return F.pad(source, (0, len(ids) - len(source)), value=pad_id)
+
+
+# --- Debugging ------------------------------------------------------------------------------------
+
+
+def chance_by_cross_entropy(n):
+    return F.cross_entropy(torch.zeros(1, n, dtype=torch.float64), torch.tensor([n - 1]))
+
+
+def chance_as_a_difference(n):
+    return -(math.log(1) - math.log(n))
+
+
+def leaks_by_jacobian(block, x, t):
+    was = block.training
+    block.eval()
+    J = torch.autograd.functional.jacobian(lambda a: block(a)[:, :t].sum(-1), x)
+    block.train(was)
+    return bool(J[..., t:, :].any())
+
+
+def leaks_text_by_text(block, x, t):
+    """Each text continued as another one goes on, and compared over what both have."""
+    was = block.training
+    block.eval()
+    with torch.no_grad():
+        other = torch.cat([x[:, :t], x.flip(0)[:, t:].sin() * 7], dim=1)
+        same = all(torch.allclose(a[:t], b[:t], rtol=0, atol=1e-10)
+                   for a, b in zip(block(x), block(other), strict=True))  # fmt: skip
+    block.train(was)
+    return 0 if same else 1
+
+
 RIGHT = {
     "scaled_scores": [
         scores_by_baddbmm, scores_by_broadcast, scores_key_by_key, scores_not_contiguous,
@@ -387,12 +492,20 @@ RIGHT = {
     "lora": [lora_merged],
     "mean_and_error": [spread_by_differences],
     "in_and_out": [home_and_away_by_mask],
+    "mean_pool": [pool_by_matmul, pool_text_by_text],
+    "warmup_then_linear": [schedule_as_a_minimum, schedule_by_interpolation],
+    "mask_tokens": [masking_by_arithmetic, masking_in_place_on_a_copy],
+    "masked_loss": [masked_loss_by_ignore_index, masked_loss_by_weights],
+    "corrupt_spans": [spans_by_groups, spans_by_cumulative_sum],
+    "chance_loss": [chance_by_cross_entropy, chance_as_a_difference],
+    "leaks": [leaks_by_jacobian, leaks_text_by_text],
 }  # fmt: skip
 ANSWERS = [(name, answer) for name, answers in RIGHT.items() for answer in answers]
 
 
 @pytest.mark.parametrize(("name", "answer"), ANSWERS, ids=[a.__name__ for _, a in ANSWERS])
 @pytest.mark.parametrize("seed", [4, 5, 6])
-def test_a_right_answer_passes(name, answer, seed):
+def test_a_right_answer_passes(name, answer, seed, monkeypatch):
+    monkeypatch.setattr(limits, "SECONDS", 60.0)  # the machine may be busy, and loops are slow
     result = getattr(mt.check, name)(answer, seed)
     assert result.passed, result

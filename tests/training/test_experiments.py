@@ -136,7 +136,7 @@ t.ex.run(lab, t.GRID, sys.argv[1], progress=False)
 """
 
 
-def test_killed_at_any_moment_it_goes_on_without_loss_or_doubling(tmp_path):
+def test_killed_at_any_moment_it_goes_on_without_loss_or_doubling(lab, tmp_path):
     path = tmp_path / "results.jsonl"
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", SCRIPT, str(path)]
@@ -154,7 +154,7 @@ def test_killed_at_any_moment_it_goes_on_without_loss_or_doubling(tmp_path):
         now = path.read_text().splitlines()
         assert now[: len(kept)] == kept
         kept = [line for line in now if line.endswith("}}") or line.endswith("null}")]
-    subprocess.run(command, env=env, check=True)
+    ex.run(lab, GRID, path, progress=False)
     results = res.read(path)
     assert path.read_text().splitlines()[: len(kept)] == kept
     assert len({r.trial for r in results}) == len(results) == len(GRID)
