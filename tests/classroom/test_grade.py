@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from minitransformer.__main__ import main
-from minitransformer.classroom import grade, report, sheets
+from minitransformer.classroom import clinic, grade, report, sheets
+from minitransformer.classroom.broken import SEATS
 from minitransformer.classroom.grade import NO_SHEET, Grade
 
 EXERCISES = Path(__file__).parents[2] / "notebooks" / "exercises"
@@ -233,6 +234,26 @@ def test_the_page_has_the_class_its_mistakes_and_each_student(out, rows):
     assert "Every query shares out one unit among the keys" in text
     assert re.search(r"right\s+✓\s+✓\s+✓\s+3 of 3", text)
     assert (out / "mistakes.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_quiz_is_graded_by_its_names_alone(tmp_path):
+    """In seconds, though each answer to a student is made of trainings."""
+    sheet = "import minitransformer as mt\n# %%\ndef my_names():\n    raise NotImplementedError\n"
+    sheet = [*sheet.split("# %%\n"), "mt.check.diagnoses(my_names)"]
+    cells = [{"cell_type": "code", "source": source} for source in sheet]
+    (tmp_path / "sheets").mkdir()
+    (tmp_path / "sheets" / "20_quiz.ipynb").write_text(json.dumps({"cells": cells}))
+    right = dict(zip(clinic.PATIENTS, SEATS, strict=True))
+    for name, answer in {"right": right, "one": right | {"C": "no shift"}}.items():
+        handed = [sheet[0], sheet[1].replace("raise NotImplementedError", f"return {answer}")]
+        (tmp_path / f"{name}.py").write_text("# %%\n" + "\n# %%\n".join(handed))
+    handed_in = [tmp_path / "one.py", tmp_path / "right.py"]
+    one, all_right = grade.grade(handed_in, tmp_path / "sheets")
+    assert all_right.passed and not one.passed
+    assert one.mistakes == ("C taken for 'no shift'",) and one.seconds < 5
+    report.write([one, all_right], tmp_path / "out")
+    page = (tmp_path / "out" / "grades.html").read_text(encoding="utf-8")
+    assert "diagnoses, nine diagnoses" in page and "C taken for &#x27;no shift&#x27;" in page
 
 
 # --- Without running anything -----------------------------------------------------------------
