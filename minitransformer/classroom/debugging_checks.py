@@ -297,8 +297,8 @@ class Quiz:
         named = {k: v for k, v in names.items() if v is not None}
         wrong = {k: v for k, v in named.items() if v != right[k]}
         if named == right:
-            said = "\n\n".join(map(treated, right)) if measured else "Every patient is named."
-            return Result(self.title, True, said)
+            evidence = map(treated, right) if measured else ["Every patient is named."]
+            return Result(self.title, True, "\n\n".join(evidence))
         said = [
             f"{letter} is not a case of {name!r}"
             + (f": {contradiction(clinic.chart(letter), name)}" if measured else ".")
