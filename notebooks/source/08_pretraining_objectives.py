@@ -13,12 +13,14 @@
 #
 # This notebook shows all three on one sentence: what the model sees, what it is asked, and at which
 # places there is a loss. Well-known projects got each of them wrong at some time, in ways that train
-# without an error, so there are three exercises that know those ways.
+# without an error, so there are three exercises that know those ways. Then a small BERT is pretrained for
+# real, on Chinese reviews, and fine-tuned with few labels, beside a model that has read nothing.
 #
-# It covers section 2.1 of the article, how its pretrained models came to be. Sources: Radford et al.
-# 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020, section 3.
+# It covers section 2.1 of the article, how its pretrained models came to be, and part of 8.2, how many
+# labels that saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
+# section 3.
 #
-# *Runs in about a minute on two cores. Needs `make data` once.*
+# *Runs in about seven minutes on two cores. Needs `make data` once.*
 
 # %%
 import torch
@@ -530,7 +532,33 @@ for n, with_it, more in zip(LABELS, mean["pretrained"], gain, strict=True):
         rising = np.maximum.accumulate(mean["new"])
         needed = f"{np.exp(np.interp(with_it, rising, np.log(LABELS))):,.0f}"
     print(f"{n:5,} labels: {100 * more:+.1f} points; the new model would need {needed} labels")
-assert (gain > 0).all()
+assert gain.mean() > 0.005 and mean["TF-IDF"][-1] > mean["pretrained"][-1]
 
 # %% [markdown]
-# (to be written)
+# **It pays, and it is not enough.** Some minutes of reading are worth two to four points, less at three
+# thousand labels, and more labels than one would guess: what the pretrained model does with a thousand the
+# new one does not reach with three times as many in the same hundred steps. That is the article's promise,
+# at the size of a laptop. But counting characters beats both at every size. A million characters in a few
+# minutes teach which character fits; what makes a review a good one is spread over whole sentences, and
+# BERT read three billion words before it knew. Notebook 10 fine-tunes a model that has read much more, and
+# there counting loses.
+#
+# What it took to see the gain at all, on this machine:
+#
+# - *enough steps*: before the bend in the curve there is nothing to transfer;
+# - *the right texts*: the corpus is of the same kind as the task. Add the newspaper,
+#   `mt.data.corpus("chinese_reviews", "newspaper")`, three times the text, train as long, and see whether
+#   the gain is still there;
+# - *lengths that fit*: a model that was never shown a 65th position reads garbage there.
+#
+# A longer pretraining can be stopped and goes on, on the command line `python -m minitransformer pretrain
+# --objective masked --data chinese_reviews --tokenizer characters --out my-bert`, then with `--resume`.
+#
+# ## What to read next
+#
+# - **Notebook 09, one model, three families**: the three families in one piece of code; **notebook 10**, what
+#   a model gives that has read for real.
+# - Devlin et al. 2019, appendix C; Raffel et al. 2020, section 3, where objectives are compared at length;
+#   Wettig et al. 2023, "Should you mask 15 % in masked language modeling?"
+# - In the package: `minitransformer/data/masking.py`, `minitransformer/data/spans.py` and
+#   `minitransformer/training/objectives.py`.
