@@ -27,6 +27,15 @@ from minitransformer.training.history import History
 from minitransformer.training.loop import Recipe, endless
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As the killed processes have: with other numbers of threads sums are rounded otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """The same run without an interruption: model, history, folder."""
