@@ -20,7 +20,7 @@
 # labels that saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
 # section 3.
 #
-# *Runs in about seven minutes on two cores. Needs `make data` once.*
+# *Runs in about ten minutes on two cores. Needs `make data` once.*
 
 # %%
 import torch
@@ -516,8 +516,8 @@ for name, colour in zip(accuracy, ("C0", "C1", "black"), strict=True):
     ax.fill_between(LABELS, mean[name] - spread, mean[name] + spread, color=colour, alpha=0.15)
 ax.set(xscale="log", xlabel="labels", ylabel="test accuracy")
 ax.set_xticks(LABELS, [f"{n:,}" for n in LABELS])
-ax.minorticks_off()
 ax.legend(frameon=False)
+ax.minorticks_off()
 
 # %% [markdown]
 # In labels: with how many would the new model be as good? Between the measured sizes a straight line on
