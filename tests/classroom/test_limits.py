@@ -2,6 +2,7 @@
 
 import builtins
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -90,6 +91,25 @@ def test_what_was_stopped_leaves_nothing_behind(run):
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no such timer on Windows")
+@pytest.mark.parametrize("answer", ["Q @ K.mT / Q.shape[-1] ** 0.5", "forever()"])
+def test_a_profiler_goes_on_after_a_check_in_another_thread(answer):
+    """The interpreter must not be left with a request for an exception that never comes."""
+    script = f"""
+import sys, threading
+import minitransformer as mt
+from minitransformer.classroom import limits
+limits.SECONDS = 0.3
+def forever():
+    while True: pass
+thread = threading.Thread(target=lambda: mt.check.scaled_scores(lambda Q, K: {answer}))
+thread.start(), thread.join()
+def nothing(): pass
+sys.setprofile(lambda *_: None)
+for _ in range(1000): nothing()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
 def test_a_sleep_is_woken_and_an_outer_timer_goes_on():
     rings = []
     old = signal.signal(signal.SIGALRM, lambda *_: rings.append(1))

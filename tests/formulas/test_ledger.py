@@ -1,11 +1,9 @@
 """The ledger holds, and it can fail: planted mistakes are caught."""
 
-import ast
 import dataclasses
 import importlib
 import inspect
 import math
-import subprocess
 import sys
 
 import numpy as np
@@ -48,24 +46,21 @@ def test_verify_runs_every_formula_and_module():
     modules = ["formulas.ops", "formulas.positions", "formulas.adamw", "model.attention",
                "model.layers", "model.blocks", "model.transformer", "model.heads",
                "model.language_models"]  # fmt: skip
-    # A process of its own: a profiler slows down badly in one where checks were stopped before.
-    script = f"""
-import sys, minitransformer as mt
-files = {{sys.modules["minitransformer." + m].__file__: m for m in {modules}}}
-ran = set()
-def note(frame, event, argument):
-    if event == "call" and frame.f_code.co_filename in files:
-        ran.add((files[frame.f_code.co_filename], frame.f_code.co_qualname))
-sys.setprofile(note)
-mt.verify()
-sys.setprofile(None)
-print(sorted(ran))
-"""
-    said = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    ran = set(ast.literal_eval(said.stdout.splitlines()[-1]))
-    missed = {name for m in modules for name in defined_in(m) if (m, name) not in ran}
+    files = {sys.modules[f"minitransformer.{m}"].__file__: set() for m in modules}
+
+    def note(frame, event, argument):
+        if event == "call" and frame.f_code.co_filename in files:
+            files[frame.f_code.co_filename].add(frame.f_code.co_qualname)
+
+    before = sys.getprofile()
+    sys.setprofile(note)
+    try:
+        mt.verify()
+    finally:
+        sys.setprofile(before)
+    missed = {
+        name for m, ran in zip(modules, files.values(), strict=True) for name in defined_in(m) - ran
+    }
     assert missed <= {
         "padding_mask",
         "token_positions",
