@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(book, tmp_path, capsys, 
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("minitransformer.training.checkpointing.os.replace", full)
+        patch.setattr("os.replace", full)
         patch.setattr("minitransformer.commands.pretrain.write_whole", lambda *_: None)
         patch.setattr("os.fsync", full)
         assert pretrain("--texts", book, out=tmp_path / "gpt") == 2

@@ -23,6 +23,7 @@ from ..model.heads import SequenceClassifier
 from ..model.language_models import CausalLM
 from ..model.modes import in_evaluation_mode
 from ..model.transformer import Decoder, Encoder
+from ..training.loop import reproducible
 from ..training.objectives import causal_lm_loss, classification_loss
 
 Loss = Callable[[Any, Batch], Tensor]
@@ -113,8 +114,7 @@ def healthy(kind: str, seed: int = 0) -> Patient:
         vocab_size=vocab_size, d_model=32, n_heads=4, d_ff=64, max_len=64, pad_id=0,
         dropout=0.1, attention_dropout=0.0,
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with reproducible(seed):
         if kind == "writer":
             config = TransformerConfig.gpt2(**sizes, n_layers=2, start_id=3, eos_id=3)
             return Patient(
@@ -299,8 +299,7 @@ FAULTS = {
 def broken(name: str) -> Patient:
     """The healthy model of its kind with one mistake."""
     patient = healthy(FAULTS[name].kind)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with reproducible(0):
         FAULTS[name].change(patient)
     return patient
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Batch, pad
+from ..training.loop import reproducible
 from . import symptoms
 from .broken import SEATS, Patient, broken, healthy
 
@@ -204,8 +205,7 @@ def chart(name: str) -> Chart:
 
 def examine(make: Callable[[], Patient], name: str = "") -> Chart:
     """Every measurement, each training on a fresh copy: the same numbers each time."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with reproducible(0):
         fresh = make()
         measured = at_rest(fresh, make())
         few = one_batch(fresh)

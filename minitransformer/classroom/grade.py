@@ -86,7 +86,7 @@ def grade(
     """
     sheets = read_sheets(exercises)
     handed = collect(submissions, sheets)
-    hidden = {path for h in handed for path in (h.path,)}
+    hidden = {h.path for h in handed}
     hidden |= {*exercises.parent.glob("*.ipynb"), *exercises.parent.glob("source/*.py")}
     files = frozenset(os.path.realpath(path) for path in hidden)
     rows: list[Grade] = []

@@ -774,3 +774,41 @@ BLOCK_MISTAKES = (
         {"norms": "no norm_2"},
     ),
 )
+
+
+# --- Losses -----------------------------------------------------------------------------------
+
+
+def token_losses(logits: Tensor, targets: Tensor, p: str = "softmax") -> Tensor:
+    """-log p of each target, or what is taken for it."""
+    if p == "twice":
+        logits = logits.softmax(-1)
+    log_p = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    return -log_p.exp() if p == "without the logarithm" else -log_p
+
+
+def averaged(losses: Tensor, counted: Tensor, mean: str = "tokens") -> Tensor:
+    """The mean over the counted tokens, or what is taken for it."""
+    losses = losses * counted
+    if mean == "texts":
+        return (losses.sum(1) / counted.sum(1)).mean()
+    divisors: dict[str, Any] = {
+        "tokens": counted.sum(), "positions": counted.numel(), "batch": len(counted), "sum": 1,
+    }  # fmt: skip
+    return losses.sum() / divisors[mean]
+
+
+LOG_MISTAKES = (
+    Mistake(
+        "with the softmax taken twice",
+        "log p",
+        "cross_entropy takes logits and does the softmax itself.",
+        {"p": "twice"},
+    ),
+    Mistake(
+        "without the logarithm",
+        "log p",
+        "The mean of -log p, not of -p.",
+        {"p": "without the logarithm"},
+    ),
+)

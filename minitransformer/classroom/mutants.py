@@ -177,7 +177,7 @@ def loss(f: Answer) -> Formula:
 
 def masked_loss(f: Answer) -> Formula:
     """The same texts of four: what the row ignores is not chosen, and real all the same."""
-    return loss(lambda logits, targets, chosen: f(logits, targets, chosen, chosen | True))
+    return loss(lambda logits, targets, chosen: f(logits, targets, chosen, torch.ones_like(chosen)))
 
 
 def adamw(f: Answer) -> Formula:

@@ -13,6 +13,7 @@ from ..formulas import ops
 from ..formulas.ledger import Inputs
 from ..formulas.rows import BATCH
 from .diagnosis import Exercise, Mistake
+from .mistakes import LOG_MISTAKES, averaged, token_losses
 
 VOCAB, LENGTH = 31, 67
 
@@ -178,17 +179,13 @@ def masked_loss_variant(
     chosen: Tensor,
     keep: Tensor,
     counted: str = "chosen",
-    mean: str = "counted",
+    mean: str = "tokens",
     p: str = "softmax",
     shift: str = "none",
 ) -> Tensor:
     """The loss with a switch for what is counted, how it is averaged, and what is compared."""
     if shift == "next":
         logits, targets, chosen, keep = logits[:, :-1], targets[:, 1:], chosen[:, 1:], keep[:, 1:]
-    if p == "twice":
-        logits = logits.softmax(-1)
-    log_p = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
-    losses = -log_p.exp() if p == "without the logarithm" else -log_p
     where = {
         "chosen": chosen,
         "all": torch.ones_like(keep),
@@ -196,14 +193,10 @@ def masked_loss_variant(
         "not chosen": keep & ~chosen,
         "not token 0": chosen & (targets != 0),
     }[counted]
-    losses = losses * where
-    if mean == "texts":
-        return (losses.sum(1) / where.sum(1)).mean()
-    divisors: dict[str, Any] = {
-        "counted": where.sum(), "positions": where.numel(), "real": keep.sum(), "sum": 1,
-        "batch": len(keep),
-    }  # fmt: skip
-    return losses.sum() / divisors[mean]
+    losses = token_losses(logits, targets, p)
+    if mean == "real":
+        return averaged(losses, where, "sum") / keep.sum()
+    return averaged(losses, where, mean)
 
 
 M = "the mean over M, the chosen places"
@@ -271,18 +264,7 @@ masked_loss = Exercise(
             "The hidden token is asked for at its own place.",
             {"shift": "next"},
         ),
-        Mistake(
-            "with the softmax taken twice",
-            "log p",
-            "cross_entropy takes logits and does the softmax itself.",
-            {"p": "twice"},
-        ),
-        Mistake(
-            "without the logarithm",
-            "log p",
-            "The mean of -log p, not of -p.",
-            {"p": "without the logarithm"},
-        ),
+        *LOG_MISTAKES,
     ),
     next="Next: the head needs to be computed at those places only, which saves six sevenths of it.",
 )

@@ -12,6 +12,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..data.files import write_whole
 from .checks import every, exercises
 from .diagnosis import Result
 from .grade import NO_SHEET, Grade
@@ -36,15 +37,9 @@ def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
         "grades.html": page(grades, figure).encode(errors="replace"),
         "mistakes.png": figure,
     }
-    return [put(folder / name, content) for name, content in files.items()]
-
-
-def put(path: Path, content: bytes) -> Path:
-    """Write beside the target, then rename."""
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_bytes(content)
-    draft.replace(path)
-    return path
+    for name, content in files.items():
+        write_whole(folder / name, content)
+    return [folder / name for name in files]
 
 
 def first_sentence(message: str) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..data.batches import Batch, pad
 from ..model.modes import in_evaluation_mode
 from ..training.layers import layers_of
+from ..training.loop import reproducible
 
 Predict = Callable[[Batch], Tensor]
 Step = Callable[[Batch], float]
@@ -110,8 +111,7 @@ def piled_up(model: nn.Module, step: Step, batch: Batch) -> float:
     """
     norms = []
     for _ in range(2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # the same dropout both times
+        with reproducible(0):  # the same dropout both times
             step(batch)
         grads = [p.grad.norm() for p in model.parameters() if p.grad is not None]
         norms.append(float(torch.stack(grads).norm()))

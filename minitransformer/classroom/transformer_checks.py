@@ -4,7 +4,6 @@ The known mistakes are, as in `mistakes.py`, the formula written once with switc
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..formulas.ledger import Inputs
 from ..formulas.rows import BATCH, HEADS, KEYS, QUERIES
 from ..model.rows import D_MODEL, matrix
 from .diagnosis import EXACT, Exercise, Mistake, distance
-from .mistakes import multi_head_attention
+from .mistakes import LOG_MISTAKES, averaged, multi_head_attention, token_losses
 
 VOCAB = 11
 LENGTHS = (QUERIES, QUERIES - 3, 2)
@@ -151,25 +150,14 @@ def target_loss_variant(
         logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]
     if counted == "zeroed":
         logits = logits * keep[..., None]
-    if p == "twice":
-        logits = logits.softmax(-1)
-    log_p = logits.log_softmax(-1)
-    losses = -log_p.gather(-1, target[..., None])[..., 0]
-    if p == "without the logarithm":
-        losses = -log_p.exp().gather(-1, target[..., None])[..., 0]
+    losses = token_losses(logits, target, p)
     if counted == "without the end":
         keep = keep & (keep.cumsum(1) < keep.sum(1, keepdim=True))
     if counted == "by id":
         keep = target != 0
     if counted in ("all", "zeroed"):
         keep = torch.ones_like(keep)
-    losses = losses * keep
-    if mean == "examples":
-        return (losses.sum(1) / keep.sum(1)).mean()
-    divisors: dict[str, Any] = {
-        "tokens": keep.sum(), "positions": keep.numel(), "batch": len(keep), "sum": 1,
-    }  # fmt: skip
-    return losses.sum() / divisors[mean]
+    return averaged(losses, keep, mean)
 
 
 N = "the mean over the N real tokens"
@@ -213,7 +201,7 @@ target_loss = Exercise(
             N,
             "So a token of a short target counts more than one of a long target, and the same "
             "tokens batched otherwise have another loss. Add up all, divide once.",
-            {"mean": "examples"},
+            {"mean": "texts"},
         ),
         Mistake(
             "divided by the number of positions, padding included",
@@ -234,18 +222,7 @@ target_loss = Exercise(
             "The decoder's input was shifted already: logits and target belong together as they are.",
             {"shift": "again"},
         ),
-        Mistake(
-            "with the softmax taken twice",
-            "log p",
-            "cross_entropy takes logits and does the softmax itself.",
-            {"p": "twice"},
-        ),
-        Mistake(
-            "without the logarithm",
-            "log p",
-            "The mean of -p, not of -log p.",
-            {"p": "without the logarithm"},
-        ),
+        *LOG_MISTAKES,
     ),
     next="Next: the two halves together, and which mask goes where.",
 )

@@ -2,13 +2,13 @@
 
 import argparse
 import csv
-import os
-import tempfile
+import io
 from pathlib import Path
 from typing import Any
 
 from .. import data
 from ..data.datasets import read_texts
+from ..data.files import write_whole
 from ..training.evaluate import predict
 from .reading import load_classifier
 
@@ -38,21 +38,12 @@ def run(args: argparse.Namespace) -> int:
         for text, p in zip(texts, probabilities, strict=True)
     ]
     if args.out:
-        write_csv(Path(args.out), [("text", "label", "probability"), *rows])
+        table = io.StringIO(newline="")
+        csv.writer(table).writerows([("text", "label", "probability"), *rows])
+        write_whole(Path(args.out), table.getvalue().encode())
         print(f"{len(rows)} texts labelled in {args.out}")
     else:
         width = max(len(label) for _, label, _ in rows)
         for text, label, p in rows:
             print(f"{label:{width}}  {p}  {text}")
     return 0
-
-
-def write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
-    """Write beside the target, then rename: a crash leaves no half file."""
-    with tempfile.NamedTemporaryFile(
-        "w", dir=path.parent, prefix=f".{path.name}-", newline="", encoding="utf-8", delete=False
-    ) as draft:
-        csv.writer(draft).writerows(rows)
-    os.umask(mask := os.umask(0))  # the only way to read it
-    os.chmod(draft.name, 0o666 & ~mask)  # a temporary file is its owner's alone
-    os.replace(draft.name, path)

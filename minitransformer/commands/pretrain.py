@@ -12,13 +12,14 @@ import torch
 from .. import data
 from ..data.datasets import lines_of, read_texts, read_utf8
 from ..data.domains import DOMAINS
+from ..data.files import write_whole
 from ..data.vocabulary import Kind
 from ..model.config import TransformerConfig
 from ..model.language_models import CausalLM, MaskedLM
 from ..model.transformer import Decoder, Encoder
 from ..pretrained import save_pretrained
 from ..pretrained.checkpoints import TRAINING, find_files, read_tokenizer, refuse_foreign
-from ..training.checkpointing import refuse_existing, write_whole
+from ..training.checkpointing import refuse_existing
 from ..training.optim import SCHEDULES
 from ..training.parallel import joined, place
 from ..training.precision import Precision

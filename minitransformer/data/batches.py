@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -112,6 +113,11 @@ def by_length(
     if seed is not None:
         rng.shuffle(chunks)
     yield from chunks
+
+
+def generator_of(seed: int | None, k: int) -> np.random.Generator:
+    """The random numbers of the k-th batch, which no other batch has drawn from."""
+    return np.random.default_rng((int(seed is None), abs(seed or 0), k))
 
 
 @dataclass(frozen=True)

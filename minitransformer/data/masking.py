@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .batches import Batch, EncodedTexts
+from .batches import Batch, EncodedTexts, generator_of
 from .tokenizers import Tokenizer
 
 MASKED, RANDOM = 0.8, 0.1
@@ -144,8 +144,3 @@ class MaskedTexts:
             u = u.ravel()[word].reshape(ids.shape)  # one number for all pieces of a word
         lowest = u[may].min()
         return may & (u < max(self.share, np.nextafter(lowest, 1)))
-
-
-def generator_of(seed: int | None, k: int) -> np.random.Generator:
-    """The random numbers of the k-th batch, which no other batch has drawn from."""
-    return np.random.default_rng((int(seed is None), abs(seed or 0), k))

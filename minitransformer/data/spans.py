@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .batches import EncodedTexts, by_length
-from .masking import generator_of
+from .batches import EncodedTexts, by_length, generator_of
 from .sequences import PairBatch, ended, pad_pairs
 
 

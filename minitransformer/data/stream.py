@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .batches import Batch
+from .batches import Batch, generator_of
 from .sequences import ended
 from .tokenizers import Tokenizer
 
@@ -63,7 +62,7 @@ class BlockFile:
         ids = np.memmap(self.path, self.dtype, "r", self.start, (len(self), self.n))
         order = np.arange(len(self))
         if seed is not None:
-            np.random.default_rng(random.Random(seed).getrandbits(64)).shuffle(order)
+            generator_of(seed, 0).shuffle(order)
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
             rows = torch.from_numpy(ids[chosen].astype(np.int64))

@@ -12,7 +12,6 @@ run code; the rest is JSON in its header. The history is a file of its own that 
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from ..data.files import write_whole
 from .history import History
 from .parallel import gathered, place
 
@@ -108,7 +108,16 @@ class Checkpoint:
         tensors = {key: t.detach().contiguous() for key, t in self.state()}
         tensors["random"] = random_states
         raw = safetensors.torch.save(tensors, {"run": json.dumps(about)})
-        write_whole(self.folder / FILE, raw)
+        path = self.folder / FILE
+        before = "the one before is as it was" if path.exists() else "there is none before it"
+        try:
+            write_whole(path, raw)
+        except OSError as error:
+            raise OSError(
+                f"{path} of {len(raw) / 2**20:,.1f} MiB could not be written "
+                f"({error.strerror or error}); {before}: make room, and go on with resume=True (on the "
+                "command line --resume)"
+            ) from error
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
         """The tensors of the run, by kind and name."""
@@ -170,33 +179,6 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(
             f"{path} is not a whole checkpoint ({error!r}); remove it and {HISTORY} to start afresh"
         ) from error
-
-
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file so that, whenever the process dies, the old or the new one is there, whole.
-
-    Raises:
-        OSError: it could not be written; the old one is as it was.
-    """
-    draft = path.with_name(f"{path.name}.part")
-    try:
-        with open(draft, "wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())  # on the disk before it gets its name
-        os.replace(draft, path)
-    except OSError as error:
-        before = "the one before is as it was" if path.exists() else "there is none before it"
-        raise OSError(
-            f"{path} of {len(raw) / 2**20:,.1f} MiB could not be written ({error.strerror or error}); "
-            f"{before}: make room, and go on with resume=True (on the command line --resume)"
-        ) from error
-    finally:
-        draft.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # the new name too; not every system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
 
 
 def identity_of(model: nn.Module, recipe: Any, **others: Any) -> dict[str, Any]:

@@ -72,6 +72,12 @@ def pretrain(
         validate_every: steps from one validation to the next; a tenth of all when not given.
         lr: the highest learning rate: about 1e-3 for a small new model, less for a larger one or
             for one that has learned already.
+        schedule: how the rate falls after the warm-up, "linear" or "cosine".
+        accumulate: work through each batch in so many parts, for less memory; the result is the
+            same to rounding.
+        checkpoint: a folder for the state of the run and its history; none is kept when not given.
+        checkpoint_every: steps from one to the next; those of `validate_every` when not given.
+        resume: go on from the checkpoint that there is; start where there is none.
 
     The other arguments are those of `finetune`.
 

@@ -1,12 +1,12 @@
 """Trials and their results: the lines of a JSONL file, and the table over seeds."""
 
 import json
-import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from ..data.files import write_whole
 
 TF_IDF = "tf-idf"
 """The method that is no strategy: the bar to clear."""
@@ -63,9 +63,7 @@ def read(path: str | Path, mend: bool = False) -> list[Result]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     if lines.pop() and mend:
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as draft:
-            draft.writelines(f"{line}\n" for line in lines)
-        os.replace(draft.name, path)
+        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
     results = []
     for number, line in enumerate(lines, 1):
         try:

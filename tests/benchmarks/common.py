@@ -4,9 +4,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tqdm import tqdm
+
+from minitransformer.training.memory import PeakMemory
 
 Seconds = dict[str, list[float]]
 
@@ -21,6 +24,20 @@ def interleave(candidates: dict[str, Callable[[], object]], rounds: int) -> Seco
             if number:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def interleave_with_memory(
+    candidates: dict[str, Callable[[], object]], rounds: int
+) -> tuple[Seconds, dict[str, float]]:
+    """The same, and the peak memory of each in MiB, over what it begins with."""
+    memory = dict.fromkeys(candidates, 0.0)
+
+    def measured(name: str) -> None:
+        with PeakMemory() as peak:
+            candidates[name]()
+        memory[name] = max(memory[name], peak.mib)
+
+    return interleave({name: partial(measured, name) for name in candidates}, rounds), memory
 
 
 def table(title: str, seconds: Seconds, baseline: str) -> str:

@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 import transformers
-from common import interleave, machine, table
+from common import interleave_with_memory, machine, table
 from finetuning import unpack
 
 import minitransformer as mt
 from minitransformer.training.layers import layers_of
-from minitransformer.training.memory import PeakMemory
 from minitransformer.training.objectives import masked_lm_loss
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.precision import matmul_precision
@@ -123,14 +122,9 @@ def main(rounds: int = 2) -> None:
             f"  or packed in blocks of {BLOCK}": ours(order="packed", precision="highest"),
             "+ bfloat16": ours(),
         }
-        memory = dict.fromkeys(candidates, 0.0)
-
-        def measured(name: str) -> None:
-            with PeakMemory() as peak:
-                candidates[name].train()
-            memory[name] = max(memory[name], peak.mib)
-
-        seconds = interleave({n: partial(measured, n) for n in candidates}, rounds)
+        seconds, memory = interleave_with_memory(
+            {name: c.train for name, c in candidates.items()}, rounds
+        )
     tokens = sum(len(ids) for ids in tokenizer.encode_all(texts.texts))
     print(machine())
     print(table(f"{TEXTS} reviews, masked, in steps of {BATCH}", seconds, "Hugging Face"))

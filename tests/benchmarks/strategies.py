@@ -11,18 +11,16 @@ float32, batches padded to their longest text.
 import argparse
 import copy
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from common import interleave, machine, table
+from common import interleave, interleave_with_memory, machine, table
 from finetuning import unpack
 from peft import LoraConfig, get_peft_model
 
 import minitransformer as mt
-from minitransformer.training.memory import PeakMemory
 from minitransformer.training.strategies import Full, HeadOnly, LastLayers, LoRA
 
 transformers.logging.set_verbosity_error()
@@ -118,14 +116,9 @@ def main(accuracy: bool = False, rounds: int = 1) -> None:
             "LoRA, rank 8, float32": Ours(few, some, LoRA(8), "cls", "medium"),
             "peft's LoRA, rank 8": HuggingFace(folder, few, rank=8),
         }
-        memory = dict.fromkeys(candidates, 0.0)
-
-        def measured(name: str) -> None:
-            with PeakMemory() as peak:
-                candidates[name].train()
-            memory[name] = max(memory[name], peak.mib)
-
-        seconds = interleave({n: partial(measured, n) for n in candidates}, rounds)
+        seconds, memory = interleave_with_memory(
+            {name: c.train for name, c in candidates.items()}, rounds
+        )
         print(table(f"{EPOCHS} epochs of {TRAIN} reviews", seconds, "peft's LoRA, rank 8"))
         print("\npeak memory over the model:", {n: f"{m:.0f} MiB" for n, m in memory.items()})
         if accuracy:

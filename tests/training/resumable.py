@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 import minitransformer as mt
-from minitransformer.training import checkpointing
 
 VOCAB, STEPS = 23, 36
 
@@ -32,12 +31,13 @@ def texts(n: int = 45, seed: int = 0) -> mt.data.EncodedTexts:
 def run(folder: Path | None, resume: bool = True, **options) -> tuple[mt.CausalLM, object]:
     """Six batches an epoch, validation in the middle of epochs, a checkpoint in between."""
     trained = options.pop("model", None) or model()
+    train, valid = options.pop("data", None) or (texts(), texts(20, 1))
     options = dict(
         steps=STEPS, validate_every=9, lr=0.02, batch_size=8, seed=3, precision="highest",
         checkpoint_every=4,
     ) | options  # fmt: skip
     history = mt.pretrain(
-        trained, texts(), texts(20, 1), checkpoint=folder, resume=resume, progress=False, **options
+        trained, train, valid, checkpoint=folder, resume=resume, progress=False, **options
     )
     return trained, history
 
@@ -56,5 +56,5 @@ def run_in_a_process(folder: Path, die_at_sync: int | None) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
             sync(file)
 
-        checkpointing.os.fsync = die
+        os.fsync = die
     run(folder)

@@ -14,6 +14,7 @@ import torch
 from resumable import STEPS, model, run, run_in_a_process, texts
 
 import minitransformer as mt
+from minitransformer.data.files import write_whole
 from minitransformer.training import loop
 from minitransformer.training.checkpointing import (
     FILE,
@@ -21,7 +22,6 @@ from minitransformer.training.checkpointing import (
     Checkpoint,
     read,
     refuse_existing,
-    write_whole,
 )
 from minitransformer.training.history import History
 from minitransformer.training.loop import Recipe, endless

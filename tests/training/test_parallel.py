@@ -1,7 +1,7 @@
 """A batch in parts, one after the other and side by side, has the gradient of the whole."""
 
 import multiprocessing
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,35 +11,17 @@ from torch import Tensor
 
 import minitransformer as mt
 from minitransformer.data.batches import cut
+from minitransformer.data.masking import MaskedBatch, MaskedTexts
 from minitransformer.data.sequences import EncodedPairs
-from minitransformer.training.objectives import causal_lm_loss, seq2seq_loss
+from minitransformer.training.objectives import causal_lm_loss, masked_lm_loss, seq2seq_loss
 from minitransformer.training.parallel import LossOfPart, backward, place
+
+TOKENIZER = mt.data.train_tokenizer(["abcdefghijklmnopqr"], "characters", bert=True)
+assert TOKENIZER.vocab_size == VOCAB
 
 
 def n_targets(batch) -> int:
     return batch.n_targets
-
-
-@dataclass(frozen=True)
-class Masked:
-    """Another kind of batch: some tokens of each text are asked for."""
-
-    ids: Tensor
-    keep: Tensor
-    asked: Tensor
-    scale: float = 1.0
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def n_targets(self) -> int:
-        return int(self.asked.sum())
-
-
-def masked_loss(lm: mt.MaskedLM, batch: Masked) -> Tensor:
-    logits = lm(batch.ids, batch.keep)[batch.asked]
-    return batch.scale * torch.nn.functional.cross_entropy(logits, batch.ids[batch.asked])
 
 
 def masked_model() -> mt.MaskedLM:
@@ -51,14 +33,18 @@ def masked_model() -> mt.MaskedLM:
     return mt.MaskedLM(mt.Encoder(config)).double()
 
 
-def masked_batch(rows: int = 8) -> Masked:
-    """The first texts have many targets, the last two none."""
-    (batch,) = texts(rows).batches(99)
-    asked = batch.keep[:, 0, 0] & (
-        torch.rand(batch.ids.shape) < torch.linspace(1, 0.2, rows)[:, None]
-    )
-    asked[-2:] = False
-    return Masked(batch.ids, batch.keep, asked)  # fmt: skip
+def masked_texts(n: int = 8) -> MaskedTexts:
+    """Of ordinary tokens only, half of which are asked for."""
+    ids = tuple(tuple(max(i, 5) for i in text) for text in texts(n).ids)
+    return MaskedTexts(mt.data.EncodedTexts(ids, None, 0), TOKENIZER, share=0.5)
+
+
+def masked_batch() -> MaskedBatch:
+    """Of the last two texts nothing is asked."""
+    (batch,) = masked_texts().batches(99, seed=0)
+    chosen = batch.chosen.clone()
+    chosen[-2:] = False
+    return replace(batch, chosen=chosen)
 
 
 def cases() -> dict:
@@ -70,7 +56,7 @@ def cases() -> dict:
     return {
         "causal": (causal_lm_loss, lm, causal),
         "pairs": (seq2seq_loss, pair, pairs),
-        "masked": (masked_loss, masked_model(), masked_batch()),
+        "masked": (masked_lm_loss, masked_model(), masked_batch()),
     }
 
 
@@ -102,7 +88,7 @@ def test_a_part_without_a_target_counts_for_nothing():
     lm, batch = masked_model(), masked_batch()
     last = cut(batch, 4)[-1]
     assert len(last) == 2 and last.n_targets == 0
-    part_loss = LossOfPart(lm, lambda part: masked_loss(lm, part), n_targets)
+    part_loss = LossOfPart(lm, lambda part: masked_lm_loss(lm, part), n_targets)
     part_loss(last).backward()
     assert gradient(lm).abs().max() == 0
     with pytest.raises(ValueError, match="a batch has no target"):
@@ -141,7 +127,11 @@ def train_as_one_of_two(rank: int, folder, results, options: dict) -> None:
     """What torchrun does for each process, in one line."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    trained, history = run(folder / "run", model=model(**options.pop("model")).double(), **options)
+    if options.pop("masked", False):
+        options |= {"model": masked_model(), "data": (masked_texts(45), masked_texts(20))}
+    else:
+        options["model"] = model(**options.pop("model")).double()
+    trained, history = run(folder / "run", **options)
     results.put((rank, [p.tolist() for p in trained.parameters()], history.steps))
     dist.barrier()
     dist.destroy_process_group()
@@ -181,6 +171,19 @@ def test_two_processes_train_as_one(tmp_path, accumulate):
     assert (tmp_path / "run" / "history.jsonl").read_text().count('"lr"') == 12, "written once"
 
 
+def test_two_processes_share_the_masked_tokens(tmp_path):
+    """Of each batch they have different numbers; each counts once."""
+    alone, history = run(
+        None, steps=6, model=masked_model(), data=(masked_texts(45), masked_texts(20))
+    )
+    for _, weights, steps in train_as_two(tmp_path, masked=True, steps=6):
+        for mine, wanted in zip(weights, alone.parameters(), strict=True):
+            assert (torch.tensor(mine, dtype=torch.float64) - wanted).abs().max() < 1e-10
+        assert [s["loss"] for s in steps] == pytest.approx(
+            [s["loss"] for s in history.steps], abs=1e-10
+        )
+
+
 def test_two_processes_go_on_bit_for_bit_with_dropout(tmp_path):
     """Each has random numbers of its own, and all of them are in the checkpoint."""
     (tmp_path / "whole").mkdir()
@@ -193,7 +196,7 @@ def test_two_processes_go_on_bit_for_bit_with_dropout(tmp_path):
 
 
 def fail_at(folder, step: int, options: dict) -> None:
-    """A rate that is no number from this step on stops both processes."""
+    """Both processes die at this step, one after the other."""
     context = multiprocessing.get_context("forkserver")
     processes = [
         context.Process(target=train_and_fail, args=(rank, folder, step, dict(options)))
