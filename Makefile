@@ -28,7 +28,7 @@ setup: $(READY)  ## create .venv and install
 
 data: $(DATA)  ## download weights and reviews into data/cache (about 124 MB)
 
-notebooks: $(READY) $(DATA)  ## execute every notebook (about 25 minutes on two cores)
+notebooks: $(READY) $(DATA)  ## execute every notebook (under half an hour on two cores)
 	$(BIN)/python notebooks/build.py
 
 exercises: $(READY)  ## write the student's editions, without executing anything
