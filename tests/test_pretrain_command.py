@@ -70,7 +70,22 @@ def test_a_gpt_of_ones_own(book, tmp_path, capsys):
     assert len(history.steps) == 6 and history.best["valid_loss"] < 5.8
 
 
-@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_a_t5_of_ones_own_fills_holes(book, tmp_path):
+    """Blocks of 16 have one hole of two tokens: it writes the sentinel, them, the next, and ends."""
+    options = ["--objective", "spans", "--tokenizer", "characters", "--d-model", "32", "--dropout", "0"]  # fmt: skip
+    enough = ["--steps", "200", "--batch-size", "16"]
+    assert pretrain("--texts", book, *options, *enough, out=tmp_path / "t5") == 0
+    model, tokenizer = mt.load_pretrained(tmp_path / "t5")
+    assert isinstance(model, mt.Seq2SeqLM) and not model.training
+    first, second = (tokenizer.special[f"<extra_id_{i}>"] for i in range(2))
+    source = torch.tensor([[*tokenizer.encode("of th"), first, *tokenizer.encode("book: wo")]])
+    written = mt.generate(model, source, 8)[0].tolist()
+    start, sentinel, a, b, last, end = written
+    assert (start, sentinel, last, end) == (0, first, second, tokenizer.special["[END]"])
+    assert not {a, b} & {*tokenizer.special.values()}, "the hole is filled with characters"
+
+
+@pytest.mark.parametrize("objective", ["causal", "masked", "spans"])
 @pytest.mark.parametrize("way", ["ctrl-c", "kill"])
 def test_stopped_it_says_how_to_go_on_and_ends_as_if_nothing_had_happened(
     book, tmp_path, capsys, stopped, way, objective
@@ -90,7 +105,7 @@ def test_stopped_it_says_how_to_go_on_and_ends_as_if_nothing_had_happened(
     assert "holds a run already" in capsys.readouterr().err
     assert pretrain(*options, "--resume", out=tmp_path / "parts") == 0
     assert weights(tmp_path / "parts") == weights(tmp_path / "whole")
-    kind = mt.CausalLM if objective == "causal" else mt.MaskedLM
+    kind = {"causal": mt.CausalLM, "masked": mt.MaskedLM, "spans": mt.Seq2SeqLM}[objective]
     assert isinstance(mt.load_pretrained(tmp_path / "parts")[0], kind)
 
 
@@ -130,6 +145,8 @@ def test_clear_errors(book, tmp_path, capsys):
     assert "another run: it had the model's n_layers 1, now 2" in error
     masked = ["--objective", "masked", "--tokenizer", str(gpt)]
     assert "no special token [MASK]" in error_of("--texts", book, *masked)
+    spans = ["--objective", "spans", "--tokenizer", str(gpt)]
+    assert "no sentinels to put in the holes" in error_of("--texts", book, *spans)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
     assert "not a model's folder" in error_of("--texts", book, out=tmp_path / "thesis")

@@ -13,13 +13,15 @@ from .. import data
 from ..data.datasets import lines_of, read_texts, read_utf8
 from ..data.domains import DOMAINS
 from ..data.files import write_whole
+from ..data.spans import span_numbers
 from ..data.vocabulary import Kind
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM, MaskedLM
-from ..model.transformer import Decoder, Encoder
+from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..pretrained import save_pretrained
 from ..pretrained.checkpoints import TRAINING, find_files, read_tokenizer, refuse_foreign
 from ..training.checkpointing import refuse_existing
+from ..training.loop import Data
 from ..training.optim import SCHEDULES
 from ..training.parallel import joined, place
 from ..training.precision import Precision
@@ -28,8 +30,11 @@ from ..training.pretrain import pretrain
 ENDS = {
     "causal": ("[END]", "<|endoftext|>", "</s>", "[SEP]"),
     "masked": ("[SEP]", "[END]", "</s>", "<|endoftext|>"),
+    "spans": ("</s>", "[END]", "[SEP]", "<|endoftext|>"),
 }
 """What ends a text: the first that the tokenizer has."""
+SENTINEL = "<extra_id_%d>"
+"""What stands for the n-th hole, by T5's name."""
 LONGEST = 2**40
 """No text is cut: blocks are made of all of it."""
 PART_TO_VALIDATE = 20
@@ -55,11 +60,16 @@ def add(commands: Any) -> None:
     p.add_argument("--out", required=True, help=f"folder for the model; checkpoints and history.jsonl are in its {TRAINING}/")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="go on from the last checkpoint; start if there is none")  # fmt: skip
     p.add_argument("--objective", choices=tuple(ENDS), default="causal",
-                   help="causal: predict the next token, a GPT; masked: predict hidden ones, a BERT")  # fmt: skip
+                   help="causal: predict the next token, a GPT; masked: predict hidden ones, a BERT; spans: fill holes, a T5")  # fmt: skip
     p.add_argument("--tokenizer", default="bytes", metavar="KIND",
                    help=f"learn one of {', '.join(get_args(Kind))}; or a model's folder, to take its tokenizer")  # fmt: skip
     p.add_argument("--vocab-size", type=int, default=2000, help="tokens to learn; characters are as many as occur")  # fmt: skip
-    p.add_argument("--layers", type=int, default=4, help="blocks of the model")
+    p.add_argument(
+        "--layers",
+        type=int,
+        default=4,
+        help="blocks of the model; of a T5 as many again in its decoder",
+    )
     p.add_argument("--d-model", type=int, default=128, help="its width")
     p.add_argument("--heads", type=int, default=4, help="attention heads of a block")
     p.add_argument("--length", type=int, default=128, help="tokens in a block, and positions of the model")  # fmt: skip
@@ -93,11 +103,8 @@ def run(args: argparse.Namespace) -> int:
             weights = sum(p.numel() for p in model.parameters())
             print(f"{len(texts):,} texts: {len(train):,} blocks of {args.length} tokens to train, ", end="")  # fmt: skip
             print(f"{len(valid):,} to validate; {tokenizer.vocab_size:,} tokens, {weights / 1e6:.2f} million weights")  # fmt: skip
-        masked = args.objective == "masked"
         history = pretrain(
-            model,
-            data.MaskedTexts(train, tokenizer) if masked else train,
-            data.MaskedTexts(valid, tokenizer) if masked else valid,
+            model, asked(args, train, tokenizer, end_id), asked(args, valid, tokenizer, end_id),
             steps=args.steps, batch_size=args.batch_size, lr=args.lr,
             schedule=args.schedule, warmup=args.warmup, accumulate=args.accumulate, seed=args.seed,
             precision=args.precision, checkpoint=training, checkpoint_every=args.checkpoint_every,
@@ -150,8 +157,16 @@ def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path
     saved = training / "tokenizer.json"
     if args.resume and saved.exists():
         return data.Tokenizer.from_json(saved.read_text(encoding="utf-8"), LONGEST)
-    bert = True if args.objective == "masked" else None
-    tokenizer = data.train_tokenizer(texts, args.tokenizer, args.vocab_size, LONGEST, bert=bert)
+    bert = {"masked": True, "spans": False}.get(args.objective)
+    holes = range(span_numbers(args.length)[1] + 1 if args.objective == "spans" else 0)
+    tokenizer = data.train_tokenizer(
+        texts,
+        args.tokenizer,
+        args.vocab_size,
+        LONGEST,
+        bert=bert,
+        extra=[SENTINEL % i for i in holes],
+    )
     if place()[0] == 0:
         training.mkdir(parents=True, exist_ok=True)
         write_whole(saved, tokenizer.to_json().encode())
@@ -193,8 +208,27 @@ def blocks_of(
     return data.EncodedTexts(train, None, encoded.pad_id), data.EncodedTexts(valid, None, encoded.pad_id)  # fmt: skip
 
 
-def build(args: argparse.Namespace, tokenizer: data.Tokenizer, end_id: int) -> CausalLM | MaskedLM:
-    """A new model of the asked sizes: a small GPT-2 or a small BERT."""
+def asked(
+    args: argparse.Namespace, blocks: data.EncodedTexts, tokenizer: data.Tokenizer, end_id: int
+) -> Data:
+    """The blocks as the objective asks for them.
+
+    Raises:
+        ValueError: a tokenizer without the special tokens that it takes.
+    """
+    if args.objective == "masked":
+        return data.MaskedTexts(blocks, tokenizer)
+    if args.objective == "spans":
+        names = (SENTINEL % i for i in range(len(tokenizer.special)))
+        sentinels = [tokenizer.special[name] for name in names if name in tokenizer.special]
+        return data.CorruptedSpans(blocks, sentinels, end_id)
+    return blocks
+
+
+def build(
+    args: argparse.Namespace, tokenizer: data.Tokenizer, end_id: int
+) -> CausalLM | MaskedLM | Seq2SeqLM:
+    """A new model of the asked sizes: a small GPT-2, a small BERT or a small T5."""
     sizes: dict[str, Any] = dict(
         vocab_size=tokenizer.vocab_size, d_model=args.d_model, n_heads=args.heads,
         n_layers=args.layers, d_ff=4 * args.d_model, max_len=args.length, dropout=args.dropout,
@@ -206,4 +240,8 @@ def build(args: argparse.Namespace, tokenizer: data.Tokenizer, end_id: int) -> C
     if args.objective == "causal":
         ends = dict(pad_id=pad_id, start_id=end_id, eos_id=end_id)
         return CausalLM(Decoder(TransformerConfig.gpt2(**sizes, **ends)))
+    if args.objective == "spans":
+        sizes |= dict(feed_forward_dropout=args.dropout, final_dropout=args.dropout)
+        sizes |= dict(pad_id=pad_id, start_id=tokenizer.pad_id, eos_id=end_id)
+        return Seq2SeqLM(EncoderDecoder(TransformerConfig.t5(**sizes)))
     return MaskedLM(Encoder(TransformerConfig.bert(**sizes, pad_id=pad_id, pooler=False)))

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .batches import Batch, EncodedTexts, generator_of
+from .stream import BlockFile
 from .tokenizers import Tokenizer
 
 MASKED, RANDOM = 0.8, 0.1
@@ -54,7 +55,7 @@ class MaskedTexts:
     token, one token (or word) of it is chosen; a short text may have none.
 
     Args:
-        texts: as `encode` or `pack` makes them.
+        texts: as `encode` or `pack` makes them, or a `BlockFile`.
         tokenizer: the one they were encoded with; it knows `[MASK]` and which tokens are special.
         share: how many of the ordinary tokens are chosen on average.
         whole_words: choose words, not tokens: all pieces of a word (`##`) or none. What becomes of
@@ -68,7 +69,7 @@ class MaskedTexts:
     README, 2019.
     """
 
-    texts: EncodedTexts
+    texts: EncodedTexts | BlockFile
     tokenizer: Tokenizer
     share: float = 0.15
     whole_words: bool = False

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 
 from .batches import EncodedTexts, by_length, generator_of
 from .sequences import PairBatch, ended, pad_pairs
+from .stream import BlockFile
 
 
 @dataclass(frozen=True)
@@ -20,25 +21,31 @@ class CorruptedSpans:
     batch depend on the seed and k alone, as in `MaskedTexts`.
 
     Args:
-        texts: as `encode` or `pack` makes them; an end token at the end of a text stays in place.
+        texts: as `encode` or `pack` makes them, or a `BlockFile`; an end token at the end of a text
+            stays in place.
         sentinels: ids that stand in no text, one more than a text has spans.
         end_id: the end token.
         share: how many of the tokens are cut out: rounded, for each text.
         mean_span: how many tokens a span has on average.
 
     Raises:
-        ValueError: too few sentinels, one twice or in a text, or a text of a single token.
+        ValueError: no sentinels or too few, one twice or in a text, or a text of a single token.
 
     Source: Raffel et al. 2020, sections 3.1.4 and 3.3.4, and their code (`random_spans_noise_mask`).
     """
 
-    texts: EncodedTexts
+    texts: EncodedTexts | BlockFile
     sentinels: Sequence[int]
     end_id: int
     share: float = 0.15
     mean_span: float = 3.0
 
     def __post_init__(self):
+        if not self.sentinels:
+            raise ValueError(
+                "there are no sentinels to put in the holes; learn a tokenizer that has some: "
+                "train_tokenizer(..., extra=('<extra_id_0>', '<extra_id_1>', ...))"
+            )
         if not 0 < self.share < 1 or self.mean_span < 1:
             raise ValueError(
                 f"share={self.share} must be between 0 and 1, mean_span={self.mean_span} at least 1"
@@ -46,7 +53,7 @@ class CorruptedSpans:
         known = {*self.sentinels}
         if len(known) < len(self.sentinels):
             raise ValueError(f"a sentinel is given twice: {tuple(self.sentinels)}")
-        for number, ids in enumerate(self.texts.ids):
+        for number, ids in enumerate(map(self.text, range(len(self)))):
             if len(self.body(ids)) < 2:
                 raise ValueError(
                     f"text {number} (counted from 0) has one token, so nothing would stay; remove it"
@@ -55,7 +62,7 @@ class CorruptedSpans:
                 raise ValueError(
                     f"text {number} (counted from 0) has a sentinel in it: {known & {*ids}}"
                 )
-            _, n_spans = self.numbers(len(self.body(ids)))
+            _, n_spans = span_numbers(len(self.body(ids)), self.share, self.mean_span)
             if n_spans + 1 > len(known):
                 raise ValueError(
                     f"text {number} (counted from 0) has {len(ids)} tokens and makes {n_spans} spans, "
@@ -66,27 +73,37 @@ class CorruptedSpans:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def text(self, i: int) -> tuple[int, ...]:
+        """The i-th, also where it is on disk."""
+        return tuple(map(int, self.texts.ids[i]))
+
     def body(self, ids: tuple[int, ...]) -> tuple[int, ...]:
         """The text without its end token."""
         return ids[:-1] if ids[-1] == self.end_id else ids
-
-    def numbers(self, length: int) -> tuple[int, int]:
-        """How many tokens of a text are cut out, and in how many spans."""
-        n = min(max(round(length * self.share), 1), length - 1)
-        return n, min(max(round(n / self.mean_span), 1), n, length - n)
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[PairBatch]:
         """All texts once, texts of like length together, with the spans of this seed."""
         chunks = by_length([len(ids) for ids in self.texts.ids], batch_size, seed)
         for k, chunk in enumerate(chunks):
             rng, sources, targets = generator_of(seed, k), [], []
-            for ids in (self.texts.ids[i] for i in chunk):
+            for ids in map(self.text, chunk):
                 body = self.body(ids)
-                noise = random_spans(len(body), *self.numbers(len(body)), rng)
+                n_noise, n_spans = span_numbers(len(body), self.share, self.mean_span)
+                noise = random_spans(len(body), n_noise, n_spans, rng)
                 source, target = corrupt_spans(body, noise.tolist(), self.sentinels)
                 sources.append([*source, *ids[len(body) :]])
                 targets.append(ended(target, self.end_id))
             yield pad_pairs(sources, targets, self.texts.pad_id, chunk)
+
+
+def span_numbers(length: int, share: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
+    """How many tokens of a text are cut out, and in how many spans.
+
+    >>> span_numbers(128)  # and one more sentinel says that no span follows
+    (19, 6)
+    """
+    n = min(max(round(length * share), 1), length - 1)
+    return n, min(max(round(n / mean_span), 1), n, length - n)
 
 
 def random_spans(

@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import UInt
 from tqdm import tqdm
 
 from .batches import Batch, generator_of
@@ -21,7 +23,8 @@ CHUNK = 2**20
 class BlockFile:
     """Full blocks of `n` tokens, as `pack` makes them, from a file of token ids on disk.
 
-    Opening reads nothing but the header; a batch reads its own blocks.
+    Opening reads nothing but the header; a batch reads its own blocks. They train a `CausalLM` as
+    they are, and others through `MaskedTexts` and `CorruptedSpans`, as those of `pack` do.
 
     Args:
         path: what `write_blocks` has written.
@@ -57,15 +60,19 @@ class BlockFile:
     def __len__(self) -> int:
         return self.n_tokens // self.n
 
+    @cached_property
+    def ids(self) -> UInt[np.ndarray, "blocks n"]:
+        """The blocks, where they are on disk: what is looked at is read."""
+        return np.memmap(self.path, self.dtype, "r", self.start, (len(self), self.n))
+
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
         """All blocks once: in random order with a seed, else in that of the file."""
-        ids = np.memmap(self.path, self.dtype, "r", self.start, (len(self), self.n))
         order = np.arange(len(self))
         if seed is not None:
             generator_of(seed, 0).shuffle(order)
         for at in range(0, len(order), batch_size):
             chosen = order[at : at + batch_size]
-            rows = torch.from_numpy(ids[chosen].astype(np.int64))
+            rows = torch.from_numpy(self.ids[chosen].astype(np.int64))
             keep = torch.ones(len(rows), 1, 1, self.n, dtype=torch.bool)
             yield Batch(rows, keep, None, tuple(chosen.tolist()))
 

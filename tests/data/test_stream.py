@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import minitransformer as mt
-from minitransformer.data import BlockFile, encode, pack, stream, train_tokenizer, write_blocks
+from minitransformer.data import (
+    BlockFile,
+    CorruptedSpans,
+    MaskedTexts,
+    encode,
+    pack,
+    stream,
+    train_tokenizer,
+    write_blocks,
+)
 
 LINES = [f"text {i} of many, é {'word ' * (i % 7)}".strip() for i in range(500)]
 
@@ -45,6 +54,29 @@ def test_masked_blocks_keep_the_frame(tmp_path):
     ids = [b.ids for b in BlockFile(tmp_path / "ids", tokenizer, 32).batches(4)]
     assert tuple(map(tuple, torch.cat(ids).tolist())) == pack(encode(LINES, tokenizer), 32, sep).ids
     assert tokenizer.tokens(ids[0][0].tolist())[:2] == ["[CLS]", "text"]
+
+
+def test_other_objectives_ask_for_blocks_on_disk_as_for_those_in_memory(tmp_path):
+    tokenizer = train_tokenizer(LINES, "words", 300, extra=("<0>", "<1>", "<2>"))
+    (tmp_path / "a.txt").write_text("\n".join(LINES))
+    sep = tokenizer.id_of("[SEP]")
+    write_blocks([tmp_path / "a.txt"], tmp_path / "ids", tokenizer, sep, progress=False)
+    on_disk = BlockFile(tmp_path / "ids", tokenizer, 24)
+    in_memory = pack(encode(LINES, tokenizer), 24, sep)
+
+    for one, other in zip(
+        MaskedTexts(on_disk, tokenizer).batches(8), MaskedTexts(in_memory, tokenizer).batches(8),
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(one.ids, other.ids) and torch.equal(one.chosen, other.chosen)
+        assert torch.equal(one.targets, other.targets)
+    holes = [tokenizer.id_of(f"<{i}>") for i in range(3)]
+    for one, other in zip(
+        CorruptedSpans(on_disk, holes, sep).batches(8, seed=1),
+        CorruptedSpans(in_memory, holes, sep).batches(8, seed=1),
+        strict=True,
+    ):
+        assert torch.equal(one.source, other.source) and torch.equal(one.target, other.target)
 
 
 def test_order_follows_the_seed_and_every_block_comes_once(made, tokenizer):
