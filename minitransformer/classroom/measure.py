@@ -8,12 +8,15 @@ For every exercise, three questions.
   named, and no check can do more.
 - caught: planted in the package, would the package's own tests see it? A mistake that no row of the
   ledger notices is a hole in the ledger.
+
+And how long a student waits for the answer: to the right function, and at worst.
 """
 
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 
 from .checks import every, exercises
 from .counterparts import FUNCTIONS
@@ -38,7 +41,10 @@ class Measured:
     """Against what the mistakes were held: rows of the ledger, or the package's function."""
     survived: list[str] = field(default_factory=list)
     """Mistakes that this did not see."""
-    seconds: float = 0.0
+    right: float = 0.0
+    """Seconds until a right answer is told so, the first time."""
+    slowest: float = 0.0
+    """Seconds that the slowest answer took, to one mistake or two, or to none."""
 
     @property
     def held(self) -> int:
@@ -46,26 +52,31 @@ class Measured:
         return 0 if self.witness == "no ledger row" else self.known
 
 
-def answered(exercise: Exercise, *mistakes: Mistake, seed: int = SEED) -> Result:
-    """What the check says to a student who makes these mistakes."""
-    change = {k: v for m in mistakes for k, v in m.change.items()}
-    return exercise(lambda *inputs: exercise.variant(*inputs, **change), seed)
-
-
 def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Measured:
     """Make every known mistake, and every two at once, and see what the check says."""
-    start, found = time.perf_counter(), Measured(name, len(exercise.mistakes))
+    found = Measured(name, len(exercise.mistakes))
+
+    def answered(*mistakes: Mistake, seed: int = SEED) -> Result:
+        """What the check says to a student who makes these mistakes, timed."""
+        change = {k: v for m in mistakes for k, v in m.change.items()}
+        start = time.perf_counter()
+        result = exercise(lambda *inputs: exercise.variant(*inputs, **change), seed)
+        found.slowest = max(found.slowest, time.perf_counter() - start)
+        return result
+
+    if not answered().passed:
+        raise AssertionError(f"{name}: right, and refused by its own check")
+    found.right = found.slowest
     for mistake in exercise.mistakes:
-        results = [answered(exercise, mistake, seed=seed) for seed in seeds]
+        results = [answered(mistake, seed=seed) for seed in seeds]
         if any(r.passed or r.mistakes != (mistake.name,) for r in results):
             found.misnamed.append(mistake.name)
     for a, b in pairs(exercise):
-        said = answered(exercise, a, b).mistakes
+        said = answered(a, b).mistakes
         hidden = len(said) == 1 and said[0] in (a.name, b.name)
         found.pairs += not hidden
         found.both_named += set(said) == {a.name, b.name}
     plant(found, exercise)
-    found.seconds = time.perf_counter() - start
     return found
 
 
@@ -121,13 +132,18 @@ class Catalogue:
         yield f"{known - len(misnamed)} of {known} mistakes are refused and named, each on {len(SEEDS)} seeds"
         yield f"{both} of {two} pairs ({share(both, two)}) are both named"
         yield f"mutation score: {held - len(survived)} of {held} ({share(held - len(survived), held)}) planted mistakes are caught"
+        right, slow = (max(self.rows, key=attrgetter(name)) for name in ("right", "slowest"))
+        yield (
+            f"a right answer is told so in {right.right:.2f} s at most ({right.name}); the slowest "
+            f"answer took {slow.slowest:.2f} s ({slow.name})"
+        )
         if misnamed:
             yield f"not named: {'; '.join(misnamed)}"
         if survived:
             yield f"not caught: {'; '.join(survived)}"
 
 
-HEAD = f"{'exercise':22} {'known':>5} {'named':>6} {'pairs named':>14} {'caught':>7} {'s':>5}  by"
+HEAD = f"{'exercise':22} {'known':>5} {'named':>6} {'pairs named':>14} {'caught':>7} {'right':>6} {'slowest':>7}  by"
 
 
 def line(row: Measured) -> str:
@@ -138,7 +154,7 @@ def line(row: Measured) -> str:
     seen = str(row.held - len(row.survived)) if row.held else "-"
     return (
         f"{row.name:22} {row.known:5} {row.known - len(row.misnamed):6} {both:>14} {seen:>7} "
-        f"{row.seconds:5.1f}  {row.witness}"
+        f"{row.right:4.2f} s {row.slowest:5.2f} s  {row.witness}"
     )
 
 

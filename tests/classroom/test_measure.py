@@ -1,6 +1,8 @@
 """What the command `mistakes` says about the exercises is measured, and a hole shows."""
 
 import dataclasses
+import re
+import time
 
 import pytest
 
@@ -29,6 +31,31 @@ def test_the_command_prints_the_table_and_the_score(capsys):
     )
     assert "no ledger row" in said and "30 of 30 mistakes are refused and named" in said
     assert "136 of 136 pairs (100 %)" in said and "mutation score: 26 of 26 (100 %)" in said
+    assert re.search(r"a right answer is told so in 0\.\d\d s at most \(\w+\)", said)
+
+
+def test_the_slowest_answer_shows_and_whose_it_is(monkeypatch, capsys):
+    """One exercise whose inputs take a tenth of a second to draw."""
+    softmax = EXERCISES["softmax"]
+
+    def slow_draw(rng, case):
+        time.sleep(0.1)
+        return softmax.draw(rng, case)
+
+    slow = dataclasses.replace(softmax, draw=slow_draw, mistakes=softmax.mistakes[:1])
+    two = {"top_p": EXERCISES["top_p"], "softmax": slow}
+    monkeypatch.setattr(measure, "exercises", lambda: two)
+    assert main(["mistakes"]) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert re.search(
+        r"in 0\.\d\d s at most \(softmax\); the slowest .* 0\.\d\d s \(softmax\)", said
+    )
+
+
+def test_a_right_answer_that_its_own_check_refuses_is_no_measurement():
+    broken = dataclasses.replace(EXERCISES["softmax"], variant=lambda scores, keep, **_: 0 * scores)
+    with pytest.raises(AssertionError, match="refused by its own check"):
+        measure.measure("softmax", broken, seeds=())
 
 
 def test_the_list_has_every_mistake_with_its_term(capsys):
