@@ -240,7 +240,7 @@ def crash(student: Callable, error: Exception, inputs: Inputs, case: str) -> str
 def stopped(student: Callable, stop: BaseException) -> str:
     """Why and where it was stopped."""
     said = {
-        limits.TimeUp: f"Stopped after {limits.SECONDS:.0f} seconds; a right answer takes about one.",
+        limits.TimeUp: f"Stopped after {limits.SECONDS:.0f} seconds; a right answer takes far less than one.",
         KeyboardInterrupt: "You stopped it.",
         SystemExit: "Your function ends the program.",
     }.get(type(stop), f"It does not run. {type(stop).__name__}: {stop}")

@@ -23,7 +23,7 @@ import psutil
 import torch
 
 SECONDS = 10.0
-"""For all runs of a check together; the slowest right answer takes about one."""
+"""For all runs of a check together; a right answer takes hundredths of one."""
 MEMORY = 2 * 2**30
 """Bytes over what the process already has."""
 PRINTED = 2000
