@@ -4,8 +4,9 @@
 nobody wait for `input()`. It needs no second process: the function is the notebook's own.
 
 What it cannot do: a single operation in C (one huge matrix product) is only stopped when it
-returns; an `except:` without a name in a loop swallows the stop, as it does that of the stop button;
-memory is limited on Linux only, and not beside CUDA, which reserves address space as it likes.
+returns; on Windows an `except:` without a name in a loop swallows the stop, as it does that of the
+stop button; memory is limited on Linux only, and not beside CUDA, which reserves address space as it
+likes.
 """
 
 import builtins
@@ -55,15 +56,31 @@ def limited(seconds: float, memory: int = MEMORY, printed: int = PRINTED) -> Ite
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator:
-    """The system's timer: also wakes a `sleep`. Only in the main thread, and not on Windows."""
+    """The system's timer: also wakes a `sleep`. Only in the main thread, and not on Windows.
+
+    An `except:` without a name catches `TimeUp` like anything else. So the second time it is raised
+    once more, at the next line that runs: in the handler, where nothing catches it.
+    """
+    rung, start, trace, outer = 0, time.monotonic(), sys.gettrace(), caller()
+
+    def again(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            raise TimeUp
+        return again
 
     def ring(signum: int, frame: FrameType | None) -> None:
+        nonlocal rung
         signal.setitimer(signal.ITIMER_REAL, REPEAT)
         # On the way in or out nothing is raised: the student's code is not running then.
-        if frame is None or frame.f_code.co_filename not in HERE:
-            raise TimeUp
+        if frame is not None and frame.f_code.co_filename in HERE:
+            return
+        rung += 1
+        if rung > 1:
+            sys.settrace(lambda *_: None)  # what is called from now on is not watched
+            while frame is not None and frame is not outer:
+                frame.f_trace, frame = again, frame.f_back
+        raise TimeUp
 
-    start = time.monotonic()
     handler = signal.signal(signal.SIGALRM, ring)
     left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -71,9 +88,18 @@ def alarm(seconds: float) -> Iterator:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        sys.settrace(trace)
         if left:  # limits within limits: the outer ones go on
             left = max(left - time.monotonic() + start, 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+def caller() -> FrameType | None:
+    """Where the limits were set, outside this module."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_filename in HERE:
+        frame = frame.f_back
+    return frame
 
 
 @contextlib.contextmanager

@@ -75,6 +75,49 @@ def test_a_loop_without_end_is_stopped_at_its_line(run, answer):
     assert ".py" not in result.message
 
 
+def catches_all(Q, K):
+    while True:
+        try:  # noqa: SIM105
+            Q @ K
+        except:  # noqa: E722
+            pass
+
+
+def catches_all_and_goes_on(Q, K):
+    while True:
+        try:
+            never_ends(Q, K)
+        except BaseException:
+            continue
+
+
+def catches_all_in_a_helper(Q, K):
+    while True:
+        catches_all(Q, K)
+
+
+def sleeps_and_catches_all(Q, K):
+    while True:
+        try:
+            time.sleep(60)
+        except:  # noqa: E722
+            Q = Q + 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [catches_all, catches_all_and_goes_on, catches_all_in_a_helper, sleeps_and_catches_all],
+)
+def test_who_catches_everything_is_stopped_too(answer):
+    """In the main thread of Linux and macOS: what is raised while an exception is handled gets out."""
+    before = sys.gettrace()
+    start = time.monotonic()
+    result = mt.check.scaled_scores(answer)
+    assert time.monotonic() - start < 8
+    assert not result.passed and "Stopped after" in result.message
+    assert sys.gettrace() is before
+
+
 @each_thread
 def test_what_was_stopped_leaves_nothing_behind(run):
     def both():
