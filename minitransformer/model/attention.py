@@ -239,12 +239,42 @@ class MultiHeadAttention(nn.Module):
         causal: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`project`, where the cache has the keys and values of all tokens but the new ones."""
-        z = x if memory is None else memory
-        if memory is None or causal or not cache.length:
-            cache.append(self.split(self.W_K(z)), self.split(self.W_V(z)))
+        if memory is None or memory is x:
+            Q, new = self.project_joined(x, cache)
+            cache.append(new)
+        else:
+            Q = self.split(self.W_Q(x))
+            if causal or not cache.length:
+                new = torch.stack([self.split(self.W_K(memory)), self.split(self.W_V(memory))])
+                cache.append(new)
         K, V = cache.read()
         check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
-        return self.split(self.W_Q(x)), K, V
+        return Q, K, V
+
+    def project_joined(self, x: Tensor, cache: KeyValues) -> tuple[Tensor, Tensor]:
+        """Queries of x, and its keys and values in one tensor, by one product where that is possible.
+
+        For a single token a product costs little more than asking for it.
+        """
+        maps = self.joined(cache)
+        if maps is None:
+            y = torch.cat([self.W_Q(x), self.W_K(x), self.W_V(x)], -1)
+        else:
+            y = nn.functional.linear(x, *maps)
+        y = y.view(*x.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        return y[0], y[1:]
+
+    def joined(self, cache: KeyValues) -> tuple[Tensor, Tensor | None] | None:
+        """The three maps side by side; None where they learn, or are more than a map (LoRA)."""
+        if torch.is_grad_enabled():
+            return None
+        if cache.maps is None:
+            maps = (self.W_Q, self.W_K, self.W_V)
+            if any(type(m) is not nn.Linear for m in maps):
+                return None
+            W = torch.cat([m.weight for m in maps])
+            cache.maps = W, None if self.W_Q.bias is None else torch.cat([m.bias for m in maps])
+        return cache.maps
 
     def split(self, y: Tensor) -> Tensor:
         """(B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)."""

@@ -180,7 +180,7 @@ class DecoderBlock(nn.Module):
         post = self.norm_position == "post"
 
         q = n = y if post else self.norm_1(y)
-        if last is not None:
+        if last is not None and last < y.shape[1]:
             bias = None if bias is None else bias[..., -last:, :]
             y, q = y[:, -last:], n[:, -last:]
         y = y + self.dropout(self.attention(q, n, keep, bias, causal=True, cache=own))

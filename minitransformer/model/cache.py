@@ -11,44 +11,43 @@ ROOM = 256
 
 
 class KeyValues:
-    """Keys and values of one attention.
+    """Keys and values of one attention, in one tensor: what is new is written at once.
 
-    Shapes: K, V (batch, heads, length, d_k).
+    Shapes: both (2, batch, heads, length, d_k), K before V.
     """
 
     def __init__(self) -> None:
         self.length = 0
-        self.K: Tensor | None = None  # with room behind the first `length` positions
-        self.V: Tensor | None = None
+        self.both: Tensor | None = None  # with room behind the first `length` positions
+        self.maps: tuple[Tensor, Tensor | None] | None = None
+        """The attention's three maps side by side, which stay the same while a text is written."""
 
-    def append(
-        self, K: Float[Tensor, "batch heads new d_k"], V: Float[Tensor, "batch heads new d_k"]
-    ) -> None:
+    def append(self, new: Float[Tensor, "2 batch heads new d_k"]) -> None:
         """Put the new ones behind those there are."""
-        start, self.length = self.length, self.length + K.shape[2]
-        self.K = put(self.K, start, K)
-        self.V = put(self.V, start, V)
+        start, self.length = self.length, self.length + new.shape[3]
+        self.both = put(self.both, start, new)
 
     def read(
         self,
     ) -> tuple[Float[Tensor, "batch heads keys d_k"], Float[Tensor, "batch heads keys d_k"]]:
         """All keys and values so far."""
-        assert self.K is not None and self.V is not None, "nothing was appended"
-        return self.K.narrow(2, 0, self.length), self.V.narrow(2, 0, self.length)
+        assert self.both is not None, "nothing was appended"
+        K, V = self.both.narrow(3, 0, self.length).unbind()
+        return K, V
 
 
 def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
     """Write `new` from position `start` on; more room is laid out when there is too little."""
-    end = start + new.shape[2]
+    end = start + new.shape[3]
     if new.requires_grad:  # what gradients need must not be written over: a copy
-        return new if store is None else torch.cat([store[:, :, :start], new], 2)
-    if store is None or end > store.shape[2] or store.requires_grad:
-        batch, heads, _, d_k = new.shape
-        larger = new.new_empty(batch, heads, -(-end // ROOM) * ROOM, d_k)
+        return new if store is None else torch.cat([store[:, :, :, :start], new], 3)
+    if store is None or end > store.shape[3] or store.requires_grad:
+        two, batch, heads, _, d_k = new.shape
+        larger = new.new_empty(two, batch, heads, -(-end // ROOM) * ROOM, d_k)
         if store is not None:
-            larger[:, :, :start] = store[:, :, :start]
+            larger[:, :, :, :start] = store[:, :, :, :start]
         store = larger
-    store.narrow(2, start, new.shape[2]).copy_(new)
+    store.narrow(3, start, new.shape[3]).copy_(new)
     return store
 
 
@@ -84,7 +83,6 @@ class KeyValueCache:
     def reorder(self, indices: Int[Tensor, "new_batch"]) -> None:
         """Make example `indices[n]` the n-th of the batch: beam search follows its best beams."""
         for one in (*self.own.values(), *self.memory.values()):
-            if one.K is not None and one.V is not None:
-                one.K, one.V = one.K[indices], one.V[indices]
+            one.both = None if one.both is None else one.both[:, indices]
         self.keep = None if self.keep is None else self.keep[indices]
         self.next = None if self.next is None else self.next[indices]

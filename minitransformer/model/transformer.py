@@ -202,9 +202,10 @@ class Decoder(nn.Module):
         bias = None
         if self.relative_positions is not None:
             bias = self.relative_positions(ids.shape[1], past + ids.shape[1])
+        top = len(self.blocks) - 1
         for i, block in enumerate(self.blocks):
             both = None if cache is None else (cache.own[i], cache.memory[i])
-            wanted = last if block is self.blocks[-1] else None
+            wanted = last if i == top else None
             y = block(y, keep, memory, memory_keep, bias, both, wanted)
         return self.dropout(self.norm(y))
 

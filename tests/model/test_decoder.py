@@ -287,6 +287,28 @@ def test_a_cache_grows_past_its_room_and_keeps_gradients_right():
         torch.testing.assert_close(a, b, atol=1e-10, rtol=1e-9)
 
 
+@torch.no_grad()
+def test_a_cache_reads_with_maps_that_are_more_than_a_matrix():
+    """LoRA puts such a module in their place; joined by their weights, its change would be lost."""
+    model, ids = causal_lm(CONFIG).eval(), draw(2, 9)
+    plain = model(ids)
+    attention = model.decoder.blocks[1].attention
+    attention.W_Q = torch.nn.Sequential(attention.W_Q, torch.nn.Tanh())
+    assert (model(ids) - plain).abs().max() > 0.01
+    close(in_chunks(lambda a, c: model(a, cache=c), ids, [4, 5, 6]), model(ids), 1e-12)
+
+
+def test_what_was_read_without_gradients_goes_on_with_them():
+    """A prompt that stays fixed: the new tokens' loss has a gradient for all three maps."""
+    model, ids, cache = causal_lm(CONFIG).eval(), draw(2, 9), mt.KeyValueCache()
+    with torch.no_grad():
+        model(ids[:, :6], cache=cache)
+    model(ids[:, 6:], cache=cache).sum().backward()
+    attention = model.decoder.blocks[0].attention
+    for linear in (attention.W_Q, attention.W_K, attention.W_V):
+        assert linear.weight.grad.abs().max() > 1e-3
+
+
 def test_finished_texts_may_go_on_with_padding():
     """A batch in which one text ended: its padding is hidden, also in the cache."""
     model, ids = causal_lm(CONFIG).eval(), draw(2, 9)
