@@ -110,7 +110,9 @@ class RowsInUse(nn.Embedding):
     @torch.no_grad()
     def write(self) -> None:
         """Bring the table up to date."""
-        self.table.weight.mul_(self.weight[-1:] / self.written)
+        decay = self.weight[-1:] / self.written
+        if (decay != 1).any():  # not of a frozen table
+            self.table.weight.mul_(decay)
         self.table.weight[self.rows] = self.weight[:-1]
         self.written = self.weight[-1:].clone()
 
