@@ -1,7 +1,7 @@
 """Fine-tuning 1,000 reviews: the article's script against `mt.finetune`, time and accuracy.
 
     python tests/benchmarks/finetuning.py              # time, lever by lever, about 5 minutes
-    python tests/benchmarks/finetuning.py --accuracy   # and the accuracy of both, about 10 more
+    python tests/benchmarks/finetuning.py --accuracy   # and the accuracy of both, about 20 more
 
 The article's script (its section 5): tokenise, pad and truncate to 128, a mask, batches in random
 order, AdamW, cross-entropy. Both train the same classifier from the same weights.
