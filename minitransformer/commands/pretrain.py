@@ -64,12 +64,7 @@ def add(commands: Any) -> None:
     p.add_argument("--tokenizer", default="bytes", metavar="KIND",
                    help=f"learn one of {', '.join(get_args(Kind))}; or a model's folder, to take its tokenizer")  # fmt: skip
     p.add_argument("--vocab-size", type=int, default=2000, help="tokens to learn; characters are as many as occur")  # fmt: skip
-    p.add_argument(
-        "--layers",
-        type=int,
-        default=4,
-        help="blocks of the model; of a T5 as many again in its decoder",
-    )
+    p.add_argument("--layers", type=int, default=4, help="blocks of the model; the decoder of a T5 has as many again")  # fmt: skip
     p.add_argument("--d-model", type=int, default=128, help="its width")
     p.add_argument("--heads", type=int, default=4, help="attention heads of a block")
     p.add_argument("--length", type=int, default=128, help="tokens in a block, and positions of the model")  # fmt: skip
