@@ -12,6 +12,7 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.formulas import ops
+from minitransformer.model.switches import shown
 
 PACKAGE = Path(mt.__file__).parent
 ROOMS = [
@@ -188,3 +189,16 @@ def test_the_readme_points_to_what_is_there():
     assert len(rows) > 10 and rows <= set(mt.ledger.LEDGER)
     for source in (root / "notebooks" / "source").glob("*.py"):
         assert f"notebooks/{source.stem}.ipynb" in readme
+
+
+def test_the_readme_has_the_switches_of_the_families():
+    readme = (PACKAGE.parent / "README.md").read_text()
+    head, _, *lines = readme.split("turns them one by one.")[1].split("\n\n")[1].splitlines()
+    names = [cell.strip() for cell in head.split("|")[2:-1]]
+    assert names == ["Vaswani et al. 2017", "BERT", "GPT-2", "T5", "T5 v1.1"]
+    c = mt.TransformerConfig
+    table = mt.compare_switches(c(), c.bert(), c.gpt2(), c.t5(), c.t5_v1_1())
+    assert len(lines) > 10
+    for line in lines:
+        switch, *said = (cell.strip(" `") for cell in line.split("|")[1:-1])
+        assert said == [shown(value) for value in table.rows[switch]], switch
