@@ -1,6 +1,7 @@
 """What the package does in the place of an exercise's function, where the formula has no ledger row.
 
-`FUNCTIONS` calls the package's function in the way that the exercise calls the student's.
+`FUNCTIONS` calls the package's function, or that of the library that it leaves the work to, in the way
+that the exercise calls the student's.
 """
 
 from string import ascii_lowercase
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
 from ..data.batches import EncodedTexts, pad
@@ -19,6 +21,7 @@ from ..pretrained import gpt2
 from ..training.lora import LoRALinear
 from ..training.objectives import shift_right
 from ..training.optim import warmup_then_linear
+from ..training.results import mean_and_sd
 from ..training.strategies import GradualUnfreezing, Progress
 from . import symptoms
 from .diagnosis import EXACT
@@ -43,7 +46,7 @@ def scheduled(step: int, steps: int, warmup: int) -> Tensor:
 
 def source_of_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
     source, _ = corrupt_spans(ids.tolist(), noise.tolist(), sentinels.tolist())
-    return torch.tensor(source + [pad_id] * (len(ids) - len(source)))
+    return behind(source, len(ids), pad_id)
 
 
 class Given(np.random.Generator):
@@ -76,6 +79,58 @@ def masked(
     return seen.where(seen != cls, ids)
 
 
+def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
+    """What the library joins first. How often it saw the pair shows in when it no longer does."""
+    texts = [
+        "".join(ascii_lowercase[token] for token in word if token != pad_id)
+        for word, count in zip(words.tolist(), counts.tolist(), strict=True)
+        for _ in range(count)
+    ]
+
+    def learned(least: int) -> list[str]:
+        backend = Tokenizer(models.BPE())
+        letters = sorted({*"".join(texts)})
+        backend.train_from_iterator(texts, trainers.BpeTrainer(
+            vocab_size=len(letters) + 1, min_frequency=least, initial_alphabet=letters,
+            show_progress=False,
+        ))  # fmt: skip
+        return [token for token in backend.get_vocab() if len(token) == 2]
+
+    (pair,) = learned(1)
+    most = max(least for least in range(1, int(counts.sum()) * words.shape[1]) if learned(least))
+    return torch.tensor([*map(ascii_lowercase.index, pair), most])
+
+
+def one_merge(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
+    """The library's byte-pair encoding, with letters for tokens and one merge."""
+    A, B = ascii_lowercase[a], ascii_lowercase[b]
+    vocab = {letter: i for i, letter in enumerate(ascii_lowercase)} | {A + B: new}
+    text = "".join(ascii_lowercase[i] for i in ids.tolist())
+    return behind(Tokenizer(models.BPE(vocab, [(A, B)])).encode(text).ids, len(ids), pad_id)
+
+
+def pieces(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    return behind(backend.encode(word).ids, len(word), pad_id)
+
+
+def behind(ids: list[int], length: int, pad_id: int) -> Tensor:
+    """Padding on the right."""
+    return torch.tensor(ids + [pad_id] * (length - len(ids)))
+
+
+def mean_and_error(accuracies: Tensor) -> Tensor:
+    mean, sd = torch.tensor(
+        [mean_and_sd(row) for row in accuracies.tolist()], dtype=torch.float64
+    ).T
+    return torch.stack([mean, sd / accuracies.shape[1] ** 0.5], 1)
+
+
+def feature_gradient(X: Tensor, y: Tensor, v: Tensor, B: Tensor) -> Tensor:
+    """By torch, from the loss."""
+    return torch.func.grad(lambda B: ((X @ B.mT @ v - y) ** 2).mean() / 2)(B)
+
+
 FUNCTIONS: dict[str, Answer] = {
     "shift_right": shift_right,
     "temperature": next_token_probabilities,
@@ -89,6 +144,12 @@ FUNCTIONS: dict[str, Answer] = {
     "warmup_then_linear": scheduled,
     "chance_loss": lambda n: number(symptoms.chance_loss(n)),
     "leaks": lambda block, x, t: number(float(symptoms.leak(block, x, t) > EXACT)),
+    "best_pair": learned_pair,
+    "merge_pair": one_merge,
+    "word_pieces": pieces,
+    "mean_and_error": mean_and_error,
+    "accuracy_error": lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
+    "feature_gradient": feature_gradient,
     "split_c_attn": lambda c_attn: torch.stack([W.mT for W in gpt2.split_c_attn(c_attn)]),
 }
 """For an exercise without a row what the package does in its place."""
