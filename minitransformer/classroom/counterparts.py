@@ -4,6 +4,7 @@
 that the exercise calls the student's.
 """
 
+from itertools import count, takewhile
 from string import ascii_lowercase
 from typing import Any
 
@@ -26,6 +27,7 @@ from ..training.strategies import GradualUnfreezing, Progress
 from . import symptoms
 from .diagnosis import EXACT
 from .mutants import Answer
+from .token_checks import filled
 
 
 def number(value: float) -> Tensor:
@@ -46,7 +48,7 @@ def scheduled(step: int, steps: int, warmup: int) -> Tensor:
 
 def source_of_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
     source, _ = corrupt_spans(ids.tolist(), noise.tolist(), sentinels.tolist())
-    return behind(source, len(ids), pad_id)
+    return filled(source, len(ids), pad_id)
 
 
 class Given(np.random.Generator):
@@ -80,11 +82,11 @@ def masked(
 
 
 def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
-    """What the library joins first. How often it saw the pair shows in when it no longer does."""
+    """The pair that the library joins first; it occurs as often as one may ask for at least."""
     texts = [
         "".join(ascii_lowercase[token] for token in word if token != pad_id)
-        for word, count in zip(words.tolist(), counts.tolist(), strict=True)
-        for _ in range(count)
+        for word, times in zip(words.tolist(), counts.tolist(), strict=True)
+        for _ in range(times)
     ]
 
     def learned(least: int) -> list[str]:
@@ -97,7 +99,7 @@ def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
         return [token for token in backend.get_vocab() if len(token) == 2]
 
     (pair,) = learned(1)
-    most = max(least for least in range(1, int(counts.sum()) * words.shape[1]) if learned(least))
+    *_, most = takewhile(learned, count(1))
     return torch.tensor([*map(ascii_lowercase.index, pair), most])
 
 
@@ -106,17 +108,12 @@ def one_merge(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
     A, B = ascii_lowercase[a], ascii_lowercase[b]
     vocab = {letter: i for i, letter in enumerate(ascii_lowercase)} | {A + B: new}
     text = "".join(ascii_lowercase[i] for i in ids.tolist())
-    return behind(Tokenizer(models.BPE(vocab, [(A, B)])).encode(text).ids, len(ids), pad_id)
+    return filled(Tokenizer(models.BPE(vocab, [(A, B)])).encode(text).ids, len(ids), pad_id)
 
 
 def pieces(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
     backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    return behind(backend.encode(word).ids, len(word), pad_id)
-
-
-def behind(ids: list[int], length: int, pad_id: int) -> Tensor:
-    """Padding on the right."""
-    return torch.tensor(ids + [pad_id] * (length - len(ids)))
+    return filled(backend.encode(word).ids, len(word), pad_id)
 
 
 def mean_and_error(accuracies: Tensor) -> Tensor:
@@ -152,4 +149,4 @@ FUNCTIONS: dict[str, Answer] = {
     "feature_gradient": feature_gradient,
     "split_c_attn": lambda c_attn: torch.stack([W.mT for W in gpt2.split_c_attn(c_attn)]),
 }
-"""For an exercise without a row what the package does in its place."""
+"""For an exercise without a row what the package, or its library, does in its place."""

@@ -4,14 +4,15 @@
 nobody wait for `input()`. It needs no second process: the function is the notebook's own.
 
 What it cannot do: a single operation in C (one huge matrix product) is only stopped when it
-returns; on Windows an `except:` without a name in a loop swallows the stop, as it does that of the
-stop button; memory is limited on Linux only, and not beside CUDA, which reserves address space as it
-likes.
+returns; on Windows and outside the main thread an `except:` without a name in a loop swallows the
+stop, as it does that of the stop button; memory is limited on Linux only, and not beside CUDA, which
+reserves address space as it likes.
 """
 
 import builtins
 import contextlib
 import ctypes
+import dis
 import signal
 import sys
 import threading
@@ -31,6 +32,8 @@ PRINTED = 2000
 """Characters of output that are shown."""
 REPEAT = 0.3
 HERE = (__file__, contextlib.__file__)
+HANDLER = dis.opmap["PUSH_EXC_INFO"]
+"""How every `except`, and what a `with` or a `finally` does after an exception, begins."""
 
 
 class TimeUp(BaseException):
@@ -58,13 +61,15 @@ def limited(seconds: float, memory: int = MEMORY, printed: int = PRINTED) -> Ite
 def alarm(seconds: float) -> Iterator:
     """The system's timer: also wakes a `sleep`. Only in the main thread, and not on Windows.
 
-    An `except:` without a name catches `TimeUp` like anything else. So the second time it is raised
-    once more, at the next line that runs: in the handler, where nothing catches it.
+    An `except:` without a name catches `TimeUp` like anything else. So from the second time on it is
+    raised once more, where the code goes on as if nothing had happened: behind that `except`. What a
+    `with` or a `finally` has to do at the end is done before.
     """
     rung, start, trace, outer = 0, time.monotonic(), sys.gettrace(), caller()
 
     def again(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
+        at_handler = frame.f_code.co_code[frame.f_lasti] == HANDLER
+        if event == "line" and not at_handler and sys.exc_info()[0] is not TimeUp:
             raise TimeUp
         return again
 

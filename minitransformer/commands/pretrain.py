@@ -153,19 +153,21 @@ def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path
     if args.resume and saved.exists():
         return data.Tokenizer.from_json(saved.read_text(encoding="utf-8"), LONGEST)
     bert = {"masked": True, "spans": False}.get(args.objective)
-    holes = range(span_numbers(args.length)[1] + 1 if args.objective == "spans" else 0)
+    extra = sentinels_for(args.length) if args.objective == "spans" else ()
     tokenizer = data.train_tokenizer(
-        texts,
-        args.tokenizer,
-        args.vocab_size,
-        LONGEST,
-        bert=bert,
-        extra=[SENTINEL % i for i in holes],
+        texts, args.tokenizer, args.vocab_size, LONGEST, bert=bert, extra=extra
     )
     if place()[0] == 0:
         training.mkdir(parents=True, exist_ok=True)
         write_whole(saved, tokenizer.to_json().encode())
     return tokenizer
+
+
+def sentinels_for(length: int) -> list[str]:
+    """As many as a block has holes, and the one that says that no other follows."""
+    spans = data.CorruptedSpans
+    _, n_spans = span_numbers(length, spans.share, spans.mean_span)
+    return [SENTINEL % i for i in range(n_spans + 1)]
 
 
 def end_of(tokenizer: data.Tokenizer, objective: str) -> int:
@@ -236,7 +238,9 @@ def build(
         ends = dict(pad_id=pad_id, start_id=end_id, eos_id=end_id)
         return CausalLM(Decoder(TransformerConfig.gpt2(**sizes, **ends)))
     if args.objective == "spans":
-        sizes |= dict(feed_forward_dropout=args.dropout, final_dropout=args.dropout)
-        sizes |= dict(pad_id=pad_id, start_id=tokenizer.pad_id, eos_id=end_id)
+        sizes |= dict(
+            feed_forward_dropout=args.dropout, final_dropout=args.dropout, pad_id=pad_id,
+            start_id=tokenizer.pad_id, eos_id=end_id,
+        )  # fmt: skip
         return Seq2SeqLM(EncoderDecoder(TransformerConfig.t5(**sizes)))
     return MaskedLM(Encoder(TransformerConfig.bert(**sizes, pad_id=pad_id, pooler=False)))

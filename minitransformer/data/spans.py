@@ -96,10 +96,15 @@ class CorruptedSpans:
             yield pad_pairs(sources, targets, self.texts.pad_id, chunk)
 
 
-def span_numbers(length: int, share: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
-    """How many tokens of a text are cut out, and in how many spans.
+def span_numbers(length: int, share: float, mean_span: float) -> tuple[int, int]:
+    r"""How many tokens of a text are cut out, $n = \mathrm{round}(sT)$, and in how many spans, $n / \mu$.
 
-    >>> span_numbers(128)  # and one more sentinel says that no span follows
+    $T$ is the length, $s$ the share, $\mu$ the mean span. At least one token is cut out and one stays,
+    no span is empty, and something stays between two.
+
+    Source: Raffel et al. 2020, their code (`random_spans_noise_mask`).
+
+    >>> span_numbers(128, 0.15, 3.0)  # and one more sentinel says that no span follows
     (19, 6)
     """
     n = min(max(round(length * share), 1), length - 1)

@@ -111,7 +111,7 @@ class RowsInUse(nn.Embedding):
     def write(self) -> None:
         """Bring the table up to date."""
         decay = self.weight[-1:] / self.written
-        if (decay != 1).any():  # not of a frozen table
+        if (decay != 1).any():  # a frozen table has not decayed
             self.table.weight.mul_(decay)
         self.table.weight[self.rows] = self.weight[:-1]
         self.written = self.weight[-1:].clone()

@@ -20,7 +20,7 @@
 # labels that saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
 # section 3.
 #
-# *Runs in about nine minutes on two cores. Needs `make data` once.*
+# *Runs in about ten minutes on two cores. Needs `make data` once.*
 
 # %%
 import torch

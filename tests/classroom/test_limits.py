@@ -1,6 +1,7 @@
 """A check answers whatever a student's function does: it never hangs, and takes no kernel along."""
 
 import builtins
+import contextlib
 import signal
 import subprocess
 import sys
@@ -104,18 +105,70 @@ def sleeps_and_catches_all(Q, K):
             Q = Q + 1
 
 
+def catches_all_on_one_line(Q, K):
+    while True:
+        try:  # noqa: SIM105
+            never_ends(Q, K)
+        except: pass  # noqa: E701, E722  # fmt: skip
+
+
+def catches_all_around_a_with(Q, K):
+    while True:
+        try:
+            with torch.no_grad():
+                never_ends(Q, K)
+        except:  # noqa: E722
+            pass
+
+
+def suppresses_all(Q, K):
+    while True:
+        with contextlib.suppress(BaseException):
+            never_ends(Q, K)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such timer")
 @pytest.mark.parametrize(
     "answer",
-    [catches_all, catches_all_and_goes_on, catches_all_in_a_helper, sleeps_and_catches_all],
-)
+    [catches_all, catches_all_and_goes_on, catches_all_in_a_helper, sleeps_and_catches_all,
+     catches_all_on_one_line, catches_all_around_a_with, suppresses_all],
+)  # fmt: skip
 def test_who_catches_everything_is_stopped_too(answer):
-    """In the main thread of Linux and macOS: what is raised while an exception is handled gets out."""
+    """In the main thread: it is raised again where the exception was swallowed."""
     before = sys.gettrace()
     start = time.monotonic()
     result = mt.check.scaled_scores(answer)
     assert time.monotonic() - start < 8
     assert not result.passed and "Stopped after" in result.message
-    assert sys.gettrace() is before
+    assert sys.gettrace() is before and torch.is_grad_enabled()
+
+
+def test_what_is_to_be_done_at_the_end_is_done_when_it_is_raised_again():
+    done = {"with": 0, "finally": 0}
+
+    @contextlib.contextmanager
+    def counted():
+        try:
+            yield
+        finally:
+            done["with"] += 1
+
+    def answer(Q, K):
+        entered = 0
+        while True:
+            entered += 1
+            assert done == {"with": entered - 1, "finally": entered - 1}
+            try:
+                with counted():
+                    try:
+                        never_ends(Q, K)
+                    finally:
+                        done["finally"] += 1
+            except BaseException:
+                pass
+
+    assert "Stopped after" in mt.check.scaled_scores(answer).message
+    assert done["with"] == done["finally"] > 1
 
 
 @each_thread
