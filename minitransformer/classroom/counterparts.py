@@ -18,16 +18,16 @@ from ..data.masking import MaskedTexts
 from ..data.spans import corrupt_spans
 from ..data.vocabulary import train_tokenizer
 from ..inference.generation import next_token_probabilities
+from ..lab.results import mean_and_sd
 from ..pretrained import gpt2
 from ..training.lora import LoRALinear
 from ..training.objectives import shift_right
 from ..training.optim import warmup_then_linear
-from ..training.results import mean_and_sd
 from ..training.strategies import GradualUnfreezing, Progress
-from . import symptoms
-from .diagnosis import EXACT
+from .clinic import instruments as symptoms
+from .engine.diagnosis import EXACT
+from .exercises.nb07_tokens import filled
 from .mutants import Answer
-from .token_checks import filled
 
 
 def number(value: float) -> Tensor:

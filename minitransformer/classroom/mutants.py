@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 
 from ..formulas import ops
-from ..formulas.ledger import LEDGER, Formula, Inputs
 from ..formulas.model_gradients import Stack
-from ..formulas.rows import HUGE
-from ..formulas.verify import SEED, measure
-from ..model.decoder_rows import crossing, our_causal
-from ..model.model_rows import CONFIG, SOURCE_TABLE, switches_of, torch_embed
-from ..model.rows import ATTENTION, EPS, HEADS, our_attention, our_feed_forward
-from .checks import block_reference
-from .decoder_checks import block_reference as decoder_block_reference
-from .mistakes import merge_heads, split_heads
+from ..proofs.draws import HEADS, HUGE
+from ..proofs.formula import Formula, Inputs
+from ..proofs.ledger import LEDGER
+from ..proofs.rows_decoder import crossing, our_causal
+from ..proofs.rows_models import CONFIG, SOURCE_TABLE, switches_of, torch_embed
+from ..proofs.rows_modules import ATTENTION, EPS, our_attention, our_feed_forward
+from ..proofs.measure import SEED, measure
+from .exercises.checks import block_reference
+from .exercises.mistakes import merge_heads, split_heads
+from .exercises.nb04_decoder import block_reference as decoder_block_reference
 
 Answer = Callable[..., Any]
 

@@ -7,7 +7,7 @@ from typing import Any
 from .. import data
 from ..data.domains import DOMAINS
 from ..training.evaluate import evaluate
-from .reading import TABLE, load_classifier, read_labelled
+from .inputs import TABLE, load_classifier, read_labelled
 
 
 def add(commands: Any) -> None:

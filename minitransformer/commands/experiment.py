@@ -5,12 +5,12 @@ from typing import Any, get_args
 
 from .. import data
 from ..data.domains import DOMAINS
-from ..training.experiments import Grid, Lab
-from ..training.experiments import run as run_trials
+from ..lab.experiments import Grid, Lab
+from ..lab.experiments import run as run_trials
+from ..lab.results import TF_IDF, table
 from ..training.precision import Precision
-from ..training.results import TF_IDF, table
 from ..training.strategies import STRATEGIES, named
-from .reading import TABLE, load_encoder, read_labelled
+from .inputs import TABLE, load_encoder, read_labelled
 
 
 def add(commands: Any) -> None:

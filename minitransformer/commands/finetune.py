@@ -13,10 +13,10 @@ from ..pretrained import save_pretrained
 from ..pretrained.checkpoints import refuse_foreign
 from ..training.evaluate import evaluate
 from ..training.finetune import finetune
-from ..training.plan import plan
 from ..training.precision import Precision
 from ..training.strategies import STRATEGIES, named
-from .reading import TABLE, load_encoder, read_labelled
+from ..training.summary import plan
+from .inputs import TABLE, load_encoder, read_labelled
 
 
 def add(commands: Any) -> None:

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..classroom import report
-from ..classroom.grade import EXERCISES, grade
+from ..classroom.grading import report
+from ..classroom.grading.grade import EXERCISES, grade
 
 
 def add(commands: Any) -> None:

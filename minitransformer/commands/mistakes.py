@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..classroom.measure import catalogue, listed
+from ..classroom.audit import catalogue, listed
 
 
 def add(commands: Any) -> None:

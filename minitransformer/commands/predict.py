@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import data
+from ..data.atomic import write_whole
 from ..data.datasets import read_texts
-from ..data.files import write_whole
 from ..training.evaluate import predict
-from .reading import load_classifier
+from .inputs import load_classifier
 
 
 def add(commands: Any) -> None:

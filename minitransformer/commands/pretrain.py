@@ -10,9 +10,9 @@ from typing import Any, NoReturn, get_args
 import torch
 
 from .. import data
+from ..data.atomic import write_whole
 from ..data.datasets import lines_of, read_texts, read_utf8
 from ..data.domains import DOMAINS
-from ..data.files import write_whole
 from ..data.spans import span_numbers
 from ..data.vocabulary import Kind
 from ..model.config import TransformerConfig

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from ..formulas.verify import verify
+from ..proofs.verify import verify
 
 
 def add(commands: Any) -> None:

@@ -1,10 +1,10 @@
 """Text becomes batches: sources, tokenizer, splits, padding."""
 
 from .batches import Batch, EncodedTexts, pad
-from .cache import data_folder
 from .corpora import CORPORA, corpus
 from .datasets import LabelledTexts, read_table, read_texts, samples
 from .domains import DOMAINS, load, newspaper
+from .downloads import data_folder
 from .masking import MaskedBatch, MaskedTexts
 from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
 from .spans import CorruptedSpans

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .cache import data_folder
+from .downloads import data_folder
 
 
 @dataclass(frozen=True)

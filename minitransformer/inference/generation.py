@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.language_models import CausalLM, Seq2SeqLM
 from ..model.modes import in_evaluation_mode
 from .beam_search import beam_search
-from .reading import Reader
+from .decoding import Reader
 
 Choice = Callable[[Tensor], Tensor]
 

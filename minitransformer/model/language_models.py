@@ -5,8 +5,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from ..formulas import ops
-from .cache import KeyValueCache
 from .config import TransformerConfig
+from .kv_cache import KeyValueCache
 from .layers import make_norm
 from .transformer import Decoder, Encoder, EncoderDecoder, init_weights
 

@@ -7,9 +7,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from .attention import RelativePositionBias, check_keep, padding_mask
-from .blocks import DecoderBlock, EncoderBlock
-from .cache import KeyValueCache
+from .block import DecoderBlock, EncoderBlock
 from .config import TransformerConfig
+from .kv_cache import KeyValueCache
 from .layers import Dropout, Embeddings, make_norm
 
 

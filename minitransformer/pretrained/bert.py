@@ -12,7 +12,7 @@ from ..model.config import TransformerConfig
 from ..model.heads import SequenceClassifier
 from ..model.language_models import MaskedLM
 from ..model.transformer import Encoder
-from .entries import (
+from .hf_config import (
     activation,
     activation_name,
     both,

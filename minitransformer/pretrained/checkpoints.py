@@ -12,11 +12,11 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from ..data.cache import cached, read_member
+from ..data.downloads import cached, read_member
 from ..data.tokenizers import Tokenizer
+from ..model.compare import config_of
 from ..model.heads import SequenceClassifier
 from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
-from ..model.switches import config_of
 from ..model.transformer import Encoder
 from . import bert, gpt2, t5
 

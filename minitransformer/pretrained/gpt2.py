@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.config import TransformerConfig
 from ..model.language_models import CausalLM
 from ..model.transformer import Decoder
-from .entries import (
+from .hf_config import (
     activation,
     activation_name,
     both,

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..model.config import TransformerConfig
 from ..model.language_models import Seq2SeqLM
 from ..model.transformer import EncoderDecoder
-from .entries import (
+from .hf_config import (
     activation,
     activation_name,
     check_expressible,

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..data.files import write_whole
+from ..data.atomic import write_whole
 from .history import History
 from .parallel import gathered, place
 

@@ -13,8 +13,8 @@ from ..data.batches import EncodedTexts
 from ..formulas import ops
 from ..model.heads import SequenceClassifier
 from ..model.modes import in_evaluation_mode
+from .frozen_cache import FrozenPrefix
 from .precision import Precision, matmul_precision
-from .prefix import FrozenPrefix
 
 
 @dataclass(frozen=True)

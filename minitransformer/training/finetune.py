@@ -3,13 +3,13 @@
 from ..data.batches import EncodedTexts
 from ..model.heads import SequenceClassifier
 from .evaluate import evaluate
+from .frozen_cache import prefixes
 from .history import Entry, History
 from .layers import layers_of
 from .loop import Recipe, fit
 from .objectives import classification_loss
 from .optim import RowsInUse
 from .precision import Precision
-from .prefix import prefixes
 from .strategies import Full, Strategy
 
 

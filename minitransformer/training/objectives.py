@@ -14,7 +14,7 @@ from ..formulas import ops
 from ..model.config import TransformerConfig
 from ..model.heads import SequenceClassifier
 from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
-from .prefix import FrozenPrefix
+from .frozen_cache import FrozenPrefix
 
 
 def classification_loss(

@@ -12,13 +12,7 @@ from .checkpointing import Checkpoint, digest, identity_of
 from .history import Entry, History
 from .layers import layers_of
 from .loop import Data, Recipe, fit
-from .objectives import (
-    Objective,
-    cross_entropy,
-    masked_lm_loss,
-    masked_predictions,
-    objective_of,
-)
+from .objectives import Objective, cross_entropy, masked_lm_loss, masked_predictions, objective_of
 from .optim import Schedule
 from .precision import Precision, matmul_precision
 from .strategies import Full, Strategy

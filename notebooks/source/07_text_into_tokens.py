@@ -29,7 +29,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import minitransformer as mt
 from minitransformer import plots
-from minitransformer.classroom.token_checks import word_pieces_reference
+from minitransformer.classroom.exercises.nb07_tokens import word_pieces_reference
 
 train, _, test = mt.data.load("movies").split(seed=0)
 _, bert = mt.load_pretrained("all-MiniLM-L6-v2")

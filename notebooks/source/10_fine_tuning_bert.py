@@ -61,7 +61,7 @@ assert not set(train.texts) & set(test.texts) and not set(valid.texts) & set(tes
 # `minitransformer/training/baseline.py`.
 
 # %%
-from minitransformer.training.baseline import tf_idf
+from minitransformer.lab.baseline import tf_idf
 
 counting = tf_idf(train, valid)
 accuracy = {"always the larger class": max(Counter(test.labels).values()) / len(test)}

@@ -20,7 +20,8 @@ import torch
 
 import minitransformer as mt
 from minitransformer import plots
-from minitransformer.classroom import clinic, symptoms
+from minitransformer.classroom.clinic import charts as clinic
+from minitransformer.classroom.clinic import instruments as symptoms
 
 # %% [markdown]
 # ## 1. The guide

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from tqdm import tqdm
 
-from minitransformer.training.memory import PeakMemory
+from minitransformer.lab.memory import PeakMemory
 
 Seconds = dict[str, list[float]]
 

@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
-from minitransformer.classroom import checks, limits
-from minitransformer.classroom.diagnosis import Exercise
+from minitransformer.classroom import registry as checks
+from minitransformer.classroom.engine import limits
+from minitransformer.classroom.engine.diagnosis import Exercise
 
 EXERCISES = checks.exercises()
 MISTAKES = [(name, m) for name, e in EXERCISES.items() for m in e.mistakes]

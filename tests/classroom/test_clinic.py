@@ -5,11 +5,12 @@ import math
 
 import pytest
 import torch
+from minitransformer.classroom.clinic.charts.patients import FAULTS, SEATS, broken
 from torch import nn
 
 import minitransformer as mt
-from minitransformer.classroom import clinic, symptoms
-from minitransformer.classroom.broken import FAULTS, SEATS, broken
+from minitransformer.classroom.clinic import charts as clinic
+from minitransformer.classroom.clinic import instruments as symptoms
 from minitransformer.data.batches import Batch
 
 

@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from minitransformer.classroom.clinic.charts.patients import FAULTS, SEATS
 
 import minitransformer as mt
-from minitransformer.classroom import clinic, debugging_checks, symptoms
-from minitransformer.classroom.broken import FAULTS, SEATS
-from minitransformer.classroom.diagnosis import NumberExercise
+from minitransformer.classroom.clinic import charts as clinic
+from minitransformer.classroom.clinic import instruments as symptoms
+from minitransformer.classroom.engine.diagnosis import NumberExercise
+from minitransformer.classroom.exercises import nb20_debugging as debugging_checks
 
 EXERCISES = {n: e for n, e in vars(debugging_checks).items() if isinstance(e, NumberExercise)}
 RIGHT = dict(zip(clinic.PATIENTS, SEATS, strict=True))

@@ -12,11 +12,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from minitransformer.classroom.clinic.charts.patients import SEATS
 
 from minitransformer.__main__ import main
-from minitransformer.classroom import clinic, grade, report, sheets
-from minitransformer.classroom.broken import SEATS
-from minitransformer.classroom.grade import NO_SHEET, Grade
+from minitransformer.classroom.clinic import charts as clinic
+from minitransformer.classroom.grading import grade, report
+from minitransformer.classroom.grading import notebooks as sheets
+from minitransformer.classroom.grading.grade import NO_SHEET, Grade
 
 EXERCISES = Path(__file__).parents[2] / "notebooks" / "exercises"
 SHEET = "01_attention"
@@ -85,7 +87,7 @@ def folder(tmp_path_factory):
     )  # fmt: skip
     fill(
         folder / "cheats.ipynb", HALF,
-        before="import minitransformer.classroom.diagnosis as d\n"
+        before="import minitransformer.classroom.engine.diagnosis as d\n"
         "import minitransformer.formulas.ops as ops\n"
         "d.diagnose = lambda *a: (True, 'passed', ())\n"
         "d.distance = lambda *a: 0.0\n"

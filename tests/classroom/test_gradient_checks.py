@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import minitransformer as mt
-from minitransformer.classroom import gradient_checks
-from minitransformer.classroom.diagnosis import Exercise
+from minitransformer.classroom.engine.diagnosis import Exercise
+from minitransformer.classroom.exercises import nb06_gradients as gradient_checks
 
 EXERCISES = {n: e for n, e in vars(gradient_checks).items() if isinstance(e, Exercise)}
 MISTAKES = [(name, m) for name, e in EXERCISES.items() for m in e.mistakes]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import minitransformer as mt
-from minitransformer.classroom import limits
+from minitransformer.classroom.engine import limits
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from minitransformer.__main__ import main
-from minitransformer.classroom import checks, counterparts, measure, mutants
-from minitransformer.classroom.diagnosis import Mistake
+from minitransformer.classroom import audit as measure
+from minitransformer.classroom import counterparts, mutants
+from minitransformer.classroom import registry as checks
+from minitransformer.classroom.engine.diagnosis import Mistake
 
 EXERCISES = checks.exercises()
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
-from minitransformer.classroom import limits
+from minitransformer.classroom.engine import limits
 
 # --- Attention ----------------------------------------------------------------------------------
 

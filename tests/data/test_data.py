@@ -7,7 +7,7 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.data import LabelledTexts
-from minitransformer.data.cache import read_member
+from minitransformer.data.downloads import read_member
 
 
 @pytest.fixture(scope="module")

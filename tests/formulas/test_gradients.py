@@ -8,10 +8,10 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.formulas import block_gradients, by_hand, decoder_gradients, gradients
-from minitransformer.formulas.ledger import LEDGER
-from minitransformer.formulas.rows import HUGE
-from minitransformer.formulas.verify import CHECKS, differentiable, measure
-from minitransformer.model.rows import EPS, HEADS
+from minitransformer.proofs.draws import HEADS, HUGE
+from minitransformer.proofs.ledger import LEDGER
+from minitransformer.proofs.rows_modules import EPS
+from minitransformer.proofs.measure import CHECKS, differentiable, measure
 
 SEEDS = (1, 2, 3)
 BY_HAND = {id: f for id, f in LEDGER.items() if f.backward_by_hand is not None}

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import minitransformer as mt
+from minitransformer.inference.decoding import Reader, check_prompt
 from minitransformer.inference.generation import next_token_probabilities
-from minitransformer.inference.reading import Reader, check_prompt
 
 VOCAB, EOS, PAD = 41, 40, 0
 GPT2 = dict(

@@ -10,7 +10,7 @@ from random_models import normal, randomise
 
 import minitransformer as mt
 from minitransformer.formulas import by_hand_decoder, ops
-from minitransformer.model.blocks import DecoderBlock
+from minitransformer.model.block import DecoderBlock
 
 CONFIG = mt.TransformerConfig(
     vocab_size=43, d_model=20, n_heads=5, n_layers=3, n_decoder_layers=2, d_ff=28, max_len=19,

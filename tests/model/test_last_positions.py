@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 import minitransformer as mt
 from minitransformer.model.attention import token_positions
-from minitransformer.model.cache import KeyValueCache
+from minitransformer.model.kv_cache import KeyValueCache
 
 CONFIG = mt.TransformerConfig(
     vocab_size=43, d_model=20, n_heads=5, n_layers=2, d_ff=28, max_len=19, dropout=0.0,

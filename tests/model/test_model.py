@@ -8,7 +8,7 @@ from random_models import normal, randomise
 
 import minitransformer as mt
 from minitransformer.formulas import ops
-from minitransformer.model.blocks import EncoderBlock
+from minitransformer.model.block import EncoderBlock
 from minitransformer.model.heads import mean_pool
 from minitransformer.model.layers import Embeddings
 

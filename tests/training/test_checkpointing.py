@@ -14,15 +14,9 @@ import torch
 from resumable import STEPS, model, run, run_in_a_process, texts
 
 import minitransformer as mt
-from minitransformer.data.files import write_whole
+from minitransformer.data.atomic import write_whole
 from minitransformer.training import loop
-from minitransformer.training.checkpointing import (
-    FILE,
-    HISTORY,
-    Checkpoint,
-    read,
-    refuse_existing,
-)
+from minitransformer.training.checkpointing import FILE, HISTORY, Checkpoint, read, refuse_existing
 from minitransformer.training.history import History
 from minitransformer.training.loop import Recipe, endless
 

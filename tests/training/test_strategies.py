@@ -10,7 +10,6 @@ import minitransformer as mt
 from minitransformer.training import loop, lora
 from minitransformer.training.layers import layers_of
 from minitransformer.training.optim import make_adamw
-from minitransformer.training.plan import most_trained
 from minitransformer.training.strategies import (
     STRATEGIES,
     BiasOnly,
@@ -24,6 +23,7 @@ from minitransformer.training.strategies import (
     Progress,
     named,
 )
+from minitransformer.training.summary import most_trained
 
 LAYERS = ["embeddings", "block 0", "block 1", "block 2", "head"]
 

@@ -1,0 +1,3 @@
+"""Models with one fault each, and the instruments that show its symptoms.
+
+Reading order: `patients`, `instruments`, `charts`."""

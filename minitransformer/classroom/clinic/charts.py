@@ -1,0 +1,271 @@
+r"""The clinic: nine patients, A to I, and what every instrument says about them.
+
+A patient is a small model on real text with one mistake in it. Which one, this file does not say;
+`broken.py` does, so keep it shut until you are done.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.batches import Batch, pad
+from ...training.loop import reproducible
+from . import instruments as symptoms
+from .patients import SEATS, Patient, broken, healthy
+
+PATIENTS = "ABCDEFGHI"
+STEPS = 80
+"""How long one batch is trained on."""
+LETTERS = 8
+"""How many different tokens random texts have."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What was measured on one model."""
+
+    patient: str
+    kind: str
+    n_answers: int
+    start: float
+    """The first loss."""
+    gradients: dict[str, float]
+    """Of the first loss, by layer: `symptoms.gradient_norms`."""
+    piled: float
+    """`symptoms.piled_up`."""
+    twice: float
+    """`symptoms.twice_alike`."""
+    alone: float
+    """`symptoms.alone_against_batch`."""
+    one_batch: tuple[float, ...]
+    """The losses of `symptoms.overfit_one_batch`."""
+    influence: Tensor | None = None
+    """A writer's `symptoms.influence` before training."""
+    random: float | None = None
+    """A writer's loss after training on random tokens ..."""
+    copies: float | None = None
+    """... and how often it then repeats what it read: `symptoms.copies`."""
+    accuracy: float | None = None
+    """A reader's, on new texts after a short training ..."""
+    majority: float | None = None
+    """... and that of naming the larger class always."""
+
+    @property
+    def chance(self) -> float:
+        """The loss of a model that knows nothing."""
+        return symptoms.chance_loss(self.n_answers)
+
+    @property
+    def end(self) -> float:
+        """The loss on the one batch after training on it: mean of the last steps."""
+        return sum(self.one_batch[-5:]) / 5
+
+    @property
+    def future(self) -> float:
+        """How far an output moves with a later token."""
+        return 0.0 if self.influence is None else float(self.influence.triu(1).max())
+
+    @property
+    def own(self) -> float | None:
+        """How far an output moves with its own token, over how far with an earlier one."""
+        if self.influence is None:
+            return None
+        late = self.influence[len(self.influence) // 2 :]
+        rest = late.tril(len(self.influence) // 2 - 1)
+        return float(late.diagonal(len(self.influence) // 2).mean() / rest[rest > 0].mean())
+
+    @property
+    def signs(self) -> frozenset[str]:
+        """The symptoms that are there."""
+        return frozenset(s.name for s in SYMPTOMS if s.shows(self))
+
+
+@dataclass(frozen=True)
+class Symptom:
+    """One thing that can be wrong with a model, seen from outside."""
+
+    name: str
+    shows: Callable[[Chart], bool]
+    measured: Callable[[Chart], str]
+    """What the instrument says, in words."""
+    would: str
+    """What a mistake with this symptom does."""
+
+
+SYMPTOMS = (
+    Symptom(
+        "start",
+        lambda c: abs(c.start - c.chance) > 0.2,
+        lambda c: f"the first loss is {c.start:.2f}, and ln {c.n_answers} = {c.chance:.2f}",
+        "starts away from the loss of knowing nothing",
+    ),
+    Symptom(
+        "twice",
+        lambda c: c.twice > 1e-6,
+        lambda c: f"two equal calls differ by {c.twice:.0e}",
+        "makes two equal calls differ",
+    ),
+    Symptom(
+        "alone",
+        lambda c: c.alone > 1e-4,
+        lambda c: f"a text alone and in a batch differ by {c.alone:.0e}",
+        "makes a text alone differ from the same text in a batch",
+    ),
+    Symptom(
+        "gradient",
+        lambda c: min(c.gradients.values()) < 1e-3 * max(c.gradients.values()),
+        lambda c: (
+            "gradient norms from bottom to top are "
+            + ", ".join(f"{g:.2g}" for g in c.gradients.values())
+        ),
+        "keeps the gradient from a layer",
+    ),
+    Symptom(
+        "piled",
+        lambda c: c.piled > 1.5,
+        lambda c: f"the gradient of a second, equal step is {c.piled:.1f} times the first",
+        "makes the gradient of a second, equal step larger",
+    ),
+    Symptom(
+        "future",
+        lambda c: c.future > 1e-4,
+        lambda c: f"an output moves by {c.future:.0e} when a later token changes",
+        "makes outputs move with later tokens",
+    ),
+    Symptom(
+        "own",
+        lambda c: c.own is not None and c.own < 1,
+        lambda c: f"its own token moves an output {c.own:.2g} times as far as an earlier one",
+        "makes outputs nearly deaf to their own token",
+    ),
+    Symptom(
+        "one_batch",
+        lambda c: c.end > 0.2 * c.chance,
+        lambda c: f"one batch ends at a loss of {c.end:.2f}",
+        "cannot learn one batch by heart",
+    ),
+    Symptom(
+        "climbs",
+        lambda c: max(c.one_batch) > c.chance + 2 and max(c.one_batch) > c.start + 1,
+        lambda c: (
+            f"on one batch the loss starts at {c.one_batch[0]:.2f} and is never above "
+            f"{max(c.one_batch):.2f}"
+        ),
+        "makes the loss climb before it falls",
+    ),
+    Symptom(
+        "random",
+        lambda c: c.random is not None and c.random < symptoms.chance_loss(LETTERS) - 0.3,
+        lambda c: (
+            f"on random tokens the loss falls to {c.random:.2f}, where "
+            f"ln {LETTERS} = {symptoms.chance_loss(LETTERS):.2f} is the least an honest model can have"
+        ),
+        "predicts what cannot be predicted",
+    ),
+    Symptom(
+        "copies",
+        lambda c: c.copies is not None and c.copies > 0.5,
+        lambda c: f"in {c.copies:.0%} of the places it predicts the token just read",
+        "repeats the token just read",
+    ),
+    Symptom(
+        "validation",
+        lambda c: c.accuracy is not None and c.accuracy - (c.majority or 0.0) < 0.12,
+        lambda c: f"on new texts it has {c.accuracy:.2f}, and the larger class {c.majority:.2f}",
+        "is hardly better on new texts than the larger class",
+    ),
+)
+
+
+def patient(name: str) -> Patient:
+    """A new patient by letter; "writer" and "reader" are the two healthy models.
+
+    Raises:
+        ValueError: nobody of that name.
+    """
+    if name in ("writer", "reader"):
+        return healthy(name)
+    if len(name) != 1 or name not in PATIENTS:
+        raise ValueError(
+            f"no patient {name!r}; there are {', '.join(PATIENTS)}, and the healthy 'writer' and "
+            "'reader'"
+        )
+    return broken(SEATS[PATIENTS.index(name)])
+
+
+@functools.cache
+def chart(name: str) -> Chart:
+    """Everything that was measured on a patient; the trainings take some seconds, once."""
+    return examine(lambda: patient(name), name)
+
+
+def examine(make: Callable[[], Patient], name: str = "") -> Chart:
+    """Every measurement, each training on a fresh copy: the same numbers each time."""
+    with reproducible(0):
+        fresh = make()
+        measured = at_rest(fresh, make())
+        few = one_batch(fresh)
+        measured["one_batch"] = tuple(symptoms.overfit_one_batch(make().step, few, STEPS))
+        measured |= gamble(make()) if fresh.kind == "writer" else learn(make())
+        if fresh.kind == "writer":
+            ids = torch.tensor(fresh.valid.ids[:3])
+            others = ids.flip(1).where(ids != ids.flip(1), 4 + ids % 5)
+            measured["influence"] = symptoms.influence(fresh.predict, ids, others)
+        return Chart(name, fresh.kind, fresh.n_answers, **measured)
+
+
+def at_rest(patient: Patient, still: Patient) -> dict[str, Any]:
+    """What can be measured before any training."""
+    few = one_batch(patient)
+    patient.model.eval()
+    loss = patient.loss(few)
+    still.learning_rate = 0.0
+    return {
+        "start": loss.item(),
+        "gradients": symptoms.gradient_norms(patient.model, loss),
+        "piled": symptoms.piled_up(still.model, still.step, few),
+        "twice": symptoms.twice_alike(patient.predict, few),
+        "alone": symptoms.alone_against_batch(patient.predict, unequal(patient), 0),
+    }
+
+
+def gamble(patient: Patient) -> dict[str, float]:
+    """Training a writer on tokens drawn by lot."""
+    losses = [patient.step(by_lot(i)) for i in range(1, 111)]
+    return {
+        "random": sum(losses[-5:]) / 5,
+        "copies": symptoms.copies(patient.predict, by_lot(0)),
+    }
+
+
+def learn(patient: Patient) -> dict[str, float]:
+    """Training a reader, and asking it about texts that it has not seen."""
+    for batch in patient.batches(60):
+        patient.step(batch)
+    valid, right = patient.valid, 0
+    for batch in valid.batches(100):
+        right += int((patient.predict(batch).argmax(-1) == batch.labels).sum())  # type: ignore
+    share = sum(valid.labels or ()) / len(valid)
+    return {"accuracy": right / len(valid), "majority": max(share, 1 - share)}
+
+
+def by_lot(seed: int) -> Batch:
+    """A batch of random tokens."""
+    return symptoms.random_tokens(LETTERS, 4, (16, 24), seed)
+
+
+def one_batch(patient: Patient) -> Batch:
+    """Six training texts, of a reader three with each label."""
+    data, chosen = patient.train, range(25, 49, 4)
+    labels = None if data.labels is None else [data.labels[i] for i in chosen]
+    return pad([data.ids[i] for i in chosen], data.pad_id, labels)
+
+
+def unequal(patient: Patient) -> list[tuple[int, ...]]:
+    """Three texts of different lengths."""
+    longest = sorted(patient.valid.ids, key=len)[-3:]
+    return [ids[: len(ids) - 5 * k] for k, ids in enumerate(longest)]

@@ -1,0 +1,130 @@
+r"""What can be measured on any model that does not learn: no reference is needed, only the model itself.
+
+`f` is the model as its own evaluation calls it: a function of a `Batch` that gives a tensor whose
+first axis is the batch. `step` is one step of its own training: a function of a `Batch` that gives
+the loss. Nothing here looks inside.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...data.batches import Batch, pad
+from ...model.modes import in_evaluation_mode
+from ...training.layers import layers_of
+from ...training.loop import reproducible
+
+Predict = Callable[[Batch], Tensor]
+Step = Callable[[Batch], float]
+
+
+def chance_loss(n: int) -> float:
+    r"""The cross-entropy of a model that knows nothing: $-\log \frac1n = \ln n$ for $n$ answers.
+
+    What a fresh model should start with.
+    """
+    return math.log(n)
+
+
+def softmax_floor(n: int) -> float:
+    r"""The least loss when probabilities are taken for logits: $\ln\!\left(1 + \frac{n-1}{e}\right)$.
+
+    The best that the first softmax can give is 1 for the right answer and 0 for the others.
+    """
+    return math.log(1 + (n - 1) / math.e)
+
+
+def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
+    """The norm of the loss's gradient in each layer, from bottom to top; 0 where none arrives."""
+    model.zero_grad()
+    loss.backward()
+    norms = {}
+    for layer in layers_of(model):
+        grads = [p.grad.norm() for m in layer.modules for p in m.parameters() if p.grad is not None]
+        norms[layer.name] = float(torch.stack(grads).norm()) if grads else 0.0
+    model.zero_grad()
+    return norms
+
+
+def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> float:
+    r"""How far an output before $t$ moves when the input changes from $t$ on; 0 if nothing looks ahead.
+
+    $$\max_{i < t} \lvert f(x')_i - f(x)_i \rvert, \qquad x'_j = x_j \text{ for } j < t$$
+
+    The new numbers are random ones: a constant added to all would vanish in the next norm.
+    """
+    other = x.clone()
+    other[:, t:] = torch.randn(other[:, t:].shape, dtype=x.dtype)
+    with torch.no_grad(), in_evaluation_mode(block):
+        return float((block(other) - block(x))[:, :t].abs().max())
+
+
+def influence(
+    f: Predict, ids: Int[Tensor, "batch length"], others: Int[Tensor, "batch length"]
+) -> Float[Tensor, "length length"]:
+    r"""How far output $i$ moves when token $j$ is exchanged, at [i, j]: `leak` for every position.
+
+    Below the diagonal the past speaks, on it the token itself, above it the future.
+
+    Args:
+        others: the tokens to exchange with.
+    """
+    batch = Batch(ids, torch.ones(len(ids), 1, 1, ids.shape[1], dtype=torch.bool))
+    before, columns = f(batch), []
+    for j in range(ids.shape[1]):
+        changed = ids.clone()
+        changed[:, j] = others[:, j]
+        moved = (f(Batch(changed, batch.keep)) - before).abs()
+        columns.append(moved.amax((0, 2)))
+    return torch.stack(columns, 1)
+
+
+def alone_against_batch(f: Predict, sequences: Sequence[Sequence[int]], pad_id: int) -> float:
+    """The largest difference between a text by itself and the same in a padded batch.
+
+    Outputs at padded positions mean nothing and are left out.
+    """
+    together, off = f(pad(sequences, pad_id)), 0.0
+    for ids, mine in zip(sequences, together, strict=True):
+        alone = f(pad([ids], pad_id))[0]
+        off = max(off, float((alone - mine[: len(alone)]).abs().max()))
+    return off
+
+
+def twice_alike(f: Predict, batch: Batch) -> float:
+    """The largest difference between two calls that should be the same."""
+    return float((f(batch) - f(batch)).abs().max())
+
+
+def overfit_one_batch(step: Step, batch: Batch, steps: int) -> list[float]:
+    """The losses of training on one small batch only, which every healthy model learns by heart."""
+    return [step(batch) for _ in range(steps)]
+
+
+def piled_up(model: nn.Module, step: Step, batch: Batch) -> float:
+    """The gradient of a second, equal step over that of the first: 1, or 2 where none is cleared.
+
+    The step must leave the weights alone, as with a learning rate of 0.
+    """
+    norms = []
+    for _ in range(2):
+        with reproducible(0):  # the same dropout both times
+            step(batch)
+        grads = [p.grad.norm() for p in model.parameters() if p.grad is not None]
+        norms.append(float(torch.stack(grads).norm()))
+    return norms[1] / norms[0]
+
+
+def random_tokens(letters: int, first: int, size: tuple[int, int], seed: int) -> Batch:
+    """Tokens drawn by lot, from `first` on: nothing can predict the next better than $1/letters$."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(first, first + letters, size, generator=generator)
+    return Batch(ids, torch.ones(size[0], 1, 1, size[1], dtype=torch.bool))
+
+
+def copies(f: Predict, batch: Batch) -> float:
+    """How often the likeliest next token is the one that was just read."""
+    return float((f(batch).argmax(-1) == batch.ids).float().mean())

@@ -1,0 +1,3 @@
+"""How a check answers: mistakes as patches of the right answer, diagnosis, limits.
+
+Reading order: `patches`, `diagnosis`, `limits`."""

@@ -1,0 +1,280 @@
+"""Grading: what a class handed in, checked, with what each got wrong.
+
+Each submission runs in a process of its own (`submission.py` says what that does and does not keep
+off), from an interpreter that has the package loaded already, where the system can do that. A step
+that ends the process or does not end is left out, and the others are done in a new process.
+"""
+
+import json
+import multiprocessing
+import os
+import secrets
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..engine import limits
+from .notebooks import Sheet, bound_and_used, cells_to_run, code_cells, read_sheets, sheet_of
+from .submission import Job, work
+
+EXERCISES = Path(__file__).parents[3] / "notebooks" / "exercises"
+GRACE = 5.0
+"""Seconds over its time before a step is ended from outside."""
+IN_ALL = 5
+"""A submission may take so many times the limit of one cell."""
+START = 120.0
+"""Seconds until a process, or the interpreter that it is copied from, has loaded everything."""
+LONGEST_ANSWER = 2**20
+PRELOAD = f"{__package__}.preload"
+NO_SHEET = "-"
+"""Stands for sheet and exercise of a file that cannot be graded."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """One line of the table: a student and an exercise."""
+
+    student: str
+    sheet: str
+    exercise: str
+    passed: bool
+    message: str
+    mistakes: tuple[str, ...] = ()
+    note: str = ""
+    """What the teacher should look at."""
+    seconds: float = 0.0
+
+
+@dataclass
+class Handed:
+    """One submission."""
+
+    student: str
+    path: Path
+    cells: list[str] = field(default_factory=list)
+    sheet: Sheet | None = None
+    wrong: str = ""
+    """Why it cannot be graded."""
+
+
+def grade(
+    submissions: Sequence[Path],
+    exercises: Path = EXERCISES,
+    seconds: float = 120.0,
+    memory: float = 4.0,
+) -> list[Grade]:
+    """Check every submission, in the order of their names.
+
+    Args:
+        submissions: notebooks, or folders of them.
+        exercises: the folder of the student's editions that were handed out.
+        seconds: for each cell; a submission has five times that in all.
+        memory: GiB, for each submission.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        ValueError: a file that was named is no notebook or answers no sheet, or a folder has none.
+    """
+    sheets = read_sheets(exercises)
+    handed = collect(submissions, sheets)
+    hidden = {h.path for h in handed}
+    hidden |= {*exercises.parent.glob("*.ipynb"), *exercises.parent.glob("source/*.py")}
+    files = frozenset(os.path.realpath(path) for path in hidden)
+    rows: list[Grade] = []
+    for one in tqdm(handed, unit="submission"):
+        rows += grade_one(one, files, seconds, int(memory * 2**30))
+    return rows
+
+
+def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed]:
+    """All notebooks, each with its student's name and its sheet."""
+    handed: list[Handed] = []
+    for path in submissions:
+        if not path.exists():
+            raise FileNotFoundError(f"no such file or folder: {path}")
+        files = notebooks_in(path) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"no notebook (.ipynb or .py) in {path}")
+        found = [read(file, path, sheets) for file in files]
+        if all(h.wrong for h in found):
+            raise ValueError(found[0].wrong)
+        handed += found
+    names = [h.student for h in handed]
+    alike = {name for name in names if names.count(name) > 1}
+    full = [
+        replace(h, student=str(h.path.with_suffix(""))) if h.student in alike else h for h in handed
+    ]
+    return sorted(full, key=lambda h: h.student)
+
+
+def notebooks_in(folder: Path) -> list[Path]:
+    """The notebooks of a folder and those within, without Jupyter's own copies."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix in (".ipynb", ".py")
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
+    """One submission. The student's name is the file's, or the path's where files are alike."""
+    named = path.stem in {sheet.name for sheet in sheets} and path != given
+    student = str(path.relative_to(given).with_suffix("")) if named else path.stem
+    handed = Handed(student, path)
+    try:
+        handed.cells = code_cells(path)
+        handed.sheet = sheet_of(handed.cells, sheets, path.stem)
+    except (ValueError, OSError) as error:
+        handed.wrong = str(error)
+    if not handed.wrong and handed.sheet is None:
+        names = ", ".join(sheet.name for sheet in sheets)
+        handed.wrong = f"{path} answers none of the exercise sheets ({names})"
+    return handed
+
+
+def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: int) -> list[Grade]:
+    """All exercises of one submission."""
+    sheet = handed.sheet
+    if sheet is None:
+        return [Grade(handed.student, NO_SHEET, NO_SHEET, False, handed.wrong)]
+    steps = plan(sheet, handed.cells)
+    cells = {what: handed.cells[what] for kind, what in steps if kind == "cell"}
+    answers: dict[Any, dict[str, Any]] = {}
+    troubles: dict[int, str] = {}
+    until = time.monotonic() + IN_ALL * seconds
+    while any(kind == "check" for kind, _ in steps) and time.monotonic() < until:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            token = secrets.token_hex(16)
+            job = Job(cells, steps, dict(troubles), folder, hidden, seconds, memory, token)
+            said, fatal, why = attempt(job, until)
+        for number, answer in said.items():
+            kind, what = steps[number]
+            if kind == "check":
+                answers[what] = answer
+            elif answer.get("error"):
+                troubles[what] = str(answer["error"])
+        if fatal is not None:
+            kind, what = steps[fatal]
+            if kind == "cell":
+                troubles[what] = why
+            else:
+                answers[what] = {"message": f"Checking it {why}."}
+        left_out = steps[fatal] if fatal is not None else None
+        steps = [
+            (kind, what) for kind, what in steps
+            if (kind, what) != left_out and not (kind == "check" and what in answers)
+        ]  # fmt: skip
+    trouble = "; ".join(f"code cell {i + 1}: {text}" for i, text in sorted(troubles.items()))
+    return [
+        to_grade(handed.student, sheet, name, answers.get((name, function)), trouble)
+        for name, function in sheet.asked.items()
+    ]
+
+
+def plan(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
+    """The cells to run, and each check after the last cell that gives its function a value."""
+    places = cells_to_run(sheet, cells)
+    last = {
+        function: max((i for i in places if function in bound_and_used(cells[i])[0]), default=-1)
+        for function in sheet.asked.values()
+    }
+    steps: list[tuple[str, Any]] = []
+    for i in [-1, *places]:
+        steps += [("cell", i)] if i >= 0 else []
+        steps += [("check", (n, f)) for n, f in sheet.asked.items() if last[f] == i]
+    return steps
+
+
+def to_grade(
+    student: str, sheet: Sheet, name: str, answer: dict[str, Any] | None, trouble: str
+) -> Grade:
+    """A line of the table, of what the process said and of what it did not say."""
+    answer = answer or {"message": "Not reached: the submission's time was up."}
+    before = sheet.before(name)
+    # What the sheet itself has used before may be used; but no answer needs a check.
+    uses = [str(u) for u in answer.get("uses", ()) if str(u) not in before or "check" in str(u)]
+    notes = [f"uses the package's own {', '.join(uses)}; look at it"] if uses else []
+    notes += [trouble] if trouble else []
+    return Grade(
+        student, sheet.name, name, answer.get("passed") is True, str(answer.get("message", "")),
+        tuple(map(str, answer.get("mistakes", ()))), "; ".join(notes),
+        float(answer.get("seconds", 0.0)),
+    )  # fmt: skip
+
+
+# --- The process ------------------------------------------------------------------------------
+
+
+def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
+    """Do the steps in a new process: what it said of each, and which step it did not survive, why."""
+    context: Any = multiprocessing.get_context(
+        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    )
+    context.set_forkserver_preload([PRELOAD])
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(job, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    said: dict[int, dict] = {}
+    step, limit, why = 0, START, "ended the process"
+    deadline = time.monotonic() + limit
+    # Half a message, which only a trick can send, would be waited for without end.
+    last_resort = threading.Timer(max(until - time.monotonic(), 0.0) + START, process.kill)
+    last_resort.daemon = True
+    last_resort.start()
+    try:
+        while step < len(job.steps):
+            answer = heard(ours, job.token, deadline)
+            if answer is None:
+                late = time.monotonic() >= deadline
+                why = f"did not end after {limit:.0f} seconds" if late else why
+                return said, step, why
+            number = answer.get("step")
+            if number == step and len(answer) == 2:  # it begins
+                limit = job.seconds if job.steps[step][0] == "cell" else limits.SECONDS
+                deadline = min(time.monotonic() + limit, until) + GRACE
+            elif number == step:
+                said[step] = answer
+                step += 1
+        return said, None, ""
+    finally:
+        last_resort.cancel()
+        end(process)
+        ours.close()
+
+
+def heard(channel: Connection, token: str, deadline: float) -> dict[str, Any] | None:
+    """The next thing that our own code in the process says; None when nothing more comes."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            if not channel.poll(left):
+                return None
+            answer = json.loads(channel.recv_bytes(LONGEST_ANSWER))
+        except ValueError:  # not of ours
+            continue
+        except (EOFError, OSError):
+            return None
+        if isinstance(answer, dict) and answer.get("token") == token:
+            return answer
+    return None
+
+
+def end(process: Any) -> None:
+    """End it, and all that it started."""
+    with suppress(OSError):
+        if hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.join()
+    process.close()

@@ -1,0 +1,231 @@
+"""What runs in a process of its own: one student's cells, then our checks of their functions.
+
+Not protected: this is no sandbox. What it keeps off are accidents and clumsy tricks: a loop, a
+crash, `rmtree`, a replaced `mt.check`, a print of "passed". The checks use a copy of the package
+that the student's `import minitransformer` does not see; answers go through a pipe, each with a token
+that only this file's variables hold. Who searches the interpreter's memory or calls the operating
+system through ctypes gets past all of it. Grade strangers in a container.
+"""
+
+import ast
+import importlib
+import json
+import linecache
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from types import CodeType, ModuleType
+from typing import Any
+
+from .. import registry
+from ..engine import limits
+from .notebooks import check_call, runnable
+
+PACKAGE = __name__.split(".")[0]
+PROCESSES = {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
+             "os.startfile", "subprocess.Popen", "os.kill", "os.killpg"}  # fmt: skip
+CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link",
+           "os.symlink", "os.truncate", "shutil.rmtree", "shutil.move"}  # fmt: skip
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
+LARGEST_FILE = 2**28
+STUDENTS_COPY: dict[str, ModuleType] = {}
+"""What a student's `import minitransformer` finds; filled beforehand where processes are copied."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the grader wants done."""
+
+    cells: dict[int, str]
+    """The code to run, by its place in the notebook."""
+    steps: Sequence[tuple[str, Any]]
+    """("cell", place) or ("check", (exercise, function)), in order."""
+    errors: dict[int, str]
+    """Cells that were left out, and why."""
+    folder: str
+    """An empty one, to work in."""
+    hidden: frozenset[str]
+    """Files that a student may not read: solutions, and what others handed in."""
+    seconds: float
+    """For each cell."""
+    memory: int
+    """In bytes, over what the process starts with."""
+    token: str
+
+
+def work(job: Job, channel: Connection) -> None:
+    """Take the steps one by one, and say of each that it begins and what came of it."""
+
+    def say(**what: Any) -> None:
+        channel.send_bytes(json.dumps({"token": job.token, **what}).encode())
+
+    exercises = registry.every()
+    students = STUDENTS_COPY or second_copy()
+    take_out()
+    sys.modules.update(students)
+    shut_in(job)
+    namespace: dict[str, Any] = {"__name__": "__main__", "display": lambda *_, **__: None}
+    errors = dict(job.errors)
+    for number, (kind, what) in enumerate(job.steps):
+        say(step=number)
+        start = time.perf_counter()
+        if kind == "cell":
+            error = run_cell(job.cells[what], f"cell {what + 1}", namespace, job)
+            errors |= {what: error} if error else {}
+            say(step=number, error=error)
+            continue
+        name, function = what
+        answer = {"passed": False, "mistakes": [], "uses": []}
+        try:
+            if function in namespace:
+                answer["uses"] = borrowed(namespace[function])
+                check = exercises[name]
+                # What speaks against a wrong diagnosis takes trainings; a table has no use for it.
+                quick = {"measured": False} if isinstance(check, registry.Quiz) else {}
+                result = check(namespace[function], **quick)
+                answer |= {"passed": result.passed, "mistakes": result.mistakes}
+                answer["message"] = result.message
+            else:
+                answer["message"] = undefined(function, job.cells, errors)
+        except BaseException as error:
+            answer["message"] = f"The check itself failed. {type(error).__name__}: {error}"
+        say(step=number, seconds=time.perf_counter() - start, **answer)
+
+
+def second_copy() -> dict[str, ModuleType]:
+    """The package's modules once more: whatever a student changes in them, ours stay as they are."""
+    ours = take_out()
+    try:
+        importlib.import_module(PACKAGE)
+        return take_out()
+    finally:
+        sys.modules.update(ours)
+
+
+def take_out() -> dict[str, ModuleType]:
+    """The package's modules, no longer found by an import."""
+    names = [name for name in sys.modules if name.split(".")[0] == PACKAGE]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def run_cell(cell: str, name: str, namespace: dict[str, Any], job: Job) -> str:
+    """Run a cell without the checks in it, which are ours to make; says what stopped it, or ""."""
+    source = runnable(cell)
+    linecache.cache[name] = (len(source), None, source.splitlines(True), name)
+    try:
+        tree = ast.parse(source, name)
+        tree.body = [s for s in tree.body if not check_call(s)]
+        with limits.limited(job.seconds, job.memory):
+            exec(compile(tree, name, "exec"), namespace)
+        return ""
+    except limits.TimeUp as error:
+        return f"not done after {job.seconds:.0f} seconds{line_in(name, error)}"
+    except BaseException as error:  # the cells after it still count
+        return f"{type(error).__name__}: {str(error)[:500]}{line_in(name, error)}"
+
+
+def line_in(cell: str, error: BaseException) -> str:
+    """The line of a cell at which it stopped."""
+    if isinstance(error, SyntaxError):
+        return f", at the line `{(error.text or '').strip()}`"
+    lines = [f.line for f in traceback.extract_tb(error.__traceback__) if f.filename == cell]
+    return f", at the line `{lines[-1]}`" if lines else ""
+
+
+def undefined(function: str, cells: dict[int, str], errors: dict[int, str]) -> str:
+    """Why there is no such function."""
+    for place, cell in cells.items():
+        if f"def {function}" in cell and place in errors:
+            return f"{function} is not there, since its cell stops. {errors[place]}"
+    return f"The notebook defines no function {function}."
+
+
+def borrowed(function: Any) -> list[str]:
+    """What a function, or a helper of the student's that it calls, uses of this package."""
+    found, seen, todo = set(), set(), [function]
+    while todo:
+        f = todo.pop()
+        if (getattr(f, "__module__", None) or "").split(".")[0] == PACKAGE:
+            found.add(getattr(f, "__name__", type(f).__name__))
+        code = getattr(f, "__code__", None)
+        if code is None or id(f) in seen or f.__globals__.get("__name__") != "__main__":
+            continue
+        seen.add(id(f))
+        names = names_in(code)
+        for name in names:
+            value = f.__globals__.get(name)
+            if isinstance(value, ModuleType) and value.__name__.split(".")[0] == PACKAGE:
+                used = [n for n in names if n in vars(value) and n != name]
+                found |= {f"{name}.{n}" for n in used} or {name}
+            elif callable(value):
+                todo.append(value)
+        found |= {name for name in names if name.split(".")[0] == PACKAGE}
+    return sorted(found)
+
+
+def names_in(code: CodeType) -> set[str]:
+    """All names in a function's code, functions within it included."""
+    inner = [names_in(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+# --- Shut in ----------------------------------------------------------------------------------
+
+
+def shut_in(job: Job) -> None:
+    """Silence, an empty folder, bounds on memory and files, and no way to other processes."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for stream in range(3):
+        os.dup2(nowhere, stream)
+    sys.dont_write_bytecode = True
+    os.environ["MPLBACKEND"] = "Agg"
+    os.chdir(job.folder)
+    tempfile.tempdir = job.folder
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that whatever it starts can be ended with it
+    if sys.platform != "win32":
+        import resource
+
+        for kind, most in ((resource.RLIMIT_FSIZE, LARGEST_FILE), (resource.RLIMIT_CORE, 0)):
+            hard = resource.getrlimit(kind)[1]
+            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (most, most))
+    sys.addaudithook(door(job.folder, job.hidden))
+
+
+def door(folder: str, hidden: frozenset[str]) -> Callable[[str, tuple], None]:
+    """A hook that refuses what a submission has no business with."""
+    home = os.path.realpath(folder) + os.sep
+
+    def inside(path: Any) -> bool:
+        return isinstance(path, int) or (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(
+            home
+        )
+
+    def refuse(what: str) -> None:
+        raise PermissionError(f"a submission may not {what}")
+
+    def check(event: str, arguments: tuple) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if isinstance(path, int) or path is None:
+                return
+            if (flags or 0) & WRITING and not inside(path) and path != os.devnull:
+                refuse(f"write {path}, outside its own folder")
+            if os.path.realpath(os.fsdecode(path)) in hidden:
+                refuse("read solutions or what others handed in")
+        elif event in PROCESSES:
+            refuse(f"start or end processes ({event})")
+        elif event.startswith("socket.") and event != "socket.__new__":
+            refuse("use the network")
+        elif event in CHANGES:
+            paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
+            if not all(inside(path) for path in paths):
+                refuse(f"change files outside its own folder ({event})")
+
+    return check

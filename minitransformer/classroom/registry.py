@@ -1,0 +1,49 @@
+r"""The exercises by name: `mt.check.attention(my_attention)` says what is wrong with it, by name if it can.
+
+Each name of this module is an `Exercise` or a `Quiz` of a file in `exercises/`; call it with your own answer.
+"""
+
+import functools
+import importlib
+import pkgutil
+from difflib import get_close_matches
+
+from . import exercises as files
+from .engine.diagnosis import Exercise
+from .exercises.nb20_debugging import Quiz
+
+
+@functools.cache
+def every() -> dict[str, Exercise | Quiz]:
+    """All that a notebook may ask for, by name, in the order of the notebooks."""
+    modules = [
+        importlib.import_module(f"{files.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(files.__path__)
+    ]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Exercise | Quiz)
+    }
+
+
+def exercises() -> dict[str, Exercise]:
+    """Those that know wrong answers to a formula."""
+    return {name: e for name, e in every().items() if isinstance(e, Exercise)}
+
+
+def __getattr__(name: str) -> Exercise | Quiz:
+    # Python asks here only for names that the module itself does not have.
+    if name.startswith("__"):
+        raise AttributeError(name)
+    if name in every():
+        return every()[name]
+    near = get_close_matches(name, every(), n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(every())}"
+    raise AttributeError(f"no exercise {name!r}; {hint}")
+
+
+def __dir__() -> list[str]:
+    # What a student sees after typing `mt.check.` and a tab.
+    return sorted(every())

@@ -1,0 +1,216 @@
+"""Strategy by number of labels by seed: what each is worth, in one file that resumes.
+
+A *trial* is one training, a *result* what came of it, one line of a JSONL file. The runner looks up
+what is there, does what is missing, and appends each result as soon as it has it.
+"""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+from tqdm import tqdm
+
+from ..data.datasets import LabelledTexts
+from ..data.tokenizers import Tokenizer, encode
+from ..model.heads import SequenceClassifier
+from ..model.transformer import Encoder
+from ..training.evaluate import evaluate
+from ..training.finetune import finetune
+from ..training.history import History
+from ..training.loop import reproducible
+from ..training.precision import Precision
+from ..training.strategies import named
+from ..training.summary import most_trained
+from .baseline import tf_idf
+from .forgetting import moved, pairing_accuracy
+from .memory import PeakMemory
+from .results import TF_IDF, Result, Trial, by_validation, read
+
+PAIRS = 300
+"""Texts to measure forgetting on."""
+
+
+class Lab:
+    """A pretrained encoder and labelled texts, ready for trials.
+
+    The test part of a domain is a tenth of it and the same for every trial. The validation set has
+    as many texts as the training set (a tenth of the domain at most): whoever has few labels has
+    few to choose with, too.
+
+    Args:
+        domains: labelled texts by name.
+        unrelated: texts to measure forgetting on; those of a domain that is not trained on.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        tokenizer: Tokenizer,
+        domains: dict[str, LabelledTexts],
+        unrelated: Sequence[str],
+        pooling: Literal["cls", "mean"] = "mean",
+        precision: Precision = "auto",
+    ):
+        self.encoder, self.tokenizer, self.pooling = encoder, tokenizer, pooling
+        self.unrelated, self.precision = list(unrelated)[:PAIRS], precision
+        self.parts = {name: texts.split(seed=0) for name, texts in domains.items()}
+        self.tests = {n: parts[2] for n, parts in self.parts.items()}
+        self.encoded_tests = {n: encode(test, tokenizer) for n, test in self.tests.items()}
+
+    def texts(self, trial: Trial) -> tuple[LabelledTexts, LabelledTexts]:
+        """The training and the validation texts of a trial.
+
+        Raises:
+            KeyError: a domain that the lab does not have.
+            ValueError: more texts than there are, or a draw with one label only.
+        """
+        train, valid = self.parts[trial.domain][:2]
+        few = train.sample(trial.labels, trial.seed)
+        if len(set(few.labels)) < 2:
+            raise ValueError(
+                f"{trial.labels} texts of {trial.domain} with seed {trial.seed} all have one label; "
+                "take more texts or another seed"
+            )
+        return few, valid.sample(min(trial.labels, len(valid)), trial.seed)
+
+    def new_model(self, trial: Trial) -> SequenceClassifier:
+        """The pretrained encoder with a new head, which the seed decides."""
+        with reproducible(trial.seed):
+            n_classes = len(self.parts[trial.domain][0].label_names)
+            return SequenceClassifier(copy.deepcopy(self.encoder), n_classes, self.pooling)
+
+    def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
+        """(model, history, peak memory in MiB) of a trial that is a strategy."""
+        train, valid = (encode(part, self.tokenizer) for part in self.texts(trial))
+        model = self.new_model(trial)
+        with PeakMemory() as memory:
+            history = finetune(
+                model, train, valid, named(trial.method), steps=trial.steps, lr=trial.lr,
+                batch_size=trial.batch_size, seed=trial.seed, precision=self.precision,
+                **({"progress": False} | options),
+            )  # fmt: skip
+        return model, history, memory.mib
+
+    def run(self, trial: Trial) -> Result:
+        """Train and test; nothing of it stays in the lab.
+
+        Raises: KeyError, ValueError as `texts`.
+        """
+        if trial.domain not in self.parts:
+            raise KeyError(f"no domain {trial.domain!r}; there are: {', '.join(self.parts)}")
+        if trial.method == TF_IDF:
+            return self.count_words(trial)
+        before = self.new_model(trial)
+        model, history, mib = self.train(trial)
+        metrics = {name: evaluate(model, test) for name, test in self.encoded_tests.items()}
+        return Result(
+            trial,
+            history.best["valid_accuracy"],
+            history.best["valid_loss"],
+            {name: m.accuracy for name, m in metrics.items()},
+            len(set(metrics[trial.domain].predictions.tolist())) == 1,
+            history.seconds,
+            most_trained(model, named(trial.method)),
+            mib,
+            pairing_accuracy(model.encoder, self.tokenizer, self.unrelated),
+            moved(before, model),
+        )
+
+    def count_words(self, trial: Trial) -> Result:
+        """The trial of the baseline."""
+        train, valid = self.texts(trial)
+        start = time.perf_counter()
+        counting = tf_idf(train, valid)
+        seconds = time.perf_counter() - start
+        accuracy = {n: counting.score(t.texts, t.labels) for n, t in self.tests.items()}
+        collapsed = len(set(counting.predict(self.tests[trial.domain].texts))) == 1
+        score = counting.score(valid.texts, valid.labels)
+        return Result(trial, score, 0.0, accuracy, collapsed, seconds)
+
+    @cached_property
+    def pairs_before(self) -> float:
+        """`pairing_accuracy` of the pretrained encoder."""
+        return pairing_accuracy(self.encoder, self.tokenizer, self.unrelated)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which trials to make, with the same number of steps for every strategy."""
+
+    domains: tuple[str, ...] = ("movies",)
+    methods: tuple[str, ...] = ("full", "last-layers:2", "head-only", TF_IDF)
+    labels: tuple[int, ...] = (16, 64, 256, 1024)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    lr_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """Multiples of each strategy's own rate, tried with the first seed."""
+    tune_up_to: int = 1024
+    """With more labels than this the rate is not searched but taken over from fewer."""
+    min_steps: int = 100
+    epochs: int = 2
+    batch_size: int = 32
+
+    def steps(self, labels: int) -> int:
+        """So many epochs, and with few labels at least so many steps."""
+        return max(self.min_steps, self.epochs * -(-labels // self.batch_size))
+
+    def run(self, do: Callable[[Trial], Result]) -> Iterator[Result]:
+        """Every result in turn: for each cell the search for a rate, then the other seeds."""
+        for domain in self.domains:
+            for method in self.methods:
+                own = best = 0.0 if method == TF_IDF else named(method).learning_rate
+                for labels in sorted(self.labels):
+                    search = own > 0 and labels <= self.tune_up_to
+                    # six digits, so that 3 * 5e-5 and 1.5e-4 are one
+                    rates = [float(f"{own * f:.6g}") for f in self.lr_factors] if search else [best]
+                    steps = self.steps(labels) if own else 0
+                    cell = partial(
+                        Trial, domain, method, labels, steps=steps, batch_size=self.batch_size
+                    )
+                    tried = []
+                    for rate in rates:
+                        tried.append(do(cell(seed=self.seeds[0], lr=rate)))
+                        yield tried[-1]
+                    best = max(tried, key=by_validation).trial.lr
+                    for seed in self.seeds[1:]:
+                        yield do(cell(seed=seed, lr=best))
+
+    def __len__(self) -> int:
+        """The number of trials."""
+        searched = sum(n <= self.tune_up_to for n in self.labels) * (len(self.lr_factors) - 1)
+        strategies = sum(m != TF_IDF for m in self.methods)
+        seeds = len(self.labels) * len(self.seeds)
+        return len(self.domains) * (len(self.methods) * seeds + strategies * searched)
+
+
+def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[Result]:
+    """Make the trials of a grid that the file does not have yet; return the results of all.
+
+    Each result is on the disk before the next trial begins, so a run that was stopped goes on where
+    it was.
+
+    Raises:
+        ValueError: the file has a line that is no result.
+    """
+    path = Path(path)
+    known = {result.trial: result for result in read(path, mend=True)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def do(trial: Trial) -> Result:
+        if trial not in known:
+            bar.set_postfix_str(f"{trial.method}, {trial.labels} labels of {trial.domain}")
+            known[trial] = lab.run(trial)
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(known[trial])) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        bar.update()
+        return known[trial]
+
+    with tqdm(total=len(grid), unit=" trials", disable=not progress) as bar:
+        return list(grid.run(do))
