@@ -301,6 +301,17 @@ FUSED = Ops(
 OPS = {"formula": FORMULA, "fused": FUSED}
 
 
+def operations(name: str) -> Ops:
+    """The set of operations with this name.
+
+    Raises:
+        ValueError: an unknown set; the message lists the known ones.
+    """
+    if name not in OPS:
+        raise ValueError(f"ops={name!r} is not known; choose one of {tuple(OPS)}")
+    return OPS[name]
+
+
 # --- One version only -------------------------------------------------------------------------
 
 

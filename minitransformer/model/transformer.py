@@ -1,7 +1,5 @@
 """Embeddings and a stack of blocks: the encoder, the decoder, and both together."""
 
-import math
-
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
@@ -10,36 +8,7 @@ from .attention import RelativePositionBias, check_keep, padding_mask
 from .block import DecoderBlock, EncoderBlock
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
-from .layers import Dropout, Embeddings, make_norm
-
-
-def init_weights(module: nn.Module, config: TransformerConfig) -> None:
-    r"""Start small: matrices and embeddings $\sim N(0, \text{std}^2)$, biases 0, norms as they are.
-
-    `config.init` says how small:
-
-    - "normal": std is `init_std` (Devlin et al. 2019's code);
-    - "depth": the last map of each of the $2N$ sublayers $1/\sqrt{2N}$ of that, so that the stream
-      does not grow with depth (Radford et al. 2019, section 2.3);
-    - "fan_in": $1/\sqrt{d_{in}}$, of which $W^Q$ also takes the $1/\sqrt{d_k}$ that the scores lack;
-      the embeddings of tokens 1 (Raffel et al. 2020's code).
-    """
-    deep = config.init_std / math.sqrt(2 * config.n_layers)
-    for name, m in module.named_modules():
-        if not isinstance(m, nn.Linear | nn.Embedding):
-            continue
-        std = config.init_std
-        if config.init == "depth" and name.endswith(("W_O", "feed_forward.W_2")):
-            std = deep
-        if config.init == "fan_in":
-            std = 1.0 if isinstance(m, nn.Embedding) else m.in_features**-0.5
-            if name.endswith("W_Q") and not config.scale_attention:
-                std /= math.sqrt(config.d_head)
-            if name.endswith("relative_positions.buckets"):
-                std = config.d_model**-0.5
-        nn.init.normal_(m.weight, std=std)
-        if isinstance(m, nn.Linear) and m.bias is not None:
-            nn.init.zeros_(m.bias)
+from .layers import Dropout, Embeddings, init_weights, make_norm
 
 
 class Pooler(nn.Module):
