@@ -151,7 +151,6 @@ class MultiHeadAttention(nn.Module):
     The $h$ matrices $W_i^Q$ stand side by side in one linear map `W_Q`, and so on.
 
     Args:
-        d_model: width of the input and the output.
         n_heads: $h$; must divide `d_model`, unless `d_head` is given.
         bias: whether the four maps have biases (not in the formula; in BERT and GPT-2).
         dropout: probability of dropping an attention weight in training.
@@ -203,7 +202,6 @@ class MultiHeadAttention(nn.Module):
             causal: hide the keys later than the query, in addition to what `keep` hides.
             cache: keys and values of earlier calls, to which the new ones are added.
 
-        Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
         Raises: TypeError, ValueError as `check_keep`.
         """
         if cache is None:
@@ -243,7 +241,7 @@ class MultiHeadAttention(nn.Module):
         if memory is None:
             y = cache.project(x, self.W_Q, self.W_K, self.W_V)
             y = y.view(*x.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-            Q, (K, V) = y[0], cache.append(y[1:])
+            Q, (K, V) = y[0], cache.update(lambda: y[1:])
         else:
             Q = self.split(self.W_Q(x))
             K, V = cache.update(

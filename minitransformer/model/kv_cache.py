@@ -28,30 +28,22 @@ class KeyValues:
         self.both: Tensor | None = None  # with room after the first `length` positions
         self.maps: tuple[Tensor, Tensor | None] | None = None
 
-    def append(self, new: Float[Tensor, "2 batch heads new d_k"]) -> tuple[Heads, Heads]:
-        """Store the new ones after the earlier ones; returns all keys and all values."""
-        start, self.length = self.length, self.length + new.shape[3]
-        self.both = put(self.both, start, new)
-        return self.read()
-
     def update(
         self, compute: Callable[[], Float[Tensor, "2 batch heads new d_k"]]
     ) -> tuple[Heads, Heads]:
-        """Append what `compute` returns; it is not called for a memory that was read before."""
-        return self.append(compute()) if self.grows or not self.length else self.read()
-
-    def read(self) -> tuple[Heads, Heads]:
-        """All keys and values so far."""
-        assert self.both is not None, "nothing was appended"
+        """All keys and values, those that `compute` returns appended; read memory needs no call."""
+        if self.grows or self.both is None:
+            new = compute()
+            start, self.length = self.length, self.length + new.shape[3]
+            self.both = put(self.both, start, new)
         K, V = self.both.narrow(3, 0, self.length).unbind()
         return K, V
 
     def project(self, x: Tensor, *maps: nn.Module) -> Float[Tensor, "batch new wide"]:
-        """The outputs of an attention's maps side by side, in one product where possible.
+        """The outputs of an attention's maps side by side, from one product with the joined matrices.
 
-        For a single token one product costs little more than its call. The joined matrix is kept:
-        weights do not change while a text is written. But they do where gradients are wanted, and a
-        map may be more than a matrix (LoRA): each then computes on its own.
+        For a single token a product costs little more than its call. Not for maps that learn, whose
+        matrices change, nor for those that are more than a matrix (LoRA).
         """
         if torch.is_grad_enabled() or any(type(m) is not nn.Linear for m in maps):
             return torch.cat([m(x) for m in maps], -1)
@@ -79,8 +71,8 @@ def put(store: Tensor | None, start: int, new: Tensor) -> Tensor:
 class KeyValueCache:
     """The keys and values of every layer of a decoder, so that each token is read once.
 
-    Give the same cache to one call after another, with only the new tokens each time; together they
-    return what one call with all tokens would. Those of the encoder's output are computed once.
+    Give the same cache to one call after another, each with only the new tokens: together they return
+    what one call with all tokens would.
 
     >>> import minitransformer as mt
     >>> decoder = mt.Decoder(mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8)).eval()
