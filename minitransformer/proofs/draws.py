@@ -114,6 +114,13 @@ def draw_norm(rng: np.random.Generator, case: str) -> Inputs:
     return {"x": x, "gamma": gamma, "beta": beta, "eps": EPS}
 
 
+def draw_rms_norm(rng: np.random.Generator, case: str) -> Inputs:
+    """A norm's input and gain."""
+    inputs = draw_norm(rng, case)
+    del inputs["beta"]
+    return inputs
+
+
 def draw_adamw(rng: np.random.Generator, case: str) -> Inputs:
     """A weight with its gradient, its averages and the optimiser's settings."""
     shape = (5, 3)

@@ -20,10 +20,10 @@ import numpy as np
 Inputs = dict[str, Any]
 
 # The inputs with one entry per example; all others, such as weights, are shared by the batch.
-PER_EXAMPLE = set(
-    ["x", "y", "z", "Q", "K", "V", "scores", "bias", "hidden", "real", "ids", "source", "target"]
-)
-PER_EXAMPLE |= {"keep", "memory_keep", "source_keep"}
+PER_EXAMPLE = (
+    "x", "y", "z", "Q", "K", "V", "scores", "bias", "hidden", "real", "ids", "source", "target",
+    "keep", "memory_keep", "source_keep",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -49,24 +49,25 @@ class Formula:
     """The code to show for `ours`, where `ours` only arranges the inputs."""
 
 
-def per_example(f: Callable[..., Any], axes: int = 1) -> Callable[..., Any]:
+def per_example(f: Callable, axes: int = 1, of: Callable | None = None) -> Callable[..., Any]:
     """Run `f`, which takes one example, over the first `axes` axes of the inputs, and stack the results.
 
-    An input of length 1 serves all examples, and None stays None.
+    An input of length 1 serves all examples, and None stays None. `of` is the formula that `f`
+    calls, where `f` only arranges the inputs.
     """
-    if axes > 1:
-        f = per_example(f, axes - 1)
+    one = f if axes == 1 else per_example(f, axes - 1)
 
-    @wraps(f)
+    @wraps(of or f)
     def run(**inputs: Any) -> Any:
         batch = {name: a for name, a in inputs.items() if name in PER_EXAMPLE and a is not None}
-        size = max(map(len, batch.values()))
-        examples = ({name: a[n % len(a)] for name, a in batch.items()} for n in range(size))
-        return np.stack([f(**inputs | example) for example in examples])
+        examples = range(max(map(len, batch.values())))
+        return np.stack(
+            [one(**inputs | {k: a[n % len(a)] for k, a in batch.items()}) for n in examples]
+        )
 
     return run
 
 
-def both(f: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """`ours` and `fused` of a row whose `f(kernels, ...)` takes the set of operations first."""
+def both(f: Callable[..., Any]) -> dict[str, Any]:
+    """`ours` and `fused` of a row, for an `f(kernels, ...)` that can compute with either."""
     return {"ours": partial(f, "formula"), "fused": partial(f, "fused")}

@@ -1,7 +1,8 @@
 """The ledger's rows for modules: multi-head attention, feed-forward, the encoder block, embeddings.
 
 `torch.func.functional_call` gives a module its weights, so that the gradient of every weight is
-compared too.
+compared too. Names in the formula: `W_Q b_Q ... W_O b_O` of attention, with a c at the end those of
+cross-attention; `W_1 b_1 W_2 b_2` of feed-forward; `gamma_1 beta_1 ...` of the norms.
 """
 
 from collections.abc import Callable
@@ -25,14 +26,16 @@ from ..model.layers import Embeddings, FeedForward, LayerNorm
 from ..model.transformer import Pooler
 from .draws import ATTENTION, EPS, FEED_FORWARD, HEADS, KEYS, MASKS, draw
 from .formula import Formula, Inputs, both, per_example
-from .rows_formulas import Keep, rotating_positions
+from .rows_formulas import rotating_positions
 
 # --- From the formula's matrices to a module's parameters ---------------------------------------
+
+NAMES = DECODER_NAMES | {"W_3": "feed_forward.W_3.weight"}
 
 
 def our_state(w: Inputs, part: str = "") -> dict[str, Tensor]:
     """The state dict of our block, or of the part of it that `part` names."""
-    return {DECODER_NAMES[name].removeprefix(part): turned(name, a) for name, a in w.items()}
+    return {NAMES[name].removeprefix(part): turned(name, a) for name, a in w.items()}
 
 
 def torch_state(w: Inputs, prefix: str = "") -> dict[str, Tensor]:
@@ -59,6 +62,16 @@ def torch_attention_state(w: Inputs, prefix: str = "", c: str = "") -> dict[str,
     }
 
 
+def blocked(keep: Tensor | None, x: Tensor, n_heads: int) -> Tensor | None:
+    """A mask for torch's layers: one per example and head, True where attention is forbidden."""
+    return None if keep is None else ~keep.expand(len(x), n_heads, -1, -1).flatten(0, 1)
+
+
+def hide_future(keep: Any, past: Any) -> Any:
+    """`keep` and a causal mask, broadcast to (1, queries, keys) or more axes."""
+    return past[None] if keep is None else keep & past
+
+
 # --- Multi-head attention, and the article's two formulas as printed ----------------------------
 
 
@@ -78,14 +91,14 @@ attention_by_hand = cut_into_heads(by_hand.multi_head_attention)
 
 
 def our_attention(
-    kernels: str, x: Tensor, keep: Keep, n_heads: int, z: Keep = None, **w: Tensor
+    kernels: str, x: Tensor, keep: Tensor | None, n_heads: int, z: Tensor | None = None, **w: Tensor
 ) -> Tensor:
     """Attention to z; without z, causal attention to x."""
     module, causal = MultiHeadAttention(x.shape[-1], n_heads, ops=kernels), {"causal": z is None}
     return functional_call(module, our_state(w, "attention."), (x, z, keep), causal)
 
 
-def torch_attention(x: Tensor, z: Tensor, keep: Keep, n_heads: int, **w: Tensor) -> Tensor:
+def torch_attention(x: Tensor, z: Tensor, keep: Tensor | None, n_heads: int, **w: Any) -> Tensor:
     module = nn.MultiheadAttention(x.shape[-1], n_heads, batch_first=True).to(x.dtype)
     mask = None
     if keep is not None:
@@ -96,65 +109,61 @@ def torch_attention(x: Tensor, z: Tensor, keep: Keep, n_heads: int, **w: Tensor)
     return output if keep is None else torch.where(keep.any(-1)[:, 0, :, None], output, w["b_O"])
 
 
-def blocked(keep: Keep, x: Tensor, n_heads: int) -> Keep:
-    """A mask as torch's layers take it: one per example and head, True where attention is not allowed."""
-    return None if keep is None else ~keep.expand(len(x), n_heads, -1, -1).flatten(0, 1)
-
-
 class Sublayer(nn.Module):
-    """An attention and a norm, called as the article writes them."""
+    """An attention and a norm, called as the article writes them: of x, or of y and z."""
 
     def __init__(self, d_model: int, n_heads: int, eps: float, kernels: str):
         super().__init__()
         self.attention = MultiHeadAttention(d_model, n_heads, ops=kernels)
         self.norm = LayerNorm(d_model, eps, kernels)
 
-    def forward(self, y: Tensor, z: Keep, keep: Keep) -> Tensor:
-        if z is None:
-            return encoder_sublayer(y, self.attention, self.norm, keep)
-        return decoder_sublayer(y, z, self.attention, self.norm, keep)
+    def forward(self, keep: Tensor | None, *streams: Tensor) -> Tensor:
+        sublayer: Callable = encoder_sublayer if len(streams) == 1 else decoder_sublayer
+        return sublayer(*streams, self.attention, self.norm, keep)
 
 
 def our_sublayer(
-    kernels: str, gamma: Tensor, beta: Tensor, eps: float, keep: Keep, n_heads: int,
-    x: Keep = None, y: Keep = None, z: Keep = None, **w: Tensor,
-) -> Tensor:  # fmt: skip
+    kernels: str, gamma: Tensor, beta: Tensor, eps: float, keep: Any, n_heads: int, **w: Tensor
+) -> Tensor:
+    streams = [w.pop(name) for name in "xyz" if name in w]
     state = our_state(w) | {"norm.weight": gamma, "norm.bias": beta}
-    module = Sublayer(len(gamma), n_heads, eps, kernels)
-    return functional_call(module, state, (x if y is None else y, z, keep))
+    return functional_call(Sublayer(len(gamma), n_heads, eps, kernels), state, (keep, *streams))
 
 
 def torch_sublayer(
-    gamma: Tensor, beta: Tensor, eps: float, keep: Keep, n_heads: int, x: Any = None, y: Any = None,
-    z: Any = None, **w: Tensor,
-) -> Tensor:  # fmt: skip
-    y = x if y is None else y
-    attended = torch_attention(y, y if z is None else z, keep, n_heads, **w)
-    return F.layer_norm(y + attended, gamma.shape, gamma, beta, eps)
+    gamma: Tensor, beta: Tensor, eps: float, keep: Any, n_heads: int, **w: Tensor
+) -> Tensor:
+    streams = [w.pop(name) for name in "xyz" if name in w]
+    attended = torch_attention(streams[0], streams[-1], keep, n_heads, **w)
+    return F.layer_norm(streams[0] + attended, gamma.shape, gamma, beta, eps)
 
 
-# --- Feed-forward and the whole block -----------------------------------------------------------
+# --- Feed-forward -------------------------------------------------------------------------------
 
-ACTIVATIONS = {"relu": nn.ReLU(), "gelu": nn.GELU(), "gelu_tanh": nn.GELU("tanh")}
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": nn.GELU("tanh")}
 
 
 def our_feed_forward(kernels: str, x: Tensor, activation: str, **w: Tensor) -> Tensor:
-    module = FeedForward(*w["W_1"].shape, activation, ops=kernels)
+    d_model, d_ff = w["W_1"].shape
+    options: Inputs = {"bias": "b_1" in w, "gated": "W_3" in w, "ops": kernels}
+    module = FeedForward(d_model, d_ff, activation, **options)
     return functional_call(module, our_state(w, "feed_forward."), (x,))
 
 
 def torch_feed_forward(x: Tensor, activation: str, **w: Tensor) -> Tensor:
-    inner = ACTIVATIONS[activation](F.linear(x, w["W_1"].T, w["b_1"]))
-    return F.linear(inner, w["W_2"].T, w["b_2"])
+    inner = ACTIVATIONS[activation](F.linear(x, w["W_1"].T, w.get("b_1")))
+    if "W_3" in w:
+        inner = inner * F.linear(x, w["W_3"].T)
+    return F.linear(inner, w["W_2"].T, w.get("b_2"))
 
 
-@wraps(by_hand.encoder_block)
+# --- The whole block: the encoder's of x, or the decoder's of y and z ---------------------------
+
+
 def block_by_hand(
-    x: np.ndarray, keep: np.ndarray | None, n_heads: int, eps: float, norm_position: str,
-    activation: str, z: np.ndarray | None = None, memory_keep: np.ndarray | None = None, **w: Any,
+    keep: np.ndarray | None, n_heads: int, eps: float, norm_position: str, activation: str,
+    memory_keep: np.ndarray | None = None, **w: Any,
 ) -> np.ndarray:  # fmt: skip
-    """An encoder block, or with z a decoder block."""
-
     def attend(x: np.ndarray, z: np.ndarray, keep: np.ndarray | None, c: str = "") -> np.ndarray:
         weights = {f"{a}_{i}": w[f"{a}_{i}{c}"] for a in "Wb" for i in "QKVO"}
         return attention_by_hand(x=x, z=z, keep=keep, n_heads=n_heads, **weights)
@@ -163,31 +172,33 @@ def block_by_hand(
         return lambda a: by_hand.layer_norm(a, w[f"gamma_{i}"], w[f"beta_{i}"], eps)
 
     ffn = [w[name] for name in ("W_1", "b_1", "W_2", "b_2")]
-    parts: Inputs = dict(
-        attention=lambda a: attend(a, a, keep),
-        feed_forward=lambda a: by_hand.feed_forward(a, *ffn, activation),
-        norm_1=norm("1"), norm_2=norm("2"), norm_position=norm_position,
-    )  # fmt: skip
-    if z is None:
-        return by_hand.encoder_block(x, **parts)
+    parts: Inputs = {
+        "attention": lambda a: attend(a, a, keep), "norm_1": norm("1"), "norm_2": norm("2"),
+        "feed_forward": lambda a: by_hand.feed_forward(a, *ffn, activation),
+        "norm_position": norm_position,
+    }  # fmt: skip
+    if "x" in w:
+        return by_hand.encoder_block(w["x"], **parts)
+    keep = hide_future(keep, by_hand_decoder.causal_mask(len(w["y"]), len(w["y"])))
     parts |= {"cross_attention": lambda a, z: attend(a, z, memory_keep, "c"), "norm_c": norm("c")}
-    return by_hand_decoder.decoder_block(x, z, **parts)
+    return by_hand_decoder.decoder_block(w["y"], w["z"], **parts)
 
 
 def our_block(
-    kernels: str, x: Tensor, keep: Keep, n_heads: int, eps: float, norm_position: Any,
-    activation: Any, z: Keep = None, memory_keep: Keep = None, **w: Tensor,
+    kernels: str, keep: Tensor | None, n_heads: int, eps: float, norm_position: Any,
+    activation: Any, memory_keep: Tensor | None = None, **w: Tensor,
 ) -> Tensor:  # fmt: skip
-    """An encoder block, or with z a decoder block."""
+    streams = [w.pop(name) for name in "xyz" if name in w]
     d_model, d_ff = w["W_1"].shape
     config = TransformerConfig(
         d_model=d_model, n_heads=n_heads, d_ff=d_ff, norm_eps=eps, norm_position=norm_position,
         activation=activation, dropout=0.0, ops=kernels,
     )  # fmt: skip
-    if z is None:
-        return functional_call(EncoderBlock(config), our_state(w), (x, keep))
+    if len(streams) == 1:
+        return functional_call(EncoderBlock(config), our_state(w), (*streams, keep))
+    y, z = streams
     block = DecoderBlock(config, cross=True)
-    return functional_call(block, our_state(w), (x, keep, z, memory_keep))
+    return functional_call(block, our_state(w), (y, keep, z, memory_keep))
 
 
 def torch_layer(
@@ -202,10 +213,20 @@ def torch_layer(
     )  # fmt: skip
 
 
-def torch_block(x: Tensor, keep: Keep, n_heads: int, **inputs: Any) -> Tensor:
-    masks = {"src_mask": blocked(keep, x, n_heads)}
-    module = torch_layer(n_heads, **inputs)
-    return functional_call(module, torch_state(inputs), (x,), masks)
+def torch_block(
+    keep: Tensor | None, n_heads: int, memory_keep: Tensor | None = None, **w: Any
+) -> Tensor:
+    streams = [w.pop(name) for name in "xyz" if name in w]
+    x = streams[0]
+    if len(streams) == 1:
+        masks = {"src_mask": blocked(keep, x, n_heads)}
+    else:
+        past = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
+        masks = {
+            "tgt_mask": blocked(hide_future(keep, past), x, n_heads),
+            "memory_mask": blocked(memory_keep, x, n_heads),
+        }
+    return functional_call(torch_layer(n_heads, **w), torch_state(w), tuple(streams), masks)
 
 
 # --- Embeddings and pooling ---------------------------------------------------------------------
@@ -216,6 +237,7 @@ def embeddings_by_hand(ids: np.ndarray, E: np.ndarray) -> np.ndarray:
     return np.stack([root * E[v] + wave for v, wave in zip(ids, waves, strict=True)])
 
 
+@wraps(gradients.embedding_backward)
 def embeddings_backward(dx: np.ndarray, ids: np.ndarray, E: np.ndarray) -> np.ndarray:
     return gradients.embedding_backward(np.sqrt(E.shape[1]) * dx, ids, E)
 
@@ -241,154 +263,125 @@ def mean_pool_by_hand(hidden: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.array([sum(hidden[t, j] for t in counted) / len(counted) for j in range(d_model)])
 
 
-def torch_mean_pool(hidden: Tensor, real: Tensor) -> Tensor:
-    return torch.stack([h[r].mean(0) for h, r in zip(hidden, real, strict=True)])
-
-
-def pooler_by_hand(hidden: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.tanh(by_hand.linear(hidden[:1], W, b)[0])
-
-
 def our_pooler(hidden: Tensor, W: Tensor, b: Tensor) -> Tensor:
     return functional_call(Pooler(len(b)), {"dense.weight": W.T, "dense.bias": b}, (hidden,))
-
-
-def torch_pooler(hidden: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    return torch.addmm(b, hidden[:, 0], W).tanh()
 
 
 # --- The rows -----------------------------------------------------------------------------------
 
 
-def sublayer(id: str, title: str, latex: str, shapes: str, **implementations: Any) -> Formula:
-    """One of the article's two formulas."""
+def sublayer(*shapes: str, **others: Any) -> Formula:
+    """The row of one of the article's two formulas."""
     return Formula(
-        id=id,
-        title=title,
-        latex=latex,
         source="article, section 4",
-        draw=draw(shapes, ATTENTION, "gamma beta: d_model", eps=EPS, n_heads=HEADS),
+        draw=draw(*shapes, ATTENTION, "gamma beta: d_model", eps=EPS, n_heads=HEADS),
+        cases=MASKS[:-1],
         **both(our_sublayer),
         reference=torch_sublayer,
-        cases=MASKS[:-1],
-        **implementations,
+        **others,
     )
 
 
-def block(norm_position: str, latex: str, source: str) -> Formula:
-    """The encoder block with the norm in one of its two places."""
+def block(norm_position: str, *shapes: str, **others: Any) -> Formula:
+    """The row of a block, with the norm in one of its two places."""
+    weights = (FEED_FORWARD, ATTENTION, "gamma_1 beta_1 gamma_2 beta_2: d_model")
+    switches = {"norm_position": norm_position, "activation": "gelu", "n_heads": HEADS, "eps": EPS}
+    post, pre = "Vaswani et al. 2017, section 3.1", "Xiong et al. 2020, figure 1"
     return Formula(
-        id=f"{norm_position}_ln_block",
-        title=f"encoder block, {norm_position}-LN",
-        latex=latex,
-        source=source,
-        draw=draw(
-            "x: batch queries d_model", FEED_FORWARD, ATTENTION,
-            "gamma_1 beta_1 gamma_2 beta_2: d_model, keep: batch 1 queries queries",
-            norm_position=norm_position, activation="gelu", n_heads=HEADS, eps=EPS,
-        ),
-        by_hand=per_example(block_by_hand),
+        source=post if norm_position == "post" else pre,
+        draw=draw(*shapes, *weights, **switches),
         **both(our_block),
         reference=torch_block,
-        backward_by_hand=block_gradients.encoder_block_backward,
+        **others,
+    )
+
+
+def encoder_block(norm_position: str, latex: str) -> Formula:
+    """The row of an encoder block."""
+    return block(
+        norm_position, "x: batch queries d_model, keep: batch 1 queries queries",
+        id=f"{norm_position}_ln_block", title=f"encoder block, {norm_position}-LN", latex=latex,
         cases=MASKS[:-1],
+        by_hand=per_example(block_by_hand, of=by_hand.encoder_block),
+        backward_by_hand=block_gradients.encoder_block_backward,
         shows=(EncoderBlock.forward,),
     )  # fmt: skip
 
 
 ROWS = (
     Formula(
-        id="multi_head_attention",
-        title="multi-head attention",
+        id="multi_head_attention", title="multi-head attention",
         latex=r"\mathrm{MultiHeadAttention}(x, z) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O",
         source="Vaswani et al. 2017, section 3.2.2; article, section 4",
-        draw=draw(
-            "x: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
-            ATTENTION,
-            n_heads=HEADS,
-        ),
+        draw=draw("x: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
+                  ATTENTION, n_heads=HEADS), cases=MASKS,
         by_hand=per_example(attention_by_hand),
-        **both(our_attention),
-        reference=torch_attention,
         backward_by_hand=block_gradients.multi_head_attention_backward,
-        cases=MASKS,
-        shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
+        **both(our_attention), shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
+        reference=torch_attention,
     ),
     sublayer(
-        "encoder_sublayer",
-        "the article's encoder",
-        r"\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))",
         "x: batch queries d_model, keep: batch 1 queries queries",
+        id="encoder_sublayer", title="the article's encoder",
+        latex=r"\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))",
         by_hand=per_example(cut_into_heads(by_hand.encoder_sublayer)),
         backward_by_hand=block_gradients.encoder_sublayer_backward,
         shows=(encoder_sublayer,),
     ),
     sublayer(
-        "decoder_sublayer",
-        "the article's decoder",
-        r"\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))",
         "y: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
+        id="decoder_sublayer", title="the article's decoder",
+        latex=r"\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))",
         by_hand=per_example(cut_into_heads(by_hand.decoder_sublayer)),
         backward_by_hand=block_gradients.decoder_sublayer_backward,
         shows=(decoder_sublayer,),
     ),
     Formula(
-        id="feed_forward",
-        title="feed-forward",
+        id="feed_forward", title="feed-forward",
         latex=r"\mathrm{FFN}(x) = \max(0, xW_1 + b_1)\,W_2 + b_2",
         source="Vaswani et al. 2017, equation 2",
         draw=draw("x: batch queries d_model", FEED_FORWARD, activation=lambda case: case),
+        cases=tuple(ACTIVATIONS),
         by_hand=per_example(by_hand.feed_forward),
-        **both(our_feed_forward),
-        reference=torch_feed_forward,
         backward_by_hand=block_gradients.feed_forward_backward,
-        cases=("relu", "gelu", "gelu_tanh"),
-        shows=(FeedForward.forward,),
+        **both(our_feed_forward), shows=(FeedForward.forward,),
+        reference=torch_feed_forward,
     ),
-    block(
-        "post",
-        r"a = \mathrm{LN}_1(x + \mathrm{MHA}(x)),\quad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))",
-        "Vaswani et al. 2017, section 3.1",
+    encoder_block(
+        "post", r"a = \mathrm{LN}_1(x + \mathrm{MHA}(x)),\quad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))",
     ),
-    block(
-        "pre",
-        r"a = x + \mathrm{MHA}(\mathrm{LN}_1(x)),\quad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))",
-        "Xiong et al. 2020, figure 1",
+    encoder_block(
+        "pre", r"a = x + \mathrm{MHA}(\mathrm{LN}_1(x)),\quad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))",
     ),
     Formula(
-        id="embeddings",
-        title="embeddings and positions",
+        id="embeddings", title="embeddings and positions",
         latex=r"x_t = \sqrt{d_{model}}\,E_{id_t} + PE_t",
         source="Vaswani et al. 2017, sections 3.4 and 3.5",
         draw=draw("ids: batch keys, E: 9 d_model"),
-        by_hand=per_example(embeddings_by_hand),
-        ours=our_embeddings,
+        by_hand=per_example(embeddings_by_hand), backward_by_hand=embeddings_backward,
+        ours=our_embeddings, shows=(Embeddings.forward,),
         reference=torch_embeddings,
-        backward_by_hand=embeddings_backward,
-        shows=(Embeddings.forward,),
     ),
     Formula(
-        id="mean_pool",
-        title="mean pooling",
+        id="mean_pool", title="mean pooling",
         latex=r"\mathrm{pool}(h) = \frac{1}{|\mathrm{real}|} \sum_{t \in \mathrm{real}} h_t",
         source="Reimers and Gurevych 2019, section 3",
         # Every example has a different length.
         draw=draw("hidden: batch keys d_model", real=np.arange(KEYS) < np.array([[4], [11], [7]])),
-        by_hand=per_example(mean_pool_by_hand),
+        by_hand=per_example(mean_pool_by_hand), backward_by_hand=gradients.mean_pool_backward,
         ours=mean_pool,
-        reference=torch_mean_pool,
-        backward_by_hand=gradients.mean_pool_backward,
+        reference=lambda hidden, real: torch.stack(
+            [h[r].mean(0) for h, r in zip(hidden, real, strict=True)]
+        ),
     ),
     Formula(
-        id="pooler",
-        title="CLS pooling",
+        id="pooler", title="CLS pooling",
         latex=r"\mathrm{pool}(h) = \tanh(h_{\mathrm{[CLS]}} W + b)",
         source="Devlin et al. 2019, code",
         draw=draw("hidden: batch keys d_model, W: d_model d_model, b: d_model"),
-        by_hand=per_example(pooler_by_hand),
-        ours=our_pooler,
-        reference=torch_pooler,
+        by_hand=per_example(lambda hidden, W, b: np.tanh(by_hand.linear(hidden[:1], W, b)[0])),
         backward_by_hand=gradients.cls_pool_backward,
-        shows=(Pooler.forward,),
+        ours=our_pooler, shows=(Pooler.forward,),
+        reference=lambda hidden, W, b: torch.addmm(b, hidden[:, 0], W).tanh(),
     ),
-)
+)  # fmt: skip
