@@ -1,15 +1,17 @@
-"""How exactly matrices are multiplied."""
+"""How exactly matrices are multiplied.
+
+`highest`: float32 as it is. `medium`: float32 through torch's faster kernels, which may round
+inside (on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32. `auto`:
+bfloat16 on a CPU that has instructions for it, else medium.
+"""
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 
-Precision = Literal["auto", "highest", "medium", "bfloat16"]
-"""`highest`: float32 as it is. `medium`: float32 through torch's faster kernels, which may round
-inside (on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32. `auto`:
-bfloat16 on a CPU that has instructions for it, else medium."""
+from ..options import Precision
 
 
 def resolve(precision: Precision) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ...data.atomic import write_whole
 from ..engine.diagnosis import Result
-from ..exercises.checks import every, exercises
+from ..registry import every, exercises
 from .grade import NO_SHEET, Grade
 
 COLUMNS = ("student", "sheet", "exercise", "passed", "mistakes", "diagnosis", "note", "seconds")
