@@ -44,10 +44,7 @@ def residual(
 
 
 def encoder_sublayer(
-    x: Hidden,
-    attention: MultiHeadAttention,
-    norm: LayerNorm,
-    keep: Mask = None,
+    x: Hidden, attention: MultiHeadAttention, norm: LayerNorm, keep: Mask = None
 ) -> Hidden:
     r"""$\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))$.
 

@@ -88,7 +88,6 @@ def test_verify_runs_every_formula_and_module():
         "padding_mask",
         "token_positions",
         "init_weights",
-        "check_shape",
         "eval_mode",  # no formulas
         "SequenceClassifier.forward",  # made of rows; compared in test_bert.py
     }
