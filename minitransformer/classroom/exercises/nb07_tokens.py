@@ -58,8 +58,7 @@ def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
     """The pair that the library merges first; its count is the largest minimum that it still meets."""
     texts = [
         "".join(ascii_lowercase[token] for token in word if token != pad_id)
-        for word, times in zip(words.tolist(), counts.tolist(), strict=True)
-        for _ in range(times)
+        for word in words.repeat_interleave(counts, 0).tolist()
     ]
     letters = sorted({*"".join(texts)})
 
@@ -77,23 +76,16 @@ def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
     return torch.tensor([*map(ascii_lowercase.index, pair), most])
 
 
-# fmt: off
 best_pair = Exercise(
     title="the most frequent pair",
     formula="[a, b, n(a, b)] with the largest n(a, b) = Σ_w counts_w · |{t: w_t = a and w_(t+1) = b}|",
-    right=most_frequent_pair,
-    draw=draw_words,
-    cases=("two different tokens", "a token beside itself", "much padding"),
-    axes="place",
+    right=most_frequent_pair, draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
     mistakes=known(
         ("the factor counts_w", [
-            ("with every word counted once", "A word that occurs five times has each of its pairs five times.",
-             "counts.tolist()", "[1] * len(counts)"),
-        ]),
+            ("with every word counted once", "A word that occurs five times has each of its pairs five times.", "counts.tolist()", "[1] * len(counts)")]),
         ("w_t and w_(t+1) in the same word w", [
             ("with the words joined to one text, so that pairs reach across their borders", "The last token of a word and the first of the next are no pair: go word by word.",
-             "zip(texts, counts.tolist(), strict=True)", "[(sum((k * text for text, k in zip(texts, counts.tolist())), []), 1)]"),
-        ]),
+             "zip(texts, counts.tolist(), strict=True)", "[(sum((k * text for text, k in zip(texts, counts.tolist())), []), 1)]")]),
         ("the sum over the places t of a word", [
             ("with the padding counted as a token", "pad_id fills the row after the end of the word. Leave out the pairs that contain it.",
              " if token != pad_id", ""),
@@ -102,28 +94,19 @@ best_pair = Exercise(
             ("with pairs of the same kind that overlap counted as one", "`aaa` has the pair (a, a) at two places. str.count() would find one.",
              "for pair in", "last = None\n        for pair in", "n[pair] += times", "last = None if pair == last else pair\n            n[pair] += times * (pair == last)"),
             ("without the last pair of each word", "A word of T tokens has T - 1 pairs: range(T - 1) is enough for t, since it stops before T - 1.",
-             "pairwise(text)", "pairwise(text[:-1])"),
-        ]),
+             "pairwise(text)", "pairwise(text[:-1])")]),
         ("w_t = a and w_(t+1) = b", [
-            ("with (a, b) and (b, a) counted together", "`on` is not `no`: a pair has an order.",
-             "n[pair] +=", "n[min(pair), max(pair)] +="),
-        ]),
+            ("with (a, b) and (b, a) counted together", "`on` is not `no`: a pair has an order.", "n[pair] +=", "n[min(pair), max(pair)] +=")]),
         ("the largest n(a, b)", [
             ("with the pair of the largest ids chosen, not that of the largest count", "max(n) of a dict compares its keys; max(n, key=n.get) compares the counts.",
              "max(n, key=n.get)", "max(n)"),
-            ("with the rarest pair chosen", "Sorting begins with the smallest.",
-             "max(n, key=n.get)", "min(n, key=n.get)"),
-        ]),
+            ("with the rarest pair chosen", "Sorting begins with the smallest.", "max(n, key=n.get)", "min(n, key=n.get)")]),
         ("[a, b, n(a, b)]", [
-            ("with the pair written the other way round", "a is the token that stands first in the word.",
-             "torch.tensor([a, b,", "torch.tensor([b, a,"),
-        ]),
+            ("with the pair written the other way round", "a is the token that stands first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,")]),
     ),
     next="Next: the pair becomes one token, everywhere.",
-    differentiated=False,
-    package=learned_pair,
-)
-# fmt: on
+    differentiated=False, package=learned_pair,
+)  # fmt: skip
 
 # --- One merge --------------------------------------------------------------------------------
 
@@ -165,53 +148,37 @@ def merged_by_the_library(ids: Tensor, a: int, b: int, new: int, pad_id: int) ->
 
 
 FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found else tokens[t])"
-# fmt: off
 merge_pair = Exercise(
     title="one merge",
     formula="from left to right, every a with b behind it becomes new; filled with pad_id",
-    right=merged_pairs,
-    draw=draw_text,
-    cases=("two different tokens", "a token beside itself", "the pair at the end"),
-    axes="length",
+    right=merged_pairs, draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
     mistakes=known(
         ("every", [
-            ("with only the first pair merged", "A merge is made in the whole text: continue after the pair.",
-             FOUND, f"{FOUND} and new not in merged"),
+            ("with only the first pair merged", "A merge is made in the whole text: continue after the pair.", FOUND, f"{FOUND} and new not in merged"),
             ("with only the last pair merged", "Does each pair start again from the unmerged text?",
-             APPENDED, "merged = [*tokens[:t], new] if found else [*merged, tokens[t]]"),
-        ]),
+             APPENDED, "merged = [*tokens[:t], new] if found else [*merged, tokens[t]]")]),
         ("from left to right", [
             ("from right to left", "In `aaa` the first two are merged, and the third is left alone.",
              "ids.tolist()", "ids.tolist()[::-1]", "[a, b]", "[b, a]", "filled(merged", "filled(merged[::-1]"),
-        ]),
+            ("without the last token, where it is in no pair", "Nothing stands behind the last token, and yet it belongs to the text.",
+             "while t < len(tokens)", "while t < len(tokens) - 1")]),
         ("every a with b behind it", [
             ("with b still there behind the new token", "The new token stands for both: after a pair the next place to look at is t + 2.",
              "t += 2 if found else 1", "t += 1"),
-            ("with a run of one token merged into a single new one", "`aaaa` holds two pairs, since each token goes into one new token only. Found all at once, with a mask, they overlap.",
+            ("with a run of one token merged into a single new one", "`aaaa` holds two pairs, since a token goes into only one new token. Found all at once, with a mask, they overlap.",
              "t += 2 if found else 1", f"while found and {FOUND}: t += 1\n        t += 1"),
-            ("with the order of the pair exchanged", "b a is another pair than a b.",
-             "[a, b]", "[b, a]"),
-            ("with a b and b a both merged", "A set of two has no order: compare one place with a, the next with b.",
-             "== [a, b]", "in ([a, b], [b, a])"),
-            ("with every a merged with whatever stands behind it", "Look at the next token too.",
-             FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
+            ("with the order of the pair exchanged", "b a is another pair than a b.", "[a, b]", "[b, a]"),
+            ("with a b and b a both merged", "A set of two has no order: compare one place with a, the next with b.", "== [a, b]", "in ([a, b], [b, a])"),
+            ("with every a merged with whatever stands behind it", "Look at the next token too.", FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
             ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing stands behind the last token.",
-             FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]"),
-        ]),
-        ("from left to right, to the end", [
-            ("without the last token, where it is in no pair", "Nothing stands behind the last token, and yet it belongs to the text.",
-             "while t < len(tokens)", "while t < len(tokens) - 1"),
-        ]),
+             FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]")]),
         ("filled with pad_id, behind the end", [
             ("with a hole where b was", "The text gets shorter: close the holes first, then pad at the end.",
-             APPENDED, "merged += [new, pad_id] if found else [tokens[t]]"),
-        ]),
+             APPENDED, "merged += [new, pad_id] if found else [tokens[t]]")]),
     ),
     next="Next: count again, and merge again. That is all there is to byte-pair encoding.",
-    differentiated=False,
-    package=merged_by_the_library,
-)
-# fmt: on
+    differentiated=False, package=merged_by_the_library,
+)  # fmt: skip
 
 # --- Word pieces ------------------------------------------------------------------------------
 
@@ -263,28 +230,22 @@ def cut_by_the_library(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
 
 
 MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len(word), pad_id)'
-# fmt: off
 word_pieces = Exercise(
     title="the pieces of a word",
-    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before "
-    "it; where none fits, [UNK] for the whole word; filled with pad_id",
-    right=word_pieces_by_rule,
-    draw=draw_word,
-    cases=tuple(CUTS),
-    axes="length",
+    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; filled with pad_id",
+    right=word_pieces_by_rule, draw=draw_word, cases=tuple(CUTS), axes="length",
     mistakes=known(
         ("the longest piece", [
-            ("with the shortest piece that fits", "Try the whole rest of the word first, then one character less.",
-             "max(ends)", "min(ends)"),
-        ]),
+            ("with the shortest piece that fits", "Try the whole rest of the word first, then one character less.", "max(ends)", "min(ends)"),
+            ("without pieces of a single character", "word[start : start + 1] is one character: a range that counts down stops before its end.",
+             "range(start + 1,", "range(start + 2,"),
+            ("without pieces that reach the end of the word", "word[start:end] stops before end, so end begins with len(word).",
+             "len(word) + 1)", "len(word))")]),
         ("inside the word with ## before it", [
-            ("with pieces inside the word looked up without ##", "`able` as a word and `##able` as an ending are two tokens with two ids.",
-             MARK, '""'),
-            ("with ## before the first piece too", "The first piece begins the word: it has no ##.",
-             MARK, '"##"'),
+            ("with pieces inside the word looked up without ##", "`able` as a word and `##able` as an ending are two tokens with two ids.", MARK, '""'),
+            ("with ## before the first piece too", "The first piece begins the word: it has no ##.", MARK, '"##"'),
             ("with the form without ## accepted inside the word as well", "If the form with ## is missing, the piece is missing: take a shorter one.",
-             "start = 0", 'start, vocab = 0, {"##" + piece: i for piece, i in vocab.items()} | vocab'),
-        ]),
+             "start = 0", 'start, vocab = 0, {"##" + piece: i for piece, i in vocab.items()} | vocab')]),
         ("[UNK] for the whole word", [
             ("with the pieces before a dead end kept, and [UNK] for the rest", "In BERT's rule a word is known or unknown as a whole: the pieces found so far are thrown away.",
              DEAD_END, 'return filled([*ids, vocab["[UNK]"]], len(word), pad_id)'),
@@ -293,24 +254,13 @@ word_pieces = Exercise(
             ("with [UNK] for one character, and the search going on behind it", "The whole word is unknown, not one character.",
              DEAD_END, 'ids.append(vocab["[UNK]"]); start += 1; continue'),
             ("with a second try after a dead end", "Greedy means that a piece once taken stays, even if a shorter one would have led to the end.",
-             "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:"),
-        ]),
+             "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:")]),
         ("from the left", [
-            ("with the next piece sought one character on", "The next piece begins where the last one ends.",
-             "start = max(ends)", "start += 1"),
+            ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
             ("from the right", "The first piece is cut first, then the rest.",
              "start = 0", "end = len(word)", "while start < len(word)", "while end", "end in range(start + 1, len(word) + 1)", "start in range(end)", "[end for", "[start for",
-             "append(vocab[piece(start, max(ends))])", "insert(0, vocab[piece(min(ends), end)])", "start = max(ends)", "end = min(ends)"),
-        ]),
-        ("the longest piece", [
-            ("without pieces of a single character", "word[start : start + 1] is one character: a range that counts down stops before its end.",
-             "range(start + 1,", "range(start + 2,"),
-            ("without pieces that reach the end of the word", "word[start:end] stops before end, so end begins with len(word).",
-             "len(word) + 1)", "len(word))"),
-        ]),
+             "append(vocab[piece(start, max(ends))])", "insert(0, vocab[piece(min(ends), end)])", "start = max(ends)", "end = min(ends)")]),
     ),
     next="Next: BERT's own vocabulary, and one of your own.",
-    differentiated=False,
-    package=cut_by_the_library,
-)
-# fmt: on
+    differentiated=False, package=cut_by_the_library,
+)  # fmt: skip

@@ -18,22 +18,19 @@ from ..engine.patches import known
 
 N_BUCKETS, MAX_DISTANCE = 20, 33
 """With these no bucket ends at a whole number, so that rounding cannot decide."""
+FAR = QUERIES * KEYS // 2
 
 
 def draw_distances(rng: np.random.Generator, case: str) -> Inputs:
-    """Every distance from -38 to 38 once, in random order."""
-    r = rng.permutation(np.arange(QUERIES * KEYS) - QUERIES * KEYS // 2)
+    """Every distance from -FAR to FAR once, in random order."""
+    r = rng.permutation(np.arange(-FAR, FAR + 1))
     return {
-        "r": r.reshape(QUERIES, KEYS),
-        "n_buckets": N_BUCKETS,
-        "max_distance": MAX_DISTANCE,
+        "r": r.reshape(QUERIES, KEYS), "n_buckets": N_BUCKETS, "max_distance": MAX_DISTANCE,
         "bidirectional": case == "bidirectional",
-    }
+    }  # fmt: skip
 
 
-def bucket_of_distance(
-    r: Tensor, n_buckets: int, max_distance: int, bidirectional: bool
-) -> Tensor:
+def bucket_of_distance(r: Tensor, n_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
     """Near distances one bucket each, far ones by their logarithm; half of all for each direction."""
     n = n_buckets // 2 if bidirectional else n_buckets
     behind = n * (r > 0) if bidirectional else 0
@@ -48,62 +45,43 @@ def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
     """Whether the key at the query itself and those next to it can be told apart."""
     r = torch.tensor([[0, -1, -2, -3]])
     buckets = f(r, *list(inputs.values())[1:])[0].tolist()
-    if len(set(buckets)) == 4:
-        return None
-    return f"The distances {r[0].tolist()} get the buckets {buckets}."
+    same = len(set(buckets)) < len(buckets)
+    return f"The distances {r[0].tolist()} get the buckets {buckets}." if same else None
 
 
-# fmt: off
 relative_bucket = Exercise(
     title="T5's relative buckets",
     formula="|r| if |r| < n/2, else min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
-    right=bucket_of_distance,
-    draw=draw_distances,
-    cases=("bidirectional", "causal"),
-    axes="queries keys",
+    right=bucket_of_distance, draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
     mistakes=known(
         ("the sign of r = j - i", [
-            ("with the directions exchanged", "r is key minus query, so keys before the query have a negative r. Bidirectional: the second half of the buckets is for r > 0. Causal: all are for r <= 0.",
-             "(r > 0)", "(r < 0)", "(-r)", "r"),
-        ]),
+            ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; causal, all are for r <= 0.",
+             "(r > 0)", "(r < 0)", "(-r)", "r")]),
         ("n, which is half of n_buckets when bidirectional", [
             ("with one set of buckets for both directions", "A key three before the query is told from a key three behind it.",
-             "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0"),
-        ]),
+             "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0")]),
         ("b(r) for r > 0 when bidirectional", [
             ("with the same bucket for a key before and behind", "|r| forgets the direction. Keys behind the query go n buckets higher.",
-             "n * (r > 0) if bidirectional else 0", "0"),
-        ]),
+             "n * (r > 0) if bidirectional else 0", "0")]),
         ("log(2|r|/n) / log(2 r_max/n)", [
             ("with the logarithm of |r| itself, not of |r| in units of n/2", "The far buckets begin at |r| = n/2: there the logarithm must be 0.",
-             " / half)", ")"),
-        ]),
+             " / half)", ")")]),
         ("|r| for r > 0", [
             ("with the future folded onto the past in the causal case", "Without the second half there is no place for keys behind the query. They are hidden, and all go to bucket 0.",
-             "r.abs() if bidirectional else (-r).clamp(min=0)", "r.abs()"),
-        ]),
+             "r.abs() if bidirectional else (-r).clamp(min=0)", "r.abs()")]),
         ("the logarithm", [
             ("with a bucket for each distance up to the last", "Only the first half of the buckets hold one distance each; the others share the farther distances.",
-             "torch.where(r < half, r, far)", "r.clamp(max=n - 1)"),
-        ]),
+             "torch.where(r < half, r, far)", "r.clamp(max=n - 1)")]),
         ("min(n - 1, ...)", [
             ("without the last bucket as a bound", "Distances beyond r_max are in the last bucket too, and not in one of the other direction.",
-             ".clamp(max=n - 1)", ""),
-        ]),
-        ("⌊...⌋", [
-            ("rounded to the nearest bucket, not down", "A bucket begins where the logarithm reaches a whole number.",
-             ".floor()", ".round()"),
-        ]),
-        ("n/2 + ...", [
-            ("with the far buckets starting at 0", "The first n/2 buckets are taken: the far ones come after them.",
-             "(half + far", "(far"),
-        ]),
+             ".clamp(max=n - 1)", "")]),
+        ("⌊...⌋", [("rounded to the nearest bucket, not down", "A bucket begins where the logarithm reaches a whole number.", ".floor()", ".round()")]),
+        ("n/2 + ...", [("with the far buckets starting at 0", "The first n/2 buckets are taken: the far ones come after them.", "(half + far", "(far")]),
     ),
     properties={"the nearest keys each have a bucket of their own": near_ones_alone},
     next="Next: a table with a number for each bucket and head, added to the scores.",
-    package=lambda r, *rest: ops.relative_buckets(r.numel(), r.numel(), *rest)[r.numel() // 2, r.numel() // 2 + r],
-)
-# fmt: on
+    package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
+)  # fmt: skip
 
 # --- GPT-2's c_attn ---------------------------------------------------------------------------
 
@@ -135,36 +113,25 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
 
 
 ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
-# fmt: off
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    right=three_maps,
-    draw=draw_c_attn,
-    cases=("random numbers",),
-    axes="which d_out d_in",
+    right=three_maps, draw=draw_c_attn, cases=("random numbers",), axes="which d_out d_in",
     mistakes=known(
         ("[W_Q | W_K | W_V]", [
-            ("in the order K, Q, V", "The queries' columns come first.",
-             ORDER, "W_K, W_Q, W_V ="),
-            ("in the order V, K, Q", "The queries' columns come first, the values' last.",
-             ORDER, "W_V, W_K, W_Q ="),
-            ("in the order Q, V, K", "The keys' columns come second, the values' last.",
-             ORDER, "W_Q, W_V, W_K ="),
+            ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),
+            ("in the order V, K, Q", "The queries' columns come first, the values' last.", ORDER, "W_V, W_K, W_Q ="),
+            ("in the order Q, V, K", "The keys' columns come second, the values' last.", ORDER, "W_Q, W_V, W_K ="),
             ("with every third column for each", "The three stand side by side as blocks: the first d_out columns are W_Q's.",
-             COLUMNS, "(c_attn[:, i::3] for i in range(3))"),
-        ]),
+             COLUMNS, "(c_attn[:, i::3] for i in range(3))")]),
         ("the axis that is cut", [
-            ("cut along the rows of c_attn, not along its columns", "The stored matrix is (in, out), and the outputs are of three kinds. A reshape to (3, d_in, d_out) cuts the memory, which is laid out row by row.",
-             COLUMNS, "c_attn.reshape(3, len(c_attn), -1)"),
-        ]),
+            ("cut along the rows of c_attn, not along its columns", "The stored matrix is (in, out), and the outputs are of three kinds. A reshape to (3, d_in, d_out) cuts along the memory, row by row.",
+             COLUMNS, "c_attn.reshape(3, len(c_attn), -1)")]),
         ("(d_in, d_out) -> (d_out, d_in)", [
-            ("with a reshape in place of the transpose", "The shape is right, but the numbers are in the wrong places: a reshape keeps their order in memory, a transpose exchanges rows and columns.",
-             ".T", ".reshape(-1, len(c_attn))"),
-        ]),
+            ("with a reshape in place of the transpose", "The shape is right, the numbers are not in their places: a reshape keeps their order in memory, a transpose exchanges rows and columns.",
+             ".T", ".reshape(-1, len(c_attn))")]),
     ),
     properties={"together the three compute what the fused matrix does": columns_stay_together},
     next="Next: the same for the bias, which has no second axis to turn.",
     package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
-)
-# fmt: on
+)  # fmt: skip
