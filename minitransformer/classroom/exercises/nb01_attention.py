@@ -43,17 +43,14 @@ def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
     if distance(sums, wanted) <= EXACT:
         return None
     at = int((sums - wanted).abs().argmax())
-    query, yours, right = (
-        at % sums.shape[-1],
-        float(sums.flatten()[at]),
-        float(wanted.flatten()[at]),
-    )
+    yours, right = (float(a.flatten()[at]) for a in (sums, wanted))
+    those = f"Those of query {at % sums.shape[-1]}"
     if abs(yours - right) < 1e-3:
         return (
-            f"Those of query {query} miss {right:.0f} by {abs(yours - right):.0e}, too much for "
+            f"{those} miss {right:.0f} by {abs(yours - right):.0e}, too much for "
             "rounding. Is a small number added somewhere, perhaps to the denominator?"
         )
-    said = f"Those of query {query} sum to {yours:.2f}, not {right:.0f}."
+    said = f"{those} sum to {yours:.2f}, not {right:.0f}."
     names = ("the batch", "the heads", "the queries")
     for axis, name in enumerate(names if weights.dim() == 4 else names[::2]):
         over = weights.sum(axis)
@@ -77,9 +74,8 @@ def with_identity(attention: Callable) -> Callable:
     """The weights inside a student's attention: with the identity as values they are its output."""
 
     def weights(Q: Tensor, K: Tensor, V: Tensor, keep: Tensor | None) -> Tensor:
-        keys = K.shape[-2]
-        V = torch.eye(keys, dtype=torch.float64).expand(*K.shape[:-1], keys).clone()
-        return attention(Q, K, V, keep)
+        identity = torch.eye(K.shape[-2], dtype=V.dtype).repeat(*K.shape[:-2], 1, 1)
+        return attention(Q, K, identity, keep)
 
     return weights
 
@@ -103,10 +99,7 @@ softmax = Exercise(
     cases=(*MASKS, HUGE),
     axes="batch queries keys",
     mistakes=AXIS + MASK + HIDDEN + NO_KEYS + LARGEST,
-    properties={
-        SUM_TO_ONE: of_weights(rows_sum_to_one),
-        NO_LEAK: of_weights(hidden_get_nothing),
-    },
+    properties={SUM_TO_ONE: of_weights(rows_sum_to_one), NO_LEAK: of_weights(hidden_get_nothing)},
     next="Next: the weights average the values, and that is all of attention.",
     rows=("softmax",),
 )
@@ -117,17 +110,14 @@ softmax = Exercise(
 AVERAGE = known(
     ("the axis of the softmax", [
         ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
-         "(-1, keepdim=True)", "(1, keepdim=True)"),
-    ]),
+         "(-1, keepdim=True)", "(1, keepdim=True)")]),
     ("softmax(...)", [
         ("without the softmax", "Raw scores are no weights: they may be negative and do not sum to one.",
-         "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)"),
-    ]),
+         "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)")]),
     ("the denominator √d_k, inside the softmax", [
         ("with the scale after the softmax", "It divides the scores, not the weights; the weights must still sum to one.",
          " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
-         "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
-    ]),
+         "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V")]),
 )
 # fmt: on
 

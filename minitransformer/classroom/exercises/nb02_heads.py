@@ -14,6 +14,7 @@ from ...proofs.formula import Inputs
 from ..engine.diagnosis import EXACT, Exercise, distance
 from ..engine.patches import known
 from . import shared
+from .shared import AXIS, MASK, NO_KEYS, SCALE
 
 # --- Split and merge --------------------------------------------------------------------------
 
@@ -98,13 +99,11 @@ def draw_multi_head(rng: np.random.Generator, case: str) -> Inputs:
     }
 
 
-def by_module(x: Tensor, z: Tensor, *maps_heads_and_keep) -> Tensor:
+def by_module(x: Tensor, z: Tensor, W_Q, W_K, W_V, W_O, n_heads: int, keep) -> Tensor:
     """The package's module, given the exercise's maps."""
-    *maps, n_heads, keep = maps_heads_and_keep
-    module = heads.MultiHeadAttention(x.shape[-1], n_heads, bias=False, ops="formula")
-    names = ("W_Q.weight", "W_K.weight", "W_V.weight", "W_O.weight")
-    state = {name: W.mT for name, W in zip(names, maps, strict=True)}
-    return functional_call(module, state, (x, z, keep))
+    module = heads.MultiHeadAttention(len(W_Q), n_heads, bias=False, ops="formula")
+    maps = {"W_Q.weight": W_Q.mT, "W_K.weight": W_K.mT, "W_V.weight": W_V.mT, "W_O.weight": W_O.mT}
+    return functional_call(module, maps, (x, z, keep))
 
 
 def order_of_queries(f: Callable, inputs: Inputs) -> str | None:
@@ -121,33 +120,22 @@ def order_of_queries(f: Callable, inputs: Inputs) -> str | None:
 FIRST = "    Q = split_heads("
 MAPS = known(
     ("W_O at the end", [
-        ("without W_O", "Without it every head writes to its own columns, and the heads never mix.",
-         " @ W_O", ""),
-        ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)",
-         " @ W_O", " @ W_O.T"),
+        ("without W_O", "Without it every head writes to its own columns, and the heads never mix.", " @ W_O\n", "\n"),
+        ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)", " @ W_O\n", " @ W_O.T\n"),
     ]),
     ("x W_Q, z W_K, z W_V", [
         ("with W_Q, W_K and W_V transposed", "The formula multiplies from the right, x W. (nn.Linear stores the transpose.)",
-         FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}"),
-    ]),
+         FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}")]),
     ("z W_K", [
         ("with W_Q also for the keys", "With one map for both, the score of i and j is that of j and i: no token can look back without being looked at.",
-         "z @ W_K", "z @ W_Q"),
-    ]),
+         "z @ W_K", "z @ W_Q")]),
     ("z W_V", [
-        ("with W_K also for the values", "What a token is found by and what it hands on are two things, with two maps.",
-         "z @ W_V", "z @ W_K"),
-        ("without W_V", "The values are z W_V, not z.",
-         "z @ W_V", "z"),
+        ("with W_K also for the values", "What a token is found by and what it hands on are two things, with two maps.", "z @ W_V", "z @ W_K"),
+        ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
     ]),
     ("z W_K and z W_V", [
-        ("with keys and values from x", "x asks, z answers. In self-attention they are the same, in cross-attention not.",
-         FIRST, f"    z = x\n{FIRST}"),
-    ]),
-    ("the heads", [
-        ("with a single head as wide as d_model", "n_heads is given and never used.",
-         ", n_heads)", ", 1)"),
-    ]),
+        ("with keys and values from x", "x asks, z answers. In self-attention they are the same, in cross-attention not.", FIRST, f"    z = x\n{FIRST}")]),
+    ("the heads", [("with a single head as wide as d_model", "n_heads is given and never used.", ", n_heads)", ", 1)")]),
 )
 # fmt: on
 
@@ -159,11 +147,8 @@ multi_head_attention = Exercise(
     draw=draw_multi_head,
     cases=MASKS,
     axes="batch queries d_model",
-    mistakes=(
-        *SPLIT, *MERGE, *shared.SCALE[:2], shared.SCALE[-1],
-        *shared.AXIS, *shared.MASK, *shared.NO_KEYS, *MAPS,
-    ),
+    mistakes=(*SPLIT, *MERGE, *SCALE[:2], SCALE[-1], *AXIS, *MASK, *NO_KEYS, *MAPS),
     properties={"without a mask, the order of the queries does not matter": order_of_queries},
     next="Next: notebook 03 puts it into a block.",
     package=by_module,
-)  # fmt: skip
+)
