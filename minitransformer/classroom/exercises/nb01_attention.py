@@ -129,7 +129,7 @@ attention = Exercise(
     draw=draw_attention,
     cases=(*MASKS, HUGE),
     axes="batch heads queries d_v",
-    # Without d_model: attention sees the heads only.
+    # All but d_model's: attention sees single heads only.
     mistakes=(*SCALE[:-1], *AXIS, *MASK, *HIDDEN, *NO_KEYS, *LARGEST, *AVERAGE),
     properties={
         SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity),

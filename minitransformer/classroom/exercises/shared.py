@@ -1,7 +1,8 @@
-r"""What the exercises of several notebooks share: mistakes in the scores and the softmax, and multi-head attention.
+r"""What several notebooks' exercises share: mistakes in scores and softmax, and multi-head attention.
 
-`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch `ops.softmax`.
-An exercise whose right answer calls these functions by their names lists them as its `parts`.
+`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch
+`ops.softmax`. An exercise whose right answer calls these functions lists them as its `parts`, and
+the call uses their bare names.
 """
 
 from collections.abc import Callable
