@@ -18,10 +18,10 @@ from ..formulas.model_gradients import Stack
 from ..proofs.draws import HEADS, HUGE
 from ..proofs.formula import Formula, Inputs
 from ..proofs.ledger import LEDGER
+from ..proofs.measure import SEED, measure
 from ..proofs.rows_decoder import crossing, our_causal
 from ..proofs.rows_models import CONFIG, SOURCE_TABLE, switches_of, torch_embed
 from ..proofs.rows_modules import ATTENTION, EPS, our_attention, our_feed_forward
-from ..proofs.measure import SEED, measure
 from .exercises.checks import block_reference
 from .exercises.mistakes import merge_heads, split_heads
 from .exercises.nb04_decoder import block_reference as decoder_block_reference
