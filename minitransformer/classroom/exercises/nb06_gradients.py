@@ -231,8 +231,8 @@ adamw_step = ExerciseOfSeveral(
         ]),
         ("√v̂ + ε", [
             ("with ε inside the root", "In Adam ε stands beside the root; in LayerNorm it stands inside.",
-             "(torch.sqrt(v_hat) + eps)", "torch.sqrt(v_hat + eps)"),
-            ("without the root over v̂", "v̂ is a mean of squares.", "torch.sqrt(v_hat)", "v_hat"),
+             "(v_hat**0.5 + eps)", "(v_hat + eps) ** 0.5"),
+            ("without the root over v̂", "v̂ is a mean of squares.", "v_hat**0.5", "v_hat"),
         ]),
         ("the decay - ηλθ", [
             ("with the decay added to the gradient, which is Adam with L2", "Then the decay is divided by √v̂ as well. AdamW takes it from θ itself.",
