@@ -19,9 +19,8 @@ from ...formulas import ops
 from ...model.attention import MultiHeadAttention
 from ...model.block import DecoderBlock
 from ...model.config import TransformerConfig
-from ...model.heads import SequenceClassifier
-from ...model.language_models import CausalLM
-from ...model.modes import in_evaluation_mode
+from ...model.heads import CausalLM, SequenceClassifier
+from ...model.layers import eval_mode
 from ...model.transformer import Decoder, Encoder
 from ...training.loop import reproducible
 from ...training.objectives import causal_lm_loss, classification_loss
@@ -51,7 +50,7 @@ class Patient:
     def predict(self, batch: Batch) -> Tensor:
         """The logits, as the patient's own evaluation gets them."""
         if self.evaluates:
-            with torch.no_grad(), in_evaluation_mode(self.model):
+            with torch.no_grad(), eval_mode(self.model):
                 return self.model(batch.ids, batch.keep)
         with torch.no_grad():
             return self.model.train()(batch.ids, batch.keep)

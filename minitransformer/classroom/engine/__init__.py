@@ -1,3 +1,3 @@
 """How a check answers: mistakes as patches of the right answer, diagnosis, limits.
 
-Reading order: `patches`, `diagnosis`, `limits`."""
+Reading order: `patches`, `diagnosis`, `several`, `limits`."""

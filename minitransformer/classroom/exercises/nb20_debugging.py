@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...model.modes import in_evaluation_mode
+from ...model.layers import eval_mode
 from ...proofs.formula import Inputs
 from ..clinic import charts as clinic
 from ..clinic.patients import FAULTS, SEATS
@@ -136,7 +136,7 @@ def leaks_variant(
         with torch.random.fork_rng(devices=[]):
             moved = (block(other) - block(x)).abs()
     else:
-        with in_evaluation_mode(block):
+        with eval_mode(block):
             moved = (block(other) - block(x)).abs()
     seen = {"before t": slice(None, t), "from t": slice(t, None), "up to t": slice(None, t + 1)}
     return (moved[:, seen[look]].max() > tolerance).double().reshape(1)
