@@ -80,7 +80,7 @@ def test_every_public_name_explains_itself(name):
     assert len(inspect.getdoc(getattr(mt, name)) or "") > 20
 
 
-@pytest.mark.parametrize("module", ["formulas.ops", "formulas.positions", "formulas.by_hand",
+@pytest.mark.parametrize("module", ["formulas.ops", "formulas.masks", "formulas.by_hand",
                                     "formulas.by_hand_decoder", "model.attention", "model.block",
                                     "model.layers", "model.transformer", "model.heads"])  # fmt: skip
 def test_what_implements_a_formula_gives_formula_shapes_and_source(module):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..formulas import ops
-from ..formulas.model_gradients import Stack
+from ..formulas.numpy_transformer import Stack
 from ..proofs.draws import HEADS, HUGE
 from ..proofs.formula import Formula, Inputs
 from ..proofs.ledger import LEDGER

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..formulas.ops import inverted_dropout, operations, sinusoidal_positions
 from .config import TransformerConfig
+from .shapes import Ids
 
 
 class LayerNorm(nn.Module):
@@ -136,11 +137,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        segments: Int[Tensor, "batch length"] | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-        first: int = 0,
+        self, ids: Ids, segments: Ids | None = None, positions: Ids | None = None, first: int = 0
     ) -> Float[Tensor, "batch length d_model"]:
         """Look up and add.
 
@@ -177,10 +174,7 @@ class Embeddings(nn.Module):
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has its own mode back.
-
-    Not `model.train()` afterwards: frozen layers stay in evaluation mode while others train.
-    """
+    """Evaluation mode inside; afterwards each module has its own mode back (frozen layers differ)."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
