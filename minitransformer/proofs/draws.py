@@ -28,7 +28,7 @@ def draw(*shapes: str, **switches: Any) -> Callable[[np.random.Generator, str], 
     target, normally distributed numbers otherwise. A switch is passed on as it is, or called with
     the case if it is a function.
     """
-    sizes = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     for line in ", ".join(shapes).split(", ") if shapes else ():
         names, axes = line.split(":")
         shape = tuple(SIZES[axis] if axis in SIZES else int(axis) for axis in axes.split())

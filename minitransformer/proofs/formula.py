@@ -1,13 +1,6 @@
 """One row of the ledger: a formula with its LaTeX, its source and everything that computes it.
 
-All implementations of a row take the same inputs, by name:
-
-- `by_hand` takes NumPy arrays and computes index by index;
-- `ours` takes torch tensors: the code that models are built from, written out;
-- `fused` is the same code with torch's kernels;
-- `reference` is torch's own operation or module;
-- `backward_by_hand` takes the gradient of the output and the inputs as NumPy arrays, and returns the
-  gradients of the inputs: the derivative as worked out on paper.
+All implementations of a row take the same inputs, by name.
 """
 
 from collections.abc import Callable
@@ -37,11 +30,16 @@ class Formula:
     draw: Callable[[np.random.Generator, str], Inputs]
     """`draw(rng, case)` makes inputs of order 1 in float64, with all dimensions different."""
     by_hand: Callable[..., Any]
+    """NumPy, index by index."""
     ours: Callable[..., Any]
+    """The code that models are built from, in torch, written out."""
     reference: Callable[..., Any]
+    """torch's own operation or module."""
     fused: Callable[..., Any] | None = None
+    """Our code with torch's kernels."""
     backward_by_hand: Callable[..., Any] | None = None
-    """`f(d_output, **inputs)` returns the gradients, as a tuple in the inputs' order or by name."""
+    """The derivative worked out on paper, in NumPy: `f(d_output, **inputs)` returns the gradients of
+    the inputs, as a tuple in their order or by name."""
     cases: tuple[str, ...] = ("plain",)
     no_gradient: tuple[str, ...] = ()
     """Inputs that are not differentiated, besides masks and integers."""

@@ -76,13 +76,14 @@ def code(formula: Formula) -> tuple[Callable, ...]:
 
 def places(formula: Formula) -> dict[str, str]:
     """Where each implementation stands."""
-    found = {
-        "by hand": place(formula.by_hand),
-        "ours": ", ".join(map(place, code(formula))),
-        "fused": "" if formula.fused is None or formula.shows else place(formula.fused),
-        "torch": place(formula.reference),
-        "by-hand grad": "" if formula.backward_by_hand is None else place(formula.backward_by_hand),
+    implementations = {
+        "by hand": (formula.by_hand,),
+        "ours": code(formula),
+        "fused": () if formula.shows else (formula.fused,),  # a module's code serves both
+        "torch": (formula.reference,),
+        "by-hand grad": (formula.backward_by_hand,),
     }
+    found = {name: ", ".join(place(f) for f in fs if f) for name, fs in implementations.items()}
     return {name: where for name, where in found.items() if where}
 
 

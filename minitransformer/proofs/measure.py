@@ -40,34 +40,33 @@ def measure(formula: Formula, seed: int = SEED) -> Errors:
     worst = Errors(dict.fromkeys(CHECKS))
     with torch.random.fork_rng(devices=[]):  # building modules draws random weights
         for case in formula.cases:
-            for check, error in compare(formula, formula.draw(np.random.default_rng(seed), case)):
+            inputs = formula.draw(np.random.default_rng(seed), case)
+            for check, error in compare(formula, inputs).items():
                 old = worst[check]
                 worst[check] = error if old is None else worse(error, old)
     return worst
 
 
-def compare(formula: Formula, inputs: Inputs) -> list[tuple[str, float]]:
+def compare(formula: Formula, inputs: Inputs) -> dict[str, float]:
     """The error of each check that applies to these inputs."""
     hand = [torch.as_tensor(a) for a in as_tuple(formula.by_hand(**inputs))]
-    ours, ours_grad = run(formula, formula.ours, inputs)
+    ours, grad = run(formula, formula.ours, inputs)
     reference, reference_grad = run(formula, formula.reference, inputs)
-    small, _ = run(formula, formula.ours, inputs, torch.float32)
-    small_reference, _ = run(formula, formula.reference, inputs, torch.float32)
-    errors = [
-        ("by hand", distance(hand, ours)),
-        ("torch", distance(ours, reference)),
-        ("float32", distance(small, small_reference)),
-    ]
-    if ours_grad:
-        errors.append(("gradient", distance(ours_grad, reference_grad, relative=True)))
-    if ours_grad and formula.backward_by_hand is not None:
+    errors = {"by hand": distance(hand, ours), "torch": distance(ours, reference)}
+    small, small_reference = (
+        run(formula, f, inputs, torch.float32)[0] for f in (formula.ours, formula.reference)
+    )
+    errors["float32"] = distance(small, small_reference)
+    if grad:
+        errors["gradient"] = distance(grad, reference_grad, relative=True)
+    if grad and formula.backward_by_hand is not None:
         hand_grad = run_backward(formula, inputs, ours[0].shape)
-        errors.append(("by-hand grad", distance(hand_grad, ours_grad, relative=True)))
+        errors["by-hand grad"] = distance(hand_grad, grad, relative=True)
     if formula.fused is not None:
         fused, fused_grad = run(formula, formula.fused, inputs)
-        errors.append(("fused", distance(fused, ours)))
+        errors["fused"] = distance(fused, ours)
         if fused_grad:
-            errors.append(("fused grad", distance(fused_grad, ours_grad, relative=True)))
+            errors["fused grad"] = distance(fused_grad, grad, relative=True)
     return errors
 
 

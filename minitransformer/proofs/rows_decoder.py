@@ -1,6 +1,5 @@
 """The ledger's rows for the decoder: its masks, its positions, its feed-forward, its logits, its block."""
 
-from dataclasses import replace
 from functools import wraps
 from typing import Any
 
@@ -16,19 +15,9 @@ from ..model.block import DecoderBlock
 from ..model.config import TransformerConfig
 from ..model.heads import LanguageModelHead
 from ..model.layers import FeedForward, RMSNorm
-from . import rows_formulas, rows_modules
-from .draws import (
-    ATTENTION,
-    CROSS_ATTENTION,
-    HEADS,
-    HUGE,
-    KEYS,
-    MASKS,
-    draw,
-    draw_attention,
-    draw_rms_norm,
-)
-from .formula import Formula, Inputs, both, per_example
+from . import draws, rows_formulas, rows_modules
+from .draws import ATTENTION, CROSS_ATTENTION, HEADS, HUGE, KEYS, MASKS, draw
+from .formula import Formula, both, per_example
 
 # --- Attention ----------------------------------------------------------------------------------
 
@@ -96,33 +85,12 @@ def torch_tied(ids: Tensor, E: Tensor, W: Tensor, scaled: bool) -> Tensor:
 
 # --- The rows -----------------------------------------------------------------------------------
 
-
-def decoder_block(norm_position: str, latex: str) -> Formula:
-    """The row of a decoder block."""
-    row = rows_modules.block(
-        norm_position,
-        "y: batch queries d_model, z: batch keys d_model", CROSS_ATTENTION,
-        "gamma_c beta_c: d_model, keep: batch 1 queries queries, memory_keep: batch 1 queries keys",
-        id=f"{norm_position}_ln_decoder_block", title=f"decoder block, {norm_position}-LN",
-        latex=latex, cases=("no mask", "left padding", "right padding"),
-        by_hand=per_example(rows_modules.block_by_hand, of=by_hand_decoder.decoder_block),
-        backward_by_hand=decoder_gradients.decoder_block_backward,
-        shows=(DecoderBlock.forward,),
-    )  # fmt: skip
-
-    def drawn(rng: np.random.Generator, case: str) -> Inputs:
-        # Left padding leaves the first queries without keys: torch's layer returns NaN for them.
-        return row.draw(rng, case) | ({"keep": None} if case == "left padding" else {})
-
-    return replace(row, draw=drawn)
-
-
 ROWS = (
     Formula(
         id="attention_and_weights", title="attention and its weights",
         latex=r"P = \mathrm{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right),\quad O = PV",
         source="Vaswani et al. 2017, equation 1; article, section 4",
-        draw=draw_attention, cases=(*MASKS, HUGE),
+        draw=draws.draw_attention, cases=(*MASKS, HUGE),
         by_hand=per_example(
             lambda **i: np.concatenate(by_hand.attention(**i), -1), axes=2, of=by_hand.attention
         ),
@@ -131,9 +99,8 @@ ROWS = (
         reference=torch_output_and_weights,
     ),
     Formula(
-        id="causal_mask", title="causal mask",
+        id="causal_mask", title="causal mask", source="Vaswani et al. 2017, section 3.2.3",
         latex=r"M_{ij} = [\,j \le i + (\text{keys} - \text{queries})\,]",
-        source="Vaswani et al. 2017, section 3.2.3",
         draw=draw(queries=lambda case: KEYS if case == "all at once" else 3, keys=KEYS),
         cases=("all at once", "a cache"),
         by_hand=by_hand_decoder.causal_mask,
@@ -171,15 +138,13 @@ ROWS = (
         id="rms_norm_module", title="RMSNorm, the module",
         latex=r"\mathrm{RMSNorm}(x) = \gamma \odot \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}",
         source="Zhang and Sennrich 2019, equation 4",
-        draw=draw_rms_norm, cases=("plain", "tiny"),
+        draw=draws.draw_rms_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.rms_norm), backward_by_hand=gradients.rms_norm_backward,
-        **both(our_rms_norm), shows=(RMSNorm.forward,),
-        reference=rows_formulas.torch_rms_norm,
+        **both(our_rms_norm), shows=(RMSNorm.forward,), reference=rows_formulas.torch_rms_norm,
     ),
     Formula(
-        id="gated_feed_forward", title="gated feed-forward",
+        id="gated_feed_forward", title="gated feed-forward", source="Shazeer 2020, equation 6",
         latex=r"\mathrm{FFN}(x) = (f(xW_1) \odot xW_3)\,W_2",
-        source="Shazeer 2020, equation 6",
         draw=draw("x: batch queries d_model, W_1 W_3: d_model d_ff, W_2: d_ff d_model",
                   activation=lambda case: case), cases=tuple(rows_modules.ACTIVATIONS),
         by_hand=per_example(by_hand_decoder.gated_feed_forward),
@@ -195,15 +160,16 @@ ROWS = (
                   scaled=lambda case: case == "scaled"), cases=("plain", "scaled"),
         by_hand=per_example(tied_by_hand, of=by_hand_decoder.tied_logits),
         backward_by_hand=decoder_gradients.lookup_and_tied_logits_backward,
-        ours=our_tied, shows=(LanguageModelHead.forward,),
-        reference=torch_tied,
+        ours=our_tied, shows=(LanguageModelHead.forward,), reference=torch_tied,
     ),
-    decoder_block(
-        "post",
-        r"a = \mathrm{LN}_1(y + \mathrm{MHA}(y)),\ c = \mathrm{LN}_c(a + \mathrm{MHA}_c(a, z)),\ y' = \mathrm{LN}_2(c + \mathrm{FFN}(c))",
-    ),
-    decoder_block(
-        "pre",
-        r"a = y + \mathrm{MHA}(\mathrm{LN}_1(y)),\ c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z),\ y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))",
+    *rows_modules.blocks(
+        "decoder_block", "decoder block",
+        {"post": r"a = \mathrm{LN}_1(y + \mathrm{MHA}(y)),\ c = \mathrm{LN}_c(a + \mathrm{MHA}_c(a, z)),\ y' = \mathrm{LN}_2(c + \mathrm{FFN}(c))",
+         "pre": r"a = y + \mathrm{MHA}(\mathrm{LN}_1(y)),\ c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z),\ y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))"},
+        "y: batch queries d_model, keep: batch 1 queries queries, z: batch keys d_model, "
+        "memory_keep: batch 1 queries keys, gamma_c beta_c: d_model, " + CROSS_ATTENTION,
+        cases=("no mask", "left padding", "right padding"),
+        by_hand=per_example(rows_modules.block_by_hand, of=by_hand_decoder.decoder_block),
+        backward_by_hand=decoder_gradients.decoder_block_backward, shows=(DecoderBlock.forward,),
     ),
 )  # fmt: skip

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial, wraps
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from . import draws
@@ -71,18 +73,15 @@ def bucketized(
 
 
 def torch_adamw(
-    theta: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, lr: float, beta_1: float,
-    beta_2: float, eps: float, weight_decay: float,
+    theta: Tensor, g: Tensor, m: Tensor, v: Tensor, t: int, beta_1: float, beta_2: float,
+    **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    parameter = torch.nn.Parameter(theta.clone())
-    parameter.grad = g.clone()
-    betas = (beta_1, beta_2)
-    optimizer = torch.optim.AdamW([parameter], lr, betas, eps, weight_decay, foreach=False)
-    averages = {"exp_avg": m.clone(), "exp_avg_sq": v.clone()}
-    optimizer.state[parameter] = {"step": torch.tensor(float(t - 1)), **averages}
-    optimizer.step()
-    state = optimizer.state[parameter]
-    return parameter.detach(), state["exp_avg"], state["exp_avg_sq"]
+    theta, m, v, steps_before = theta.clone(), m.clone(), v.clone(), torch.tensor(float(t - 1))
+    adamw(
+        [theta], [g], [m], [v], [], [steps_before], beta1=beta_1, beta2=beta_2, amsgrad=False,
+        maximize=False, foreach=False, **options,
+    )  # fmt: skip
+    return theta, m, v
 
 
 # --- The rows -----------------------------------------------------------------------------------
@@ -97,19 +96,16 @@ def draw_cross_entropy(rng: np.random.Generator, case: str) -> Inputs:
     return {"logits": logits, "targets": targets, "ignore": -100, "label_smoothing": smoothing}
 
 
-def of_x(f: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
-    """torch calls the argument `input`; the formula calls it `x`."""
-    return wraps(f)(lambda x: f(x))
-
-
 def activation(name: str, title: str, latex: str, source: str, reference: Callable) -> Formula:
-    """A function of one number; the two kinds of GELU differ most between 2 and 3."""
+    """The row of a function of one number; the two kinds of GELU differ most between 2 and 3."""
+    fused = getattr(ops.FUSED, name)
     return Formula(
-        id=name, title=title, latex=latex, source=source,
+        id=name, title=title, source=source, latex=latex,
         draw=lambda rng, case: {"x": 3 * rng.uniform(-1, 1, (KEYS, D_V))},
         by_hand=by_hand.ACTIVATIONS[name], backward_by_hand=gradients.ACTIVATIONS[name][1],
-        ours=getattr(ops.FORMULA, name), fused=of_x(getattr(ops.FUSED, name)),
-        reference=of_x(reference),
+        # torch calls the argument `input`; the formula calls it `x`.
+        ours=getattr(ops.FORMULA, name), fused=wraps(fused)(lambda x: fused(x)),
+        reference=wraps(reference)(lambda x: reference(x)),
     )  # fmt: skip
 
 
@@ -124,13 +120,11 @@ ROWS = (
         reference=lambda x, W, b: F.linear(x, W.T, b),
     ),
     Formula(
-        id="softmax", title="softmax",
+        id="softmax", title="softmax", source="Vaswani et al. 2017, section 3.2.1",
         latex=r"\mathrm{softmax}(s)_j = \frac{e^{s_j}}{\sum_m e^{s_m}}",
-        source="Vaswani et al. 2017, section 3.2.1",
         draw=draws.draw_softmax, cases=(*MASKS, HUGE),
         by_hand=per_example(by_hand.softmax, axes=2), backward_by_hand=gradients.softmax_backward,
-        ours=ops.softmax, fused=ops.fused_softmax,
-        reference=torch_softmax,
+        ours=ops.softmax, fused=ops.fused_softmax, reference=torch_softmax,
     ),
     Formula(
         id="attention", title="scaled dot-product attention",
@@ -139,8 +133,7 @@ ROWS = (
         draw=draws.draw_attention, cases=(*MASKS, HUGE),
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=gradients.attention_backward,
-        ours=ops.attention, fused=ops.fused_attention,
-        reference=torch_attention,
+        ours=ops.attention, fused=ops.fused_attention, reference=torch_attention,
     ),
     Formula(
         id="biased_attention", title="attention with a bias",
@@ -152,8 +145,7 @@ ROWS = (
         cases=MASKS,
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=decoder_gradients.biased_attention_backward,
-        ours=ops.attention, fused=ops.fused_attention,
-        reference=torch_attention,
+        ours=ops.attention, fused=ops.fused_attention, reference=torch_attention,
     ),
     Formula(
         id="head", title="one head",
@@ -168,22 +160,19 @@ ROWS = (
         ),
     ),
     Formula(
-        id="layer_norm", title="LayerNorm",
+        id="layer_norm", title="LayerNorm", source="Ba, Kiros and Hinton 2016, equations 3 and 4",
         latex=r"\mathrm{LayerNorm}(x) = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta",
-        source="Ba, Kiros and Hinton 2016, equations 3 and 4",
         draw=draws.draw_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.layer_norm), backward_by_hand=gradients.layer_norm_backward,
         ours=ops.layer_norm, fused=ops.fused_layer_norm,
         reference=lambda x, gamma, beta, eps: F.layer_norm(x, gamma.shape, gamma, beta, eps),
     ),
     Formula(
-        id="rms_norm", title="RMSNorm",
+        id="rms_norm", title="RMSNorm", source="Zhang and Sennrich 2019, equation 4",
         latex=r"\mathrm{RMSNorm}(x) = \gamma \odot \frac{x}{\sqrt{\frac1d \sum_j x_j^2 + \epsilon}}",
-        source="Zhang and Sennrich 2019, equation 4",
         draw=draws.draw_rms_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.rms_norm), backward_by_hand=gradients.rms_norm_backward,
-        ours=ops.rms_norm, fused=ops.fused_rms_norm,
-        reference=torch_rms_norm,
+        ours=ops.rms_norm, fused=ops.fused_rms_norm, reference=torch_rms_norm,
     ),
     activation(
         "relu", "ReLU",
@@ -207,8 +196,7 @@ ROWS = (
         draw=draw(length=23, d_model=lambda case: 16 if case == "even" else 9),
         cases=("even", "odd"),
         by_hand=by_hand.sinusoidal_positions,
-        ours=partial(ops.sinusoidal_positions, dtype=torch.float64),
-        reference=rotating_positions,
+        ours=partial(ops.sinusoidal_positions, dtype=torch.float64), reference=rotating_positions,
     ),
     Formula(
         id="relative_buckets", title="buckets of distances",
@@ -222,8 +210,7 @@ ROWS = (
         ),
         cases=("bidirectional", "causal", "a cache"),
         by_hand=by_hand_decoder.relative_buckets,
-        ours=ops.relative_buckets,
-        reference=bucketized,
+        ours=ops.relative_buckets, reference=bucketized,
     ),
     Formula(
         id="cross_entropy", title="cross-entropy",
@@ -237,13 +224,11 @@ ROWS = (
         ),
     ),
     Formula(
-        id="adamw", title="one AdamW step",
+        id="adamw", title="one AdamW step", source="Loshchilov and Hutter 2019, algorithm 2",
         latex=r"\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\frac{\hat m}{\sqrt{\hat v} + \epsilon}",
-        source="Loshchilov and Hutter 2019, algorithm 2",
         draw=draws.draw_adamw, cases=("first step", "step 12"),
         no_gradient=("theta", "g", "m", "v"),
         by_hand=by_hand.adamw_step,
-        ours=ops.adamw_step,
-        reference=torch_adamw,
+        ours=ops.adamw_step, reference=torch_adamw,
     ),
 )  # fmt: skip

@@ -67,7 +67,7 @@ def stack_by_hand(
     if keep is not None:
         keep = np.broadcast_to(keep, (1, len(x), keep.shape[-1]))
     for i in range(stack.depth):
-        streams = {"x": x, "keep": keep}
+        streams: Inputs = {"x": x, "keep": keep}
         if z is not None:
             streams = {"y": x, "z": z, "keep": None, "memory_keep": keep}
         x = rows_modules.block_by_hand(**streams, **stack.block(i))
@@ -77,7 +77,8 @@ def stack_by_hand(
 
 def torch_stack(stack: Stack) -> tuple[nn.Module, dict[str, Tensor]]:
     """torch's stack for ours, and its parameters."""
-    layer, norm, last = rows_modules.torch_layer(**stack.block(0)), stack.norm(), None
+    layer: Any = rows_modules.torch_layer(**stack.block(0))
+    norm, last = stack.norm(), None
     state: dict[str, Tensor] = {}
     for i in range(stack.depth):
         state |= rows_modules.torch_state(stack.block(i), f"layers.{i}.")
@@ -197,37 +198,31 @@ def torch_masked_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> T
 
 # --- The rows -----------------------------------------------------------------------------------
 
-
-def transformer(norm_position: Any, source: str) -> Formula:
-    """The row of the whole Transformer, with the norm in one of its two places."""
-    config, shapes = CONFIG.with_(norm_position=norm_position), "source: 2 6, target: 2 4"
-    return Formula(
-        id=f"{norm_position}_ln_transformer", title=f"the whole Transformer, {norm_position}-LN",
-        latex=r"\ell = \mathrm{Decoder}(target,\ \mathrm{Encoder}(source))\,E^\top",
-        source=source,
-        draw=draw_model(config, lambda c: Seq2SeqLM(EncoderDecoder(c)),
-                        f"{shapes}, source_keep: 2 1 1 6"),
-        cases=("no mask", "left padding", "right padding"),
-        by_hand=per_example(transformer_by_hand),
-        backward_by_hand=model_gradients.transformer_backward,
-        **both(our_transformer),
-        shows=(EncoderDecoder.forward, Encoder.forward, Decoder.forward, Seq2SeqLM.forward),
-        reference=torch_transformer,
-    )  # fmt: skip
-
-
 ROWS = (
-    transformer("post", "Vaswani et al. 2017, figure 1, section 3.4"),
-    transformer("pre", "Xiong et al. 2020, figure 1"),
+    *(
+        Formula(
+            id=f"{position}_ln_transformer", title=f"the whole Transformer, {position}-LN",
+            latex=r"\ell = \mathrm{Decoder}(target,\ \mathrm{Encoder}(source))\,E^\top",
+            source=source,
+            draw=draw_model(CONFIG.with_(norm_position=position),
+                            lambda c: Seq2SeqLM(EncoderDecoder(c)),
+                            "source: 2 6, target: 2 4, source_keep: 2 1 1 6"),
+            cases=("no mask", "left padding", "right padding"),
+            by_hand=per_example(transformer_by_hand),
+            backward_by_hand=model_gradients.transformer_backward, **both(our_transformer),
+            shows=(EncoderDecoder.forward, Encoder.forward, Decoder.forward, Seq2SeqLM.forward),
+            reference=torch_transformer,
+        )
+        for position, source in (("post", "Vaswani et al. 2017, figure 1, section 3.4"),
+                                 ("pre", "Xiong et al. 2020, figure 1"))
+    ),
     Formula(
-        id="causal_lm", title="causal language model",
+        id="causal_lm", title="causal language model", source="Radford et al. 2018, section 3.1",
         latex=r"\ell_t = \mathrm{Decoder}(x_1 \dots x_t)_t\,E^\top",
-        source="Radford et al. 2018, section 3.1",
         draw=draw_model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
         cases=("no mask", "right padding"),
         by_hand=per_example(causal_lm_by_hand), backward_by_hand=model_gradients.causal_lm_backward,
-        **both(our_causal_lm), shows=(CausalLM.forward, Decoder.forward),
-        reference=torch_causal_lm,
+        **both(our_causal_lm), shows=(CausalLM.forward, Decoder.forward), reference=torch_causal_lm,
     ),
     Formula(
         id="masked_lm", title="masked language model",
@@ -236,7 +231,6 @@ ROWS = (
         draw=draw_model(MASKED, lambda c: MaskedLM(Encoder(c)), "ids: 2 6, keep: 2 1 1 6"),
         cases=("no mask", "left padding", "right padding"),
         by_hand=per_example(masked_lm_by_hand), backward_by_hand=model_gradients.masked_lm_backward,
-        **both(our_masked_lm), shows=(MaskedLM.forward,),
-        reference=torch_masked_lm,
+        **both(our_masked_lm), shows=(MaskedLM.forward,), reference=torch_masked_lm,
     ),
 )  # fmt: skip

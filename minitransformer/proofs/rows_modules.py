@@ -6,7 +6,7 @@ cross-attention; `W_1 b_1 W_2 b_2` of feed-forward; `gamma_1 beta_1 ...` of the 
 """
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,9 @@ class Sublayer(nn.Module):
         self.norm = LayerNorm(d_model, eps, kernels)
 
     def forward(self, keep: Tensor | None, *streams: Tensor) -> Tensor:
-        sublayer: Callable = encoder_sublayer if len(streams) == 1 else decoder_sublayer
+        sublayer: Callable[..., Tensor] = (
+            encoder_sublayer if len(streams) == 1 else decoder_sublayer
+        )
         return sublayer(*streams, self.attention, self.norm, keep)
 
 
@@ -139,7 +141,7 @@ def torch_sublayer(
 
 # --- Feed-forward -------------------------------------------------------------------------------
 
-ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": nn.GELU("tanh")}
+ACTIVATIONS: dict[str, Callable] = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": nn.GELU("tanh")}
 
 
 def our_feed_forward(kernels: str, x: Tensor, activation: str, **w: Tensor) -> Tensor:
@@ -170,10 +172,11 @@ def block_by_hand(
     def norm(i: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda a: by_hand.layer_norm(a, w[f"gamma_{i}"], w[f"beta_{i}"], eps)
 
-    ffn = [w[name] for name in ("W_1", "b_1", "W_2", "b_2")]
     parts: Inputs = {
         "attention": lambda a: attend(a, a, keep), "norm_1": norm("1"), "norm_2": norm("2"),
-        "feed_forward": lambda a: by_hand.feed_forward(a, *ffn, activation),
+        "feed_forward": lambda a: by_hand.feed_forward(
+            a, w["W_1"], w["b_1"], w["W_2"], w["b_2"], activation
+        ),
         "norm_position": norm_position,
     }  # fmt: skip
     if "x" in w:
@@ -184,7 +187,7 @@ def block_by_hand(
 
 
 def our_block(
-    kernels: str, keep: Tensor | None, n_heads: int, eps: float, norm_position: Any,
+    kernels: Any, keep: Tensor | None, n_heads: int, eps: float, norm_position: Any,
     activation: Any, memory_keep: Tensor | None = None, **w: Tensor,
 ) -> Tensor:  # fmt: skip
     streams = [w.pop(name) for name in "xyz" if name in w]
@@ -281,30 +284,29 @@ def sublayer(*shapes: str, **others: Any) -> Formula:
     )
 
 
-def block(norm_position: str, *shapes: str, **others: Any) -> Formula:
-    """The row of a block, with the norm in one of its two places."""
+def blocks(
+    name: str, title: str, latex: dict[str, str], shapes: str, **others: Any
+) -> list[Formula]:
+    """The rows of a block, with the norm in each of its two places."""
     weights = (FEED_FORWARD, ATTENTION, "gamma_1 beta_1 gamma_2 beta_2: d_model")
-    switches = {"norm_position": norm_position, "activation": "gelu", "n_heads": HEADS, "eps": EPS}
-    post, pre = "Vaswani et al. 2017, section 3.1", "Xiong et al. 2020, figure 1"
-    return Formula(
-        source=post if norm_position == "post" else pre,
-        draw=draw(*shapes, *weights, **switches),
-        **both(our_block),
-        reference=torch_block,
-        **others,
-    )
+    source = {"post": "Vaswani et al. 2017, section 3.1", "pre": "Xiong et al. 2020, figure 1"}
 
+    def draw_block(position: str, rng: np.random.Generator, case: str) -> Inputs:
+        switches = {"norm_position": position, "activation": "gelu", "n_heads": HEADS, "eps": EPS}
+        inputs = draw(shapes, *weights, **switches)(rng, case)
+        if "y" in inputs and case == "left padding":
+            # The first queries of a decoder would have no keys: torch's layer returns NaN for them.
+            inputs["keep"] = None
+        return inputs
 
-def encoder_block(norm_position: str, latex: str) -> Formula:
-    """The row of an encoder block."""
-    return block(
-        norm_position, "x: batch queries d_model, keep: batch 1 queries queries",
-        id=f"{norm_position}_ln_block", title=f"encoder block, {norm_position}-LN", latex=latex,
-        cases=MASKS[:-1],
-        by_hand=per_example(block_by_hand, of=by_hand.encoder_block),
-        backward_by_hand=block_gradients.encoder_block_backward,
-        shows=(EncoderBlock.forward,),
-    )  # fmt: skip
+    return [
+        Formula(
+            id=f"{p}_ln_{name}", title=f"{title}, {p}-LN", source=source[p], latex=latex[p],
+            draw=partial(draw_block, p),
+            **both(our_block), reference=torch_block, **others,
+        )
+        for p in ("post", "pre")
+    ]  # fmt: skip
 
 
 ROWS = (
@@ -336,21 +338,21 @@ ROWS = (
         shows=(decoder_sublayer,),
     ),
     Formula(
-        id="feed_forward", title="feed-forward",
+        id="feed_forward", title="feed-forward", source="Vaswani et al. 2017, equation 2",
         latex=r"\mathrm{FFN}(x) = \max(0, xW_1 + b_1)\,W_2 + b_2",
-        source="Vaswani et al. 2017, equation 2",
         draw=draw("x: batch queries d_model", FEED_FORWARD, activation=lambda case: case),
         cases=tuple(ACTIVATIONS),
         by_hand=per_example(by_hand.feed_forward),
         backward_by_hand=block_gradients.feed_forward_backward,
-        **both(our_feed_forward), shows=(FeedForward.forward,),
-        reference=torch_feed_forward,
+        **both(our_feed_forward), shows=(FeedForward.forward,), reference=torch_feed_forward,
     ),
-    encoder_block(
-        "post", r"a = \mathrm{LN}_1(x + \mathrm{MHA}(x)),\quad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))",
-    ),
-    encoder_block(
-        "pre", r"a = x + \mathrm{MHA}(\mathrm{LN}_1(x)),\quad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))",
+    *blocks(
+        "block", "encoder block",
+        {"post": r"a = \mathrm{LN}_1(x + \mathrm{MHA}(x)),\quad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))",
+         "pre": r"a = x + \mathrm{MHA}(\mathrm{LN}_1(x)),\quad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))"},
+        "x: batch queries d_model, keep: batch 1 queries queries", cases=MASKS[:-1],
+        by_hand=per_example(block_by_hand, of=by_hand.encoder_block),
+        backward_by_hand=block_gradients.encoder_block_backward, shows=(EncoderBlock.forward,),
     ),
     Formula(
         id="embeddings", title="embeddings and positions",
@@ -358,13 +360,11 @@ ROWS = (
         source="Vaswani et al. 2017, sections 3.4 and 3.5",
         draw=draw("ids: batch keys, E: 9 d_model"),
         by_hand=per_example(embeddings_by_hand), backward_by_hand=embeddings_backward,
-        ours=our_embeddings, shows=(Embeddings.forward,),
-        reference=torch_embeddings,
+        ours=our_embeddings, shows=(Embeddings.forward,), reference=torch_embeddings,
     ),
     Formula(
-        id="mean_pool", title="mean pooling",
+        id="mean_pool", title="mean pooling", source="Reimers and Gurevych 2019, section 3",
         latex=r"\mathrm{pool}(h) = \frac{1}{|\mathrm{real}|} \sum_{t \in \mathrm{real}} h_t",
-        source="Reimers and Gurevych 2019, section 3",
         # Every example has a different length.
         draw=draw("hidden: batch keys d_model", real=np.arange(KEYS) < np.array([[4], [11], [7]])),
         by_hand=per_example(mean_pool_by_hand), backward_by_hand=gradients.mean_pool_backward,
@@ -374,9 +374,8 @@ ROWS = (
         ),
     ),
     Formula(
-        id="pooler", title="CLS pooling",
+        id="pooler", title="CLS pooling", source="Devlin et al. 2019, code",
         latex=r"\mathrm{pool}(h) = \tanh(h_{\mathrm{[CLS]}} W + b)",
-        source="Devlin et al. 2019, code",
         draw=draw("hidden: batch keys d_model, W: d_model d_model, b: d_model"),
         by_hand=per_example(lambda hidden, W, b: np.tanh(by_hand.linear(hidden[:1], W, b)[0])),
         backward_by_hand=gradients.cls_pool_backward,

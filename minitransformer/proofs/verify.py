@@ -24,11 +24,12 @@ class Report:
         titles = {id: find(id).title for id in self.rows}
         sources = {id: find(id).source for id in self.rows}
         wide = max(map(len, titles.values()))
-        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width(name)}}" for name in CHECKS)
+        width = {name: max(9, len(name) + 2) for name in CHECKS}
+        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width[name]}}" for name in CHECKS)
         head += "   source"
         lines = [head, "-" * (len(head) - 6 + min(46, max(map(len, sources.values()))))]
         for id, errors in self.rows.items():
-            cells = "".join(cell(errors[name], CHECKS[name], width(name)) for name in CHECKS)
+            cells = "".join(cell(errors[name], CHECKS[name], width[name]) for name in CHECKS)
             lines.append(f"{titles[id]:{wide}}  {cells}   {sources[id]}")
         limits = ", ".join(f"{k} {v:.0e}" for k, v in CHECKS.items())
         bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
@@ -38,11 +39,6 @@ class Report:
         return "\n".join([*lines, "", allowed, "", summary])
 
     __repr__ = __str__
-
-
-def width(check: str) -> int:
-    """The width of a column of the table."""
-    return max(9, len(check) + 2)
 
 
 def cell(error: float | None, limit: float, width: int) -> str:
