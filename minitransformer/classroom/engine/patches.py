@@ -37,13 +37,19 @@ def known(*terms: tuple[str, list[tuple[str, ...]]]) -> tuple[Mistake, ...]:
 
 
 @functools.cache
+def source_of(functions: tuple[Callable, ...]) -> str:
+    """The source of functions, one after the other."""
+    return "\n\n".join(textwrap.dedent(inspect.getsource(f)) for f in functions)
+
+
+@functools.cache
 def patched(right: tuple[Callable, ...], *mistakes: Mistake) -> tuple[Callable, ...] | None:
     """The functions of a right answer with these mistakes in them, in the same order.
 
     Returns: None where an old text does not occur (any more): two mistakes may exclude each other.
     """
-    functions = [inspect.unwrap(f) for f in right]
-    source = "\n\n".join(textwrap.dedent(inspect.getsource(f)) for f in functions)
+    functions = tuple(inspect.unwrap(f) for f in right)
+    source = source_of(functions)
     for old, new in (edit for mistake in mistakes for edit in mistake.edits):
         if old not in source:
             return None
