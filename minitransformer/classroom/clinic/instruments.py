@@ -29,14 +29,6 @@ def chance_loss(n: int) -> float:
     return math.log(n)
 
 
-def softmax_floor(n: int) -> float:
-    r"""The least loss when probabilities are taken for logits: $\ln\!\left(1 + \frac{n-1}{e}\right)$.
-
-    The best that the first softmax can give is 1 for the right answer and 0 for the others.
-    """
-    return math.log(1 + (n - 1) / math.e)
-
-
 def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
     """The norm of the loss's gradient in each layer, from bottom to top; 0 where none arrives."""
     model.zero_grad()
@@ -57,7 +49,8 @@ def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> 
     The new numbers are random ones: a constant added to all would vanish in the next norm.
     """
     other = x.clone()
-    other[:, t:] = torch.randn(other[:, t:].shape, dtype=x.dtype)
+    with reproducible(0):
+        other[:, t:] = torch.randn_like(other[:, t:])
     with torch.no_grad(), in_evaluation_mode(block):
         return float((block(other) - block(x))[:, :t].abs().max())
 
