@@ -132,7 +132,7 @@ class Exercise:
             made = self.patched(*mistakes)
             try:
                 self.known[key] = made and self.tensor(made(*copies(inputs)))
-            except (RuntimeError, ArithmeticError, LookupError, TypeError, ValueError):
+            except Exception:
                 self.known[key] = None
         return self.known[key]
 

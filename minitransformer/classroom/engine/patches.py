@@ -57,8 +57,10 @@ def patched(right: tuple[Callable, ...], *mistakes: Mistake) -> tuple[Callable, 
     made: dict = {}
     for f in functions:
         made |= f.__globals__
-    code = compile(source, f"<{functions[-1].__name__} with mistakes>", "exec", dont_inherit=True)
-    exec(code, made)
+    try:
+        exec(compile(source, f"<{right[-1].__name__} with mistakes>", "exec", dont_inherit=True), made)
+    except SyntaxError:  # two patches of one expression
+        return None
     return tuple(made[f.__name__] for f in functions)
 
 
