@@ -58,7 +58,10 @@ def patched(right: tuple[Callable, ...], *mistakes: Mistake) -> tuple[Callable, 
     for f in functions:
         made |= f.__globals__
     try:
-        exec(compile(source, f"<{right[-1].__name__} with mistakes>", "exec", dont_inherit=True), made)
+        exec(
+            compile(source, f"<{right[-1].__name__} with mistakes>", "exec", dont_inherit=True),
+            made,
+        )
     except SyntaxError:  # two patches of one expression
         return None
     return tuple(made[f.__name__] for f in functions)
