@@ -41,10 +41,24 @@ def softmax(scores: Float[Tensor, "... keys"], keep: Keep = None) -> Float[Tenso
     if keep is not None:
         scores = scores.masked_fill(~keep, -math.inf)
     top = scores.detach().amax(-1, keepdim=True)
-    top = top.masked_fill(top == -math.inf, 0.0)  # nothing kept: avoid inf - inf
+    empty = top == -math.inf  # nothing kept
+    top = top.masked_fill(empty, 0.0)  # avoids -inf - (-inf)
     e = torch.exp(scores - top)
     total = e.sum(-1, keepdim=True)
-    return e / total.masked_fill(total == 0, 1.0)  # nothing kept: 0 / 1, not 0 / 0
+    return e / total.masked_fill(empty, 1.0)  # 0 / 1, not 0 / 0
+
+
+def scaled_scores(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    scale: float | None = None,
+) -> Float[Tensor, "... queries keys"]:
+    r"""$QK^\top / \sqrt{d_k}$: how well each key matches each query; or $QK^\top$ times `scale`.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k) -> (..., queries, keys).
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    return Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
 
 
 def attention(
@@ -70,7 +84,7 @@ def attention(
     Source: Vaswani et al. 2017, equation 1; the bias Raffel et al. 2020, section 2.1.
     Reference: `F.scaled_dot_product_attention`.
     """
-    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    scores = scaled_scores(Q, K, scale)
     if bias is not None:
         scores = scores + bias  # (..., queries, keys)
     weights = softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))

@@ -5,8 +5,6 @@ One convention everywhere: a mask `keep` is boolean, True = may attend, broadcas
 has the opposite one.
 """
 
-import math
-
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
@@ -124,12 +122,32 @@ def scaled_dot_product_attention(
             "Q and K must share d_k, K and V their number of keys; got "
             f"Q {tuple(Q.shape)}, K {tuple(K.shape)}, V {tuple(V.shape)}"
         )
-    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    scores = ops.scaled_scores(Q, K, scale)
     if bias is not None:
         scores = scores + bias
     check_keep(keep, tuple(scores.shape))
     weights = ops.softmax(scores, keep)
     return weights @ V, weights
+
+
+def split_heads(
+    x: Float[Tensor, "batch length wide"], n_heads: int
+) -> Float[Tensor, "batch heads length d_k"]:
+    r"""Cut the last axis into heads: columns $i d_k$ to $(i+1) d_k$ belong to head $i$.
+
+    Shapes: (batch, length, h d_k) -> (batch, h, length, d_k).
+    """
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(
+    heads: Float[Tensor, "batch heads length d_k"],
+) -> Float[Tensor, "batch length wide"]:
+    r"""$\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)$, the way back from `split_heads`.
+
+    Shapes: (batch, h, length, d_k) -> (batch, length, h d_k).
+    """
+    return heads.transpose(1, 2).flatten(2)
 
 
 class MultiHeadAttention(nn.Module):
@@ -205,7 +223,7 @@ class MultiHeadAttention(nn.Module):
             Q, K, V = self.project_cached(x, memory, keep, cache, causal)
         p = self.dropout if self.training else 0.0
         heads = ops.OPS[self.ops].attention(Q, K, V, keep, p, bias, self.scale, causal)
-        return self.W_O(heads.transpose(1, 2).flatten(2))  # Concat: (B, queries, H d_k)
+        return self.W_O(merge_heads(heads))
 
     def weights(
         self,
@@ -277,8 +295,8 @@ class MultiHeadAttention(nn.Module):
         return cache.maps
 
     def split(self, y: Tensor) -> Tensor:
-        """(B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)."""
-        return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        """`split_heads` into this module's number of heads."""
+        return split_heads(y, self.n_heads)
 
 
 class RelativePositionBias(nn.Module):

@@ -1,4 +1,6 @@
-r"""Residual, norm, sublayer: the blocks, and the article's two formulas as it prints them."""
+r"""The blocks: sublayers, each with a residual and a norm; and the article's two formulas as printed."""
+
+from collections.abc import Callable
 
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
@@ -7,6 +9,35 @@ from .attention import MultiHeadAttention
 from .config import TransformerConfig
 from .kv_cache import KeyValues
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
+
+ALL = slice(None)
+
+
+def residual(
+    x: Float[Tensor, "... length d_model"],
+    f: Callable[[Tensor], Tensor],
+    norm: Callable[[Tensor], Tensor],
+    norm_position: str,
+    dropout: Callable[[Tensor], Tensor] = lambda a: a,
+    only: slice = ALL,
+) -> Float[Tensor, "... wanted d_model"]:
+    r"""One sublayer: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$.
+
+    post-LN (Vaswani et al. 2017, BERT) normalises the stream itself; pre-LN (GPT-2, T5) only what
+    the sublayer reads, and the stream is never normalised.
+
+    Args:
+        f: attention or feed-forward; it reads all positions and returns those in `only`.
+        norm_position: "post" or "pre".
+        dropout: applied to the output of `f`.
+        only: the positions to compute; the others serve `f` as keys and values.
+
+    Shapes: (..., length, d_model) -> (..., wanted, d_model).
+    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
+    """
+    if norm_position == "post":
+        return norm(x[..., only, :] + dropout(f(x)))
+    return x[..., only, :] + dropout(f(norm(x)))
 
 
 def encoder_sublayer(
@@ -42,7 +73,7 @@ def decoder_sublayer(
 
 
 def make_attention(config: TransformerConfig) -> MultiHeadAttention:
-    """The attention that the config asks for."""
+    """The attention described by the config."""
     c = config
     return MultiHeadAttention(
         c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
@@ -50,21 +81,70 @@ def make_attention(config: TransformerConfig) -> MultiHeadAttention:
 
 
 def make_feed_forward(config: TransformerConfig) -> FeedForward:
-    """The feed-forward that the config asks for."""
+    """The feed-forward described by the config."""
     c = config
     return FeedForward(
         c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
     )
 
 
-class EncoderBlock(nn.Module):
+class Block(nn.Module):
+    """What the two blocks have in common: their parts, and self-attention as a sublayer."""
+
+    def __init__(self, config: TransformerConfig, cross: bool = False):
+        super().__init__()
+        self.norm_position, self.cross = config.norm_position, cross
+        self.attention = make_attention(config)
+        self.norm_1 = make_norm(config)
+        if cross:
+            self.cross_attention = make_attention(config)
+            self.norm_cross = make_norm(config)
+        self.feed_forward = make_feed_forward(config)
+        self.norm_2 = make_norm(config)
+        self.dropout = Dropout(config.dropout)
+
+    def sublayer(
+        self, x: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, only: slice = ALL
+    ) -> Tensor:
+        """`residual` with this block's norm position and dropout."""
+        return residual(x, f, norm, self.norm_position, self.dropout, only)
+
+    def attend(
+        self,
+        x: Tensor,
+        keep: Tensor | None,
+        bias: Tensor | None,
+        only: slice,
+        causal: bool = False,
+        cache: KeyValues | None = None,
+    ) -> Tensor:
+        """The sublayer of self-attention; the positions outside `only` are just keys and values."""
+
+        def f(n: Tensor) -> Tensor:
+            if only == ALL:
+                return self.attention(n, None, keep, bias, causal, cache)
+            length = n.shape[1]
+            some_keep, some_bias = rows(keep, only, length), rows(bias, only, length)
+            return self.attention(n[:, only], n, some_keep, some_bias, causal, cache)
+
+        return self.sublayer(x, f, self.norm_1, only)
+
+
+def rows(a: Tensor | None, only: slice, queries: int) -> Tensor | None:
+    """The rows of a mask or a bias that belong to some of its queries; a row for all of them stays."""
+    if a is None or a.ndim < 2 or a.shape[-2] != queries:
+        return a
+    return a[..., only, :]
+
+
+class EncoderBlock(Block):
     r"""Self-attention, then feed-forward, each with a residual and a norm.
 
-    post-LN (Vaswani et al. 2017, BERT): the norm stands on the residual stream.
+    post-LN (Vaswani et al. 2017, BERT):
 
     $$a = \mathrm{LN}_1(x + \mathrm{MHA}(x)), \qquad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))$$
 
-    pre-LN (GPT-2): the norm stands inside the branch, the stream itself is never normed.
+    pre-LN (GPT-2):
 
     $$a = x + \mathrm{MHA}(\mathrm{LN}_1(x)), \qquad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))$$
 
@@ -74,14 +154,7 @@ class EncoderBlock(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig):
-        super().__init__()
-        c = config
-        self.norm_position = c.norm_position
-        self.attention = make_attention(c)
-        self.norm_1 = make_norm(c)
-        self.feed_forward = make_feed_forward(c)
-        self.norm_2 = make_norm(c)
-        self.dropout = Dropout(c.dropout)
+        super().__init__(config)
 
     def forward(
         self,
@@ -95,23 +168,14 @@ class EncoderBlock(nn.Module):
         Args:
             keep: which keys each position may attend to.
             bias: added to the scores of attention (relative positions).
-            first: how many positions, from the left, to transform: the others are still attended
-                to, but what would become of them is not computed. All of them by default.
+            first: compute only the first `first` positions; the others still serve as keys and
+                values. All of them by default.
         """
-        if first is not None:
-            bias = None if bias is None else bias[..., :first, :]
-            if keep is not None and keep.shape[-2:-1] == x.shape[1:2]:
-                keep = keep[..., :first, :]
-        if self.norm_position == "post":
-            q = x[:, :first]
-            q = self.norm_1(q + self.dropout(self.attention(q, x, keep, bias)))
-            return self.norm_2(q + self.dropout(self.feed_forward(q)))
-        z = self.norm_1(x)
-        q = x[:, :first] + self.dropout(self.attention(z[:, :first], z, keep, bias))
-        return q + self.dropout(self.feed_forward(self.norm_2(q)))
+        x = self.attend(x, keep, bias, ALL if first is None else slice(first))
+        return self.sublayer(x, self.feed_forward, self.norm_2)
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     r"""Causal self-attention, then attention to the encoder's output, then feed-forward.
 
     post-LN (Vaswani et al. 2017), with the encoder's output $z$:
@@ -124,28 +188,15 @@ class DecoderBlock(nn.Module):
     $$a = y + \mathrm{MHA}(\mathrm{LN}_1(y)), \quad c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z), \quad
     y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))$$
 
-    Without `cross` the middle is missing (GPT-2): an encoder block that cannot see the future.
+    Without `cross` the middle step is missing (GPT-2): an encoder block that cannot see the future.
 
     Args:
-        cross: whether there is an encoder to attend to.
+        cross: whether the block attends to an encoder's output.
 
     Shapes: (batch, length, d_model), memory (batch, keys, d_model) -> (batch, length, d_model).
     Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
     Reference: `nn.TransformerDecoderLayer`.
     """
-
-    def __init__(self, config: TransformerConfig, cross: bool = False):
-        super().__init__()
-        c = config
-        self.norm_position, self.cross = c.norm_position, cross
-        self.attention = make_attention(c)
-        self.norm_1 = make_norm(c)
-        if cross:
-            self.cross_attention = make_attention(c)
-            self.norm_cross = make_norm(c)
-        self.feed_forward = make_feed_forward(c)
-        self.norm_2 = make_norm(c)
-        self.dropout = Dropout(c.dropout)
 
     def forward(
         self,
@@ -160,15 +211,15 @@ class DecoderBlock(nn.Module):
         """Transform the stream.
 
         Args:
-            keep: which tokens of the decoder may be attended to, beside that none sees the future.
-            memory: the encoder's output $z$; `memory_keep` says which of it may be attended to.
+            keep: which decoder tokens may be attended to, in addition to the causal mask.
+            memory: the encoder's output $z$; `memory_keep` masks its positions.
             bias: added to the scores of self-attention (relative positions).
             cache: keys and values of earlier tokens, and those of the memory.
-            last: how many positions, from the right, to transform: the others are still attended
-                to, but what would become of them is not computed. All of them by default.
+            last: compute only the last `last` positions; the others still serve as keys and
+                values. All of them by default.
 
         Raises:
-            ValueError: a memory without `cross`, or none with it.
+            ValueError: a memory without `cross`, or `cross` without a memory.
         """
         if (memory is not None) != self.cross:
             raise ValueError(
@@ -177,18 +228,12 @@ class DecoderBlock(nn.Module):
                 else "this decoder has no cross-attention for the memory; build it with cross=True"
             )
         own, others = (None, None) if cache is None else cache
-        post = self.norm_position == "post"
-
-        q = n = y if post else self.norm_1(y)
-        if last is not None and last < y.shape[1]:
-            bias = None if bias is None else bias[..., -last:, :]
-            y, q = y[:, -last:], n[:, -last:]
-        y = y + self.dropout(self.attention(q, n, keep, bias, causal=True, cache=own))
-        y = self.norm_1(y) if post else y
+        only = ALL if last is None or last >= y.shape[1] else slice(-last, None)
+        y = self.attend(y, keep, bias, only, causal=True, cache=own)
         if self.cross:
-            n = y if post else self.norm_cross(y)
-            y = y + self.dropout(self.cross_attention(n, memory, memory_keep, cache=others))
-            y = self.norm_cross(y) if post else y
-        n = y if post else self.norm_2(y)
-        y = y + self.dropout(self.feed_forward(n))
-        return self.norm_2(y) if post else y
+            y = self.sublayer(
+                y,
+                lambda a: self.cross_attention(a, memory, memory_keep, cache=others),
+                self.norm_cross,
+            )
+        return self.sublayer(y, self.feed_forward, self.norm_2)
