@@ -1,7 +1,7 @@
 r"""The exercises of notebook 08, on pretraining objectives: what is hidden, and where there is a loss."""
 
 from string import ascii_lowercase
-from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -17,86 +17,63 @@ from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
 
-VOCAB, LENGTH = 31, 67
-
-# --- Which tokens are hidden, and by what -----------------------------------------------------
+N_SPECIAL, VOCAB, LENGTH = 5, 31, 67
 
 
 def draw_tokens(rng: np.random.Generator, case: str) -> Inputs:
     """Many tokens are chosen, so that each of the three outcomes occurs often."""
     size = (BATCH, LENGTH)
     return {
-        "ids": rng.integers(5, VOCAB, size),
+        "ids": rng.integers(N_SPECIAL, VOCAB, size),
         "special": rng.random(size) < (0.3 if case == "special tokens" else 0),
-        "u": 0.3 * rng.random(size),
-        "v": rng.random(size),
-        "drawn": rng.integers(5, VOCAB, size),
-        "mask_id": 4,
-    }
+        "u": 0.3 * rng.random(size), "v": rng.random(size),
+        "drawn": rng.integers(N_SPECIAL, VOCAB, size), "mask_id": 4,
+    }  # fmt: skip
 
 
-def hide(ids: Tensor, special: Tensor, u: Tensor, v: Tensor, drawn: Tensor, mask_id: int) -> Tensor:
-    """80 % of the chosen tokens are masked, 10 % replaced, and 10 % left as they were."""
+def right_mask_tokens(
+    ids: Tensor, special: Tensor, u: Tensor, v: Tensor, drawn: Tensor, mask_id: int
+) -> Tensor:
     chosen = ~special & (u < 0.15)
     seen = torch.where(chosen & (v < 0.8), mask_id, ids)
     return torch.where(chosen & (v >= 0.8) & (v < 0.9), drawn, seen)
 
 
-class Given(np.random.Generator):
-    """Returns random numbers that were drawn before."""
-
-    def __init__(self, *numbers: np.ndarray):
-        super().__init__(np.random.PCG64())
-        self.numbers = iter(numbers)
-
-    def random(self, *_: Any, **__: Any) -> Any:
-        return next(self.numbers)
-
-    integers = random
-
-
-def hidden_by_the_package(
+def mask_by_package(
     ids: Tensor, special: Tensor, u: Tensor, v: Tensor, drawn: Tensor, mask_id: int
 ) -> Tensor:
-    """`MaskedTexts.mask` given these random numbers; every special token is a [CLS]."""
+    """`MaskedTexts` where its generator returns these numbers; a [CLS] for every special token."""
     tokenizer = train_tokenizer([ascii_lowercase], "characters", bert=True)
-    first, cls = len(tokenizer.special), tokenizer.special["[CLS]"]
-    rows = ids.where(~special, cls)
-    batch = pad(rows.tolist(), tokenizer.pad_id)
-    texts = MaskedTexts(EncodedTexts(tuple(map(tuple, rows.tolist())), None, 0), tokenizer)
-    chosen = texts.choose(rows.numpy(), batch.keep[:, 0, 0].numpy(), Given(u.numpy()))
-    numbers = Given(u.numpy(), v.numpy()[chosen], drawn.numpy()[chosen] - first)
-    seen = texts.mask(batch, numbers).ids
-    return seen.where(seen != cls, ids)
+    rows = ids.where(~special, tokenizer.special["[CLS]"]).tolist()
+    texts = MaskedTexts(EncodedTexts(tuple(map(tuple, rows)), None, tokenizer.pad_id), tokenizer)
+    chosen = ~special & (u < 0.15)
+    rng = Mock(np.random.Generator)
+    rng.random.side_effect = [u.numpy(), v[chosen].numpy()]
+    rng.integers.return_value = drawn[chosen].numpy() - N_SPECIAL
+    return texts.mask(pad(rows, tokenizer.pad_id), rng).ids.where(~special, ids)
 
 
-# fmt: off
+DRAWN = "(v >= 0.8) & (v < 0.9)"
 mask_tokens = Exercise(
     title="masking tokens",
     formula="chosen: not special and u < 0.15; of these [MASK] if v < 0.8, the drawn token if 0.8 <= v < 0.9, else as it was",
-    right=hide, package=hidden_by_the_package, draw=draw_tokens, cases=("special tokens", "no special tokens"), axes="batch length",
+    right=right_mask_tokens, package=mask_by_package, draw=draw_tokens, cases=("special tokens", "no special tokens"), axes="batch length",
     mistakes=known(
         ("not special", [
-            ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.",
-             "~special & ", ""),
+            ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
         ]),
         ("the shares of 80, 10 and 10 %", [
-            ("with [MASK] at every chosen token", "Did the same random number decide both? Under 0.15 it is always under 0.8. The second question needs a number of its own, v.",
+            ("with [MASK] at every chosen token", "Did u decide both? Under 0.15 it is always under 0.8. The second question needs a number of its own, v.",
              "(v ", "(u "),
             ("with 90 % masked and none drawn", "What is under 0.8 is under 0.9 too: in a chain of if and elif the smaller bound comes first.",
              "v < 0.8", "v < 0.9", "v >= 0.8", "v >= 0.9"),
-            ("with no token drawn at random", "The bounds add up: a token is drawn from 0.8 to 0.9, not where v < 0.1 after v < 0.8 has been asked.",
-             "(v >= 0.8) & (v < 0.9)", "(v >= 0.8) & (v < 0.1)"),
-            ("with every chosen token drawn that is not masked", "Where v >= 0.9 the token stays as it was, and is asked for all the same.",
-             "(v >= 0.8) & (v < 0.9)", "(v >= 0.8)"),
-            ("with the drawn tokens written over the masks", "Where v < 0.8, v < 0.9 holds too. Test both bounds, or write the masks last.",
-             "(v >= 0.8) & (v < 0.9)", "(v < 0.9)"),
-            ("with the first eighth of the masked tokens drawn, not masked", "Tokens with v < 0.1 belong to the 80 %: the drawn ones lie from 0.8 to 0.9.",
-             "(v >= 0.8) & (v < 0.9)", "(v < 0.1)"),
+            ("with no token drawn at random", "The bounds add up: 0.8 to 0.9 is drawn, not v < 0.1 after v < 0.8 has been asked.", DRAWN, "(v >= 0.8) & (v < 0.1)"),
+            ("with every chosen token drawn that is not masked", "Where v >= 0.9 the token stays as it was, and is asked for all the same.", DRAWN, "(v >= 0.8)"),
+            ("with the drawn tokens written over the masks", "Where v < 0.8, v < 0.9 holds too. Test both bounds, or write the masks last.", DRAWN, "(v < 0.9)"),
+            ("with the first eighth of the masked tokens drawn, not masked", "v < 0.1 belongs to the 80 %: the drawn ones lie from 0.8 to 0.9.", DRAWN, "(v < 0.1)"),
         ]),
         ("0.8 <= v < 0.9", [
-            ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check needs the drawn ones first, to compare.",
-             "(v >= 0.8) & (v < 0.9)", "(v >= 0.9)"),
+            ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check has the drawn ones first.", DRAWN, "(v >= 0.9)"),
         ]),
         ("u < 0.15", [
             ("with all ordinary tokens chosen", "80 % of the chosen tokens are masked, not 80 % of all.", " & (u < 0.15)", ""),
@@ -104,18 +81,13 @@ mask_tokens = Exercise(
         ]),
     ),
     next="Next: the loss, which must be told what was chosen, since the ids do not show it.",
-)
-# fmt: on
-
-# --- The loss at the chosen places ------------------------------------------------------------
+)  # fmt: skip
 
 
 def draw_predictions(rng: np.random.Generator, case: str) -> Inputs:
     """Every text has chosen tokens, and token 0 is asked for too."""
-    length = 13
-    keep = np.ones((BATCH, length), bool)
-    if case == "padding":
-        keep = np.arange(length) < np.array([[13], [8], [10]])
+    length, real = 13, [[13], [8], [10]] if case == "padding" else [[13]] * BATCH
+    keep = np.arange(length) < np.array(real)
     chosen = keep & (rng.random((BATCH, length)) < 0.4)
     chosen[:, 1], chosen[0, 5], chosen[:, 2] = True, True, False
     targets = rng.integers(0, 11, (BATCH, length))
@@ -124,27 +96,24 @@ def draw_predictions(rng: np.random.Generator, case: str) -> Inputs:
     return {"logits": logits, "targets": targets, "chosen": chosen, "keep": keep}
 
 
-def loss_over_chosen(logits: Tensor, targets: Tensor, chosen: Tensor, keep: Tensor) -> Tensor:
-    """The mean over M of the negative log-likelihoods."""
+def right_masked_loss(logits: Tensor, targets: Tensor, chosen: Tensor, keep: Tensor) -> Tensor:
     M = chosen
     losses = -logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
     return (losses * M).sum() / M.sum()
 
 
-# fmt: off
 masked_loss = Exercise(
     title="the loss of a masked language model",
     formula="-1/|M| Σ log p(x_nt) over the chosen places (n, t) in M",
-    right=loss_over_chosen, package=lambda logits, targets, chosen, keep: ops.cross_entropy(logits[chosen], targets[chosen]),
+    right=right_masked_loss, package=lambda logits, targets, chosen, keep: ops.cross_entropy(logits[chosen], targets[chosen]),
     draw=draw_predictions, cases=("padding", "no padding"), axes="",
     mistakes=known(
         ("the mean over M, the chosen places", [
             ("with every position counted, padding too", "Most tokens are there to be read, and padding is not even text. Only chosen tokens are asked for.",
              "M = chosen", "M = torch.ones_like(keep)"),
-            ("with every real token counted", "A token that is not hidden is copied, not predicted: the loss falls fast, and little is learned.",
-             "M = chosen", "M = keep"),
+            ("with every real token counted", "A token that is not hidden is copied, not predicted: the loss falls fast, little is learned.", "M = chosen", "M = keep"),
             ("with the tokens counted that are not chosen", "The mask is inverted.", "M = chosen", "M = keep & ~chosen"),
-            ("with token 0 never counted", "ignore_index=0 skips every place whose target is token 0. Take logits[chosen], or an index that no token has, such as -100.",
+            ("with token 0 never counted", "ignore_index=0 skips every target that is token 0. Take logits[chosen], or an index that no token has: -100.",
              "M = chosen", "M = chosen & (targets != 0)"),
             ("divided by the number of positions", "The sum has |M| terms. (losses * chosen).mean() divides by more.", "/ M.sum()", "/ M.numel()"),
             ("divided by the number of real tokens", "The sum has |M| terms: with 15 % chosen this is a seventh of the loss.", "/ M.sum()", "/ keep.sum()"),
@@ -163,22 +132,18 @@ masked_loss = Exercise(
         ]),
     ),
     next="Next: the head is needed at those places only, which saves six sevenths of its work.",
-)
-# fmt: on
-
-# --- Spans ------------------------------------------------------------------------------------
+)  # fmt: skip
 
 
 def draw_spans(rng: np.random.Generator, case: str) -> Inputs:
     """Spans of different lengths; in one case at both ends of the text."""
     lengths = [2, 3, 4, 1, 5, 2, 1] if case == "ends with text" else [0, 2, 4, 1, 5, 3]
     noise = np.concatenate([np.full(n, i % 2 == 1) for i, n in enumerate(lengths)])
-    ids, sentinels = rng.integers(5, VOCAB, len(noise)), 100 + rng.permutation(len(noise))
+    ids, sentinels = rng.integers(N_SPECIAL, VOCAB, len(noise)), 100 + rng.permutation(len(noise))
     return {"ids": ids, "noise": noise, "sentinels": sentinels, "pad_id": 0}
 
 
-def cut_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
-    """The source, token by token."""
+def right_corrupt_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
     hidden, source, used = noise.tolist(), [], 0
     for t, token in enumerate(ids.tolist()):
         before = t > 0 and hidden[t - 1]
@@ -190,25 +155,22 @@ def cut_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Ten
     return torch.tensor((source + [pad_id] * len(ids))[: len(ids)])
 
 
-def cut_by_the_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
-    """The source that goes with the package's target."""
+def spans_by_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
     source, _ = spans.corrupt_spans(ids.tolist(), noise.tolist(), sentinels.tolist())
     return torch.tensor(source + [pad_id] * (len(ids) - len(source)))
 
 
-# fmt: off
 corrupt_spans = Exercise(
     title="cutting spans out of a text",
     formula="source: the text with each span of noise replaced by the next sentinel, filled with pad_id",
-    right=cut_spans, package=cut_by_the_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
+    right=right_corrupt_spans, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
     mistakes=known(
         ("one sentinel for each span", [
-            ("with a sentinel of its own for each token", "The model has to find out how long the span is. A sentinel stands where noise[t] is True and noise[t - 1] is not.",
+            ("with a sentinel of its own for each token", "The model has to find out the span's length. A span starts where noise[t] is True and noise[t - 1] is not.",
              "if hidden[t] and not before:", "if hidden[t]:"),
             ("with the span's sentinel at each of its tokens", "That tells the model how long the span is, and the source gets no shorter.",
              "if hidden[t] and not before:", "if hidden[t]:", "[used]", "[used - before]", "used += 1", "used += not before"),
-            ("with the same sentinel for all spans", "The target must be able to say which hole it fills: use the next sentinel for each span.",
-             "sentinels[used]", "sentinels[0]"),
+            ("with the same sentinel for all spans", "The target must be able to say which hole it fills: each span gets the next one.", "sentinels[used]", "sentinels[0]"),
             ("with the sentinels taken from the end", "The first span gets the first of the list. (T5's own ids count down, its list does not.)",
              "sentinels[used]", "sentinels[-1 - used]"),
             ("without sentinels", "Nothing says where something is missing.", "source.append(int(sentinels[used]))", "pass"),
@@ -225,5 +187,4 @@ corrupt_spans = Exercise(
         ]),
     ),
     next="Next: the target, which has the same sentinels, each followed by its span.",
-)
-# fmt: on
+)  # fmt: skip

@@ -8,19 +8,15 @@ from ...training import optim
 from ..engine.diagnosis import Exercise, NumberExercise
 from ..engine.patches import known
 
-# --- One vector for a text ----------------------------------------------------------------------
-
 RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
 
 
 def draw_hidden(rng: np.random.Generator, case: str) -> Inputs:
-    """Texts of seven, four and one tokens."""
     position, lengths = np.arange(7), np.array([[7], [4], [1]])
     real = {RIGHT: position < lengths, LEFT: position >= 7 - lengths, FULL: position >= 0 * lengths}
     return {"hidden": rng.standard_normal((3, 7, 5)), "real": real[case]}
 
 
-# fmt: off
 REAL, COUNT = "real.unsqueeze(-1)", "weight.sum(1).clamp(min=1)"
 mean_pool = Exercise(
     title="the mean over the real tokens",
@@ -30,8 +26,7 @@ mean_pool = Exercise(
         ("the sum over the real tokens", [
             ("over all positions, padding included", "The vectors at padded positions are not zero. A text would get another vector in another batch.",
              REAL, "(real | True).unsqueeze(-1)"),
-            ("over the padding", "real is True where a token is real. Some libraries have it the other way round.",
-             REAL, "(~real).unsqueeze(-1)"),
+            ("over the padding", "real is True where a token is real. Some libraries have it the other way round.", REAL, "(~real).unsqueeze(-1)"),
             ("with the first position alone", "That is [CLS], which this checkpoint was never trained to fill.",
              REAL, "(real | True)[:, :1].unsqueeze(-1)", "hidden * weight", "hidden[:, :1] * weight"),
             ("with the last position alone", "In a padded batch that is mostly padding.",
@@ -42,61 +37,44 @@ mean_pool = Exercise(
         ("the number of real tokens in the denominator", [
             ("divided by the padded length", "The same text in a batch of longer ones would get a shorter vector.", COUNT, "hidden.shape[1]"),
             ("with the sum for the mean", "Divide.", f" / {COUNT}", ""),
-            ("divided by the number of real tokens of the whole batch", "real.sum() counts all texts; each text has its own number: sum along the length.",
-             COUNT, "weight.sum()"),
-            ("divided by the mean number of real tokens", "Each text has its own number, (batch, 1).", COUNT, f"{COUNT}.mean()"),
+            ("divided by the number of real tokens of the whole batch", "real.sum() counts all texts; sum along the length only.", COUNT, "weight.sum()"),
+            ("divided by the mean number of real tokens", "Each text has its own number, (batch, 1).", COUNT, "weight.sum(1).mean().clamp(min=1)"),
         ]),
     ),
     next="Next: one linear map on top of it completes the classifier.",
-)
-# fmt: on
-
-# --- The learning rate's schedule ---------------------------------------------------------------
+)  # fmt: skip
 
 PLACES = {
-    "the first step": 0,
-    "in the warm-up": 1,
-    "the last of the warm-up": 4,
-    "the first after it": 5,
-    "half way": 11,
-    "the last step": 22,
-}
+    "the first step": 0, "in the warm-up": 1, "the last of the warm-up": 4,
+    "the first after it": 5, "half way": 11, "the last step": 22,
+}  # fmt: skip
 
 
 def draw_step(rng: np.random.Generator, case: str) -> Inputs:
-    """A step of a short run."""
     return {"step": PLACES[case], "steps": 23, "warmup": 5}
 
 
-def schedule(step: int, steps: int, warmup: int) -> float:
-    """The factor of a step."""
+def right_warmup_then_linear(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return (steps - step) / (steps - warmup)
 
 
-def schedule_of_the_package(step: int, steps: int, warmup: int) -> float:
-    """The package takes the warm-up as a share of the steps, and rounds up."""
-    return optim.warmup_then_linear(step, steps, (warmup - 0.5) / steps)
-
-
-# fmt: off
 FALL = "(steps - step) / (steps - warmup)"
 warmup_then_linear = NumberExercise(
     title="warm up, then fall",
     formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
-    right=schedule, package=schedule_of_the_package, draw=draw_step, cases=tuple(PLACES), axes="factor",
+    right=right_warmup_then_linear, package=lambda s, S, w: optim.warmup_then_linear(s, S, (w - 0.5) / S),  # the warm-up is a share there, rounded up
+    draw=draw_step, cases=tuple(PLACES), axes="factor",
     mistakes=known(
         ("(s + 1)/w", [
             ("starting at 0", "A factor of 0 wastes the first step. Steps are counted from 0, so s + 1.", "(step + 1) / warmup", "step / warmup"),
             ("without the warm-up", "AdamW's first steps are its most uncertain ones; they should be small.", "(step + 1) / warmup", "1.0"),
         ]),
-        ("s < w", [
-            ("with the warm-up one step too long", "At s = w the first line would give more than 1.", "step < warmup", "step <= warmup"),
-        ]),
+        ("s < w", [("with the warm-up one step too long", "At s = w the first line would give more than 1.", "step < warmup", "step <= warmup")]),
         ("(S - s)/(S - w)", [
             ("that never falls", "After the warm-up it falls to 0.", FALL, "1.0"),
-            ("falling one step too early", "The first step after the warm-up has the whole rate: S - s, not S - s - 1.", FALL, "(steps - step - 1) / (steps - warmup)"),
+            ("falling one step too early", "The first step after the warm-up has the whole rate: S - s.", FALL, "(steps - step - 1) / (steps - warmup)"),
             ("falling one step too late", "The first step after the warm-up is where it starts to fall: at s = w + 1 it is less.",
              FALL, "min(1.0, (steps - step + 1) / (steps - warmup))"),
             ("reaching 0 at the last step", "Steps are counted from 0 to S - 1, and 0 is reached at S, when training is over. A last step at rate 0 is wasted.",
@@ -107,5 +85,4 @@ warmup_then_linear = NumberExercise(
         ]),
     ),
     next="Next: `warmup_then_linear` in training/optim.py, which the training loop calls at every step.",
-)
-# fmt: on
+)  # fmt: skip

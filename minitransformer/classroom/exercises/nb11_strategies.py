@@ -10,88 +10,66 @@ from ...training.strategies import GradualUnfreezing, Progress
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
 
-# --- Gradual unfreezing -------------------------------------------------------------------------
-
 STEPS = {"at the start": 0, "early": 11, "half way": 35, "at the end": 69}
 
 
 def draw_progress(rng: np.random.Generator, case: str) -> Inputs:
-    """A step of a run of 70."""
     return {"n_layers": 7, "step": STEPS[case], "steps": 70}
 
 
-def thaw(n_layers: int, step: int, steps: int) -> Tensor:
-    """1 for the thawed layers, at the top; 0 below."""
+def right_gradual_rates(n_layers: int, step: int, steps: int) -> Tensor:
     thawed = min(1 + n_layers * step // steps, n_layers)
     return (torch.arange(n_layers) >= n_layers - thawed).float()
 
 
-def thawed_by_the_package(n_layers: int, step: int, steps: int) -> Tensor:
-    """The rates of the strategy."""
-    return torch.tensor(GradualUnfreezing(every=None).rates(n_layers, Progress(step, steps, 0)))
-
-
-# fmt: off
 gradual_rates = Exercise(
     title="gradual unfreezing",
     formula="layer l learns once step/steps ≥ (L - 1 - l)/L, layers counted from 0 at the bottom",
-    right=thaw, package=thawed_by_the_package, draw=draw_progress, cases=tuple(STEPS), axes="layer",
+    right=right_gradual_rates, package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
+    draw=draw_progress, cases=tuple(STEPS), axes="layer",
     mistakes=known(
         ("the order of the layers", [
-            ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.",
-             ".float()", ".float().flip(0)"),
+            ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
         ]),
-        ("what happens to layers that are already thawed", [
-            ("with only the newest layer learning", "A thawed layer keeps learning when the next one joins it.", ">= n_layers", "== n_layers"),
-        ]),
+        ("the layers already thawed", [("with only the newest layer learning", "A thawed layer keeps learning when the next one joins it.", ">= n_layers", "== n_layers")]),
         ("the number of layers at step 0", [
             ("with nothing learning at first", "At step 0 the head learns: one layer, not none.", "1 + n_layers * step", "n_layers * step"),
             ("with two layers from the start", "At step 0 the head learns alone.", "1 + n_layers * step", "2 + n_layers * step"),
         ]),
     ),
     next="Next: compare with GradualUnfreezing.rates in training/strategies.py, which takes a few lines.",
-)
-# fmt: on
-
-# --- LoRA ---------------------------------------------------------------------------------------
+)  # fmt: skip
 
 LENGTH, D_IN, D_OUT, RANK = 5, 6, 7, 4
 
 
 def draw_lora(rng: np.random.Generator, case: str) -> Inputs:
-    """No change at first, as when training starts."""
     return {
-        "x": rng.standard_normal((3, LENGTH, D_IN)),
-        "W": rng.standard_normal((D_OUT, D_IN)),
+        "x": rng.standard_normal((3, LENGTH, D_IN)), "W": rng.standard_normal((D_OUT, D_IN)),
         "A": rng.standard_normal((RANK, D_IN)),
         "B": np.zeros((D_OUT, RANK)) if case == "B = 0" else rng.standard_normal((D_OUT, RANK)),
         "alpha": 9.0,
-    }
+    }  # fmt: skip
 
 
-def low_rank(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
-    """The frozen map plus its change."""
+def right_lora(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     return x @ W.mT + alpha / len(A) * (x @ A.mT @ B.mT)
 
 
-def low_rank_of_the_package(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
-    """`LoRALinear` with these weights."""
+def lora_by_package(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:
     linear = torch.nn.Linear(W.shape[1], W.shape[0], bias=False, dtype=W.dtype)
     state = {"linear.weight": W, "A": A, "B": B}
     return torch.func.functional_call(LoRALinear(linear, len(A), alpha), state, (x,))
 
 
-# fmt: off
 lora = Exercise(
     title="a linear map with a low-rank change",
     formula="y = x Wᵀ + (α/r) x Aᵀ Bᵀ",
-    right=low_rank, package=low_rank_of_the_package, draw=draw_lora, cases=("B = 0", "a change"), axes="batch length d_out",
+    right=right_lora, package=lora_by_package, draw=draw_lora, cases=("B = 0", "a change"), axes="batch length d_out",
     mistakes=known(
-        ("x Wᵀ", [
-            ("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", ""),
-        ]),
+        ("x Wᵀ", [("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", "")]),
         ("the factor α/r", [
-            ("with α for α/r", "The rank is the number of rows of A; dividing by it keeps the scale of the change when r does change.", "alpha / len(A)", "alpha"),
+            ("with α for α/r", "The rank is the number of rows of A; dividing by it keeps the scale when r changes.", "alpha / len(A)", "alpha"),
             ("without the scale", "α is an argument.", "alpha / len(A) * ", ""),
             ("divided by the width of x, not by the rank", "A has shape (r, d_in): which of the two is r?", "alpha / len(A)", "alpha / x.shape[-1]"),
             ("with r/α for α/r", "A larger α is a larger change.", "alpha / len(A)", "len(A) / alpha"),
@@ -99,5 +77,4 @@ lora = Exercise(
         ]),
     ),
     next="Next: merge it. W + (α/r) B A gives the same outputs and costs nothing at prediction.",
-)
-# fmt: on
+)  # fmt: skip
