@@ -3,8 +3,7 @@
 from .. import data
 from ..data.datasets import LabelledTexts, read_table
 from ..data.domains import DOMAINS
-from ..model.heads import SequenceClassifier
-from ..model.language_models import MaskedLM
+from ..model.heads import MaskedLM, SequenceClassifier
 from ..model.transformer import Encoder
 from ..pretrained import load_pretrained
 

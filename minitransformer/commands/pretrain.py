@@ -16,7 +16,7 @@ from ..data.domains import DOMAINS
 from ..data.spans import span_numbers
 from ..data.vocabulary import Kind
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..pretrained import save_pretrained
 from ..pretrained.checkpoints import TRAINING, find_files, read_tokenizer, refuse_foreign

@@ -10,15 +10,16 @@ from .config import TransformerConfig
 from .kv_cache import KeyValues
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
 
+Function = Callable[[Tensor], Tensor]
 ALL = slice(None)
 
 
 def residual(
     x: Float[Tensor, "... length d_model"],
-    f: Callable[[Tensor], Tensor],
-    norm: Callable[[Tensor], Tensor],
+    f: Function,
+    norm: Function,
     norm_position: str,
-    dropout: Callable[[Tensor], Tensor] = lambda a: a,
+    dropout: Function = lambda a: a,
     only: slice = ALL,
 ) -> Float[Tensor, "... wanted d_model"]:
     r"""One sublayer: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$.
@@ -72,69 +73,47 @@ def decoder_sublayer(
     return norm(y + attention(y, z, keep=keep))
 
 
-def make_attention(config: TransformerConfig) -> MultiHeadAttention:
-    """The attention described by the config."""
-    c = config
-    return MultiHeadAttention(
-        c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
-    )
-
-
-def make_feed_forward(config: TransformerConfig) -> FeedForward:
-    """The feed-forward described by the config."""
-    c = config
-    return FeedForward(
-        c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
-    )
-
-
 class Block(nn.Module):
-    """What the two blocks have in common: their parts, and self-attention as a sublayer."""
+    """What the two blocks share: their parts, and self-attention as a sublayer."""
 
     def __init__(self, config: TransformerConfig, cross: bool = False):
         super().__init__()
-        self.norm_position, self.cross = config.norm_position, cross
-        self.attention = make_attention(config)
-        self.norm_1 = make_norm(config)
+        c = config
+        heads = (
+            c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
+        )  # fmt: skip
+        self.norm_position, self.cross = c.norm_position, cross
+        self.attention, self.norm_1 = MultiHeadAttention(*heads), make_norm(c)
         if cross:
-            self.cross_attention = make_attention(config)
-            self.norm_cross = make_norm(config)
-        self.feed_forward = make_feed_forward(config)
-        self.norm_2 = make_norm(config)
-        self.dropout = Dropout(config.dropout)
+            self.cross_attention, self.norm_cross = MultiHeadAttention(*heads), make_norm(c)
+        self.feed_forward = FeedForward(
+            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
+        )
+        self.norm_2 = make_norm(c)
+        self.dropout = Dropout(c.dropout)
 
-    def sublayer(
-        self, x: Tensor, f: Callable[[Tensor], Tensor], norm: nn.Module, only: slice = ALL
-    ) -> Tensor:
+    def sublayer(self, x: Tensor, f: Function, norm: Function, only: slice = ALL) -> Tensor:
         """`residual` with this block's norm position and dropout."""
         return residual(x, f, norm, self.norm_position, self.dropout, only)
 
     def attend(
-        self,
-        x: Tensor,
-        keep: Tensor | None,
-        bias: Tensor | None,
-        only: slice,
-        causal: bool = False,
+        self, x: Tensor, only: slice, keep: Tensor | None, bias: Tensor | None, causal: bool = False,
         cache: KeyValues | None = None,
-    ) -> Tensor:
-        """The sublayer of self-attention; the positions outside `only` are just keys and values."""
+    ) -> Tensor:  # fmt: skip
+        """The sublayer of self-attention, for the queries in `only`."""
+        keep, bias = (rows(a, only, x.shape[1]) for a in (keep, bias))
 
         def f(n: Tensor) -> Tensor:
-            if only == ALL:
-                return self.attention(n, None, keep, bias, causal, cache)
-            length = n.shape[1]
-            some_keep, some_bias = rows(keep, only, length), rows(bias, only, length)
-            return self.attention(n[:, only], n, some_keep, some_bias, causal, cache)
+            return self.attention(
+                n[:, only], None if only == ALL else n, keep, bias, causal, cache
+            )  # fmt: skip
 
         return self.sublayer(x, f, self.norm_1, only)
 
 
 def rows(a: Tensor | None, only: slice, queries: int) -> Tensor | None:
-    """The rows of a mask or a bias that belong to some of its queries; a row for all of them stays."""
-    if a is None or a.ndim < 2 or a.shape[-2] != queries:
-        return a
-    return a[..., only, :]
+    """The rows of a mask or bias that belong to the queries in `only`; a shared row stays."""
+    return a if a is None or a.shape[-2:-1] != (queries,) else a[..., only, :]
 
 
 class EncoderBlock(Block):
@@ -171,7 +150,7 @@ class EncoderBlock(Block):
             first: compute only the first `first` positions; the others still serve as keys and
                 values. All of them by default.
         """
-        x = self.attend(x, keep, bias, ALL if first is None else slice(first))
+        x = self.attend(x, ALL if first is None else slice(first), keep, bias)
         return self.sublayer(x, self.feed_forward, self.norm_2)
 
 
@@ -229,11 +208,11 @@ class DecoderBlock(Block):
             )
         own, others = (None, None) if cache is None else cache
         only = ALL if last is None or last >= y.shape[1] else slice(-last, None)
-        y = self.attend(y, keep, bias, only, causal=True, cache=own)
+        y = self.attend(y, only, keep, bias, causal=True, cache=own)
         if self.cross:
-            y = self.sublayer(
-                y,
-                lambda a: self.cross_attention(a, memory, memory_keep, cache=others),
-                self.norm_cross,
-            )
+
+            def read(a: Tensor) -> Tensor:
+                return self.cross_attention(a, memory, memory_keep, cache=others)
+
+            y = self.sublayer(y, read, self.norm_cross)
         return self.sublayer(y, self.feed_forward, self.norm_2)

@@ -18,7 +18,7 @@ from ..model.attention import (
 )
 from ..model.block import DecoderBlock
 from ..model.config import TransformerConfig
-from ..model.language_models import LanguageModelHead
+from ..model.heads import LanguageModelHead
 from ..model.layers import FeedForward, RMSNorm
 from .draws import (
     BATCH,

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from ..formulas import by_hand, by_hand_decoder, model_gradients, ops
 from ..formulas.model_gradients import Stack
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from .draws import HEADS, draw_keep, matrix
 from .formula import Formula, Inputs

@@ -10,8 +10,8 @@ import minitransformer as mt
 from minitransformer.formulas import block_gradients, by_hand, decoder_gradients, gradients
 from minitransformer.proofs.draws import HEADS, HUGE
 from minitransformer.proofs.ledger import LEDGER
-from minitransformer.proofs.rows_modules import EPS
 from minitransformer.proofs.measure import CHECKS, differentiable, measure
+from minitransformer.proofs.rows_modules import EPS
 
 SEEDS = (1, 2, 3)
 BY_HAND = {id: f for id, f in LEDGER.items() if f.backward_by_hand is not None}

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...data.batches import Batch, pad
-from ...model.modes import in_evaluation_mode
+from ...model.layers import eval_mode
 from ...training.layers import layers_of
 from ...training.loop import reproducible
 
@@ -51,7 +51,7 @@ def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> 
     other = x.clone()
     with reproducible(0):
         other[:, t:] = torch.randn_like(other[:, t:])
-    with torch.no_grad(), in_evaluation_mode(block):
+    with torch.no_grad(), eval_mode(block):
         return float((block(other) - block(x))[:, :t].abs().max())
 
 

@@ -21,9 +21,8 @@ from ...formulas import ops
 from ...model.attention import MultiHeadAttention
 from ...model.block import DecoderBlock
 from ...model.config import TransformerConfig
-from ...model.heads import SequenceClassifier
-from ...model.language_models import CausalLM
-from ...model.modes import in_evaluation_mode
+from ...model.heads import CausalLM, SequenceClassifier
+from ...model.layers import eval_mode
 from ...model.transformer import Decoder, Encoder
 from ...training.loop import reproducible
 from ...training.objectives import causal_lm_loss, classification_loss
@@ -49,7 +48,7 @@ class Patient:
 
     def predict(self, batch: Batch) -> Tensor:
         """The logits in the patient's own evaluation."""
-        mode = in_evaluation_mode(self.model) if self.evaluates else nullcontext(self.model.train())
+        mode = eval_mode(self.model) if self.evaluates else nullcontext(self.model.train())
         with torch.no_grad(), mode:
             return self.model(batch.ids, batch.keep)
 
@@ -146,7 +145,7 @@ class NotTransposed(MultiHeadAttention):
 
     def forward(self, x, memory=None, keep=None, bias=None, causal=False, cache=None):
         Q, K, V = self.project(x, x, keep)
-        heads = ops.OPS[self.ops].attention(Q, K, V, keep, 0.0, bias, self.scale, causal)
+        heads = self.f.attention(Q, K, V, keep, 0.0, bias, self.scale, causal)
         return self.W_O(heads.reshape(x.shape))
 
 

@@ -158,7 +158,7 @@ LEAKS = known(
     ]),
     ("f, the same function both times", [
         ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
-         "in_evaluation_mode(block)", "torch.random.fork_rng(devices=[])"),
+         "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
     ]),
     ("> 0", [
         ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
