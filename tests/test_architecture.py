@@ -80,10 +80,9 @@ def test_every_public_name_explains_itself(name):
     assert len(inspect.getdoc(getattr(mt, name)) or "") > 20
 
 
-@pytest.mark.parametrize("module", ["formulas.ops", "formulas.positions", "formulas.by_hand",
-                                    "formulas.by_hand_decoder", "model.attention", "model.blocks",
-                                    "model.layers", "model.transformer", "model.heads",
-                                    "model.language_models"])  # fmt: skip
+@pytest.mark.parametrize("module", ["formulas.ops", "formulas.masks", "formulas.by_hand",
+                                    "formulas.by_hand_decoder", "model.attention", "model.block",
+                                    "model.layers", "model.transformer", "model.heads"])  # fmt: skip
 def test_what_implements_a_formula_gives_formula_shapes_and_source(module):
     loaded = importlib.import_module(f"minitransformer.{module}")
     for name, member in inspect.getmembers(loaded):

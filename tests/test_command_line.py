@@ -236,7 +236,7 @@ def test_finetune_refuses_a_foreign_folder_before_it_trains(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
     monkeypatch.setattr(
-        "minitransformer.commands.finetune.finetune", lambda *a, **k: pytest.fail("trained")
+        "minitransformer.training.finetune.finetune", lambda *a, **k: pytest.fail("trained")
     )
     out = str(tmp_path / "thesis")
     assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 2

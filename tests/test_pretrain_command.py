@@ -158,7 +158,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(book, tmp_path, capsys, 
 
     with monkeypatch.context() as patch:
         patch.setattr("os.replace", full)
-        patch.setattr("minitransformer.commands.pretrain.write_whole", lambda *_: None)
+        patch.setattr("minitransformer.data.atomic.write_whole", lambda *_: None)
         patch.setattr("os.fsync", full)
         assert pretrain("--texts", book, out=tmp_path / "gpt") == 2
     assert "No space left on device" in capsys.readouterr().err.splitlines()[-1]

@@ -37,8 +37,7 @@ def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> La
 
 def load_encoder(name: str) -> "tuple[Encoder, Tokenizer]":
     """The encoder of a pretrained model; a head that it has is dropped."""
-    from ..model.heads import SequenceClassifier
-    from ..model.language_models import MaskedLM
+    from ..model.heads import MaskedLM, SequenceClassifier
     from ..model.transformer import Encoder
     from ..pretrained import load_pretrained
 

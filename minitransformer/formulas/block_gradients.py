@@ -1,11 +1,13 @@
-r"""Backward through the parts that are made of parts: multi-head attention, feed-forward, the blocks.
+r"""Backward through what is made of parts: multi-head attention, feed-forward, residuals, the blocks.
 
-Nothing new is derived here. A sublayer's backward calls those of `gradients` in reverse order, and
-adds where a value was used twice: at every residual, and for $x$ in self-attention, which is query,
-key and value. Notation and shapes as in `gradients`; $f'(dy)$ is short for "$f$ backward, given
-$dy$". The results are dictionaries by the name of the input.
+Nothing new is derived here: the functions of `gradients` are called in reverse order, and gradients
+are added where a value was used twice: at every residual, and for $x$ in self-attention, which is
+query, key and value. Notation and shapes as in `gradients`; $f'(dy)$ is short for "$f$ backward,
+given $dy$". The results are dictionaries by the name of the input.
 """
 
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from jaxtyping import Float
@@ -35,14 +37,17 @@ def concat(heads: ndarray) -> ndarray:
     return y.reshape(*y.shape[:-2], -1)
 
 
+def project(x: ndarray, z: ndarray, n_heads: int, w: dict[str, Any]) -> Iterator[ndarray]:
+    """Queries, keys and values of every head."""
+    inputs = ((x, "Q"), (z, "K"), (z, "V"))
+    return (split(linear(a, w[f"W_{i}"], w[f"b_{i}"]), n_heads) for a, i in inputs)
+
+
 def multi_head_attention(
     x: ndarray, z: ndarray, n_heads: int, keep: Keep = None, **w: ndarray
 ) -> ndarray:
     r"""$\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O$; `w` has W_Q b_Q ... W_O b_O."""
-    Q, K, V = (
-        split(linear(a, w[f"W_{i}"], w[f"b_{i}"]), n_heads)
-        for a, i in ((x, "Q"), (z, "K"), (z, "V"))
-    )
+    Q, K, V = project(x, z, n_heads, w)
     return linear(concat(attention(Q, K, V, keep)), w["W_O"], w["b_O"])
 
 
@@ -58,15 +63,13 @@ def multi_head_attention_backward(
 
     $$dC = dy\,W^{O\top}, \qquad dW^O = C^\top dy, \qquad C = \mathrm{Concat}(\mathrm{head}_1, \dots)$$
 
-    The gradient of a concatenation is cut where it was joined; each head then goes back on its own,
-    and $x$ and $z$ add up what comes from all of them: one product with the wide $W^{Q\top}$ does
-    that. $db^K$ is always 0, since a constant added to every key moves all scores of a query alike.
+    The gradient of a concatenation is cut where it was joined. Each head then goes back on its own,
+    and $x$ and $z$ sum over all heads: one product with the wide $W^{Q\top}$ does that. $db^K$ is
+    always 0, since a constant added to every key shifts all scores of a query by the same amount.
 
     Shapes: the gradients are shaped like the inputs; $W^Q, W^K, W^V$ hold the heads side by side.
     """
-    Q = split(linear(x, w["W_Q"], w["b_Q"]), n_heads)
-    K = split(linear(z, w["W_K"], w["b_K"]), n_heads)
-    V = split(linear(z, w["W_V"], w["b_V"]), n_heads)
+    Q, K, V = project(x, z, n_heads, w)
     C = concat(attention(Q, K, V, keep))
     dC, dW_O, db_O = linear_backward(dy, C, w["W_O"])
     dQ, dK, dV = attention_backward(split(dC, n_heads), Q, K, V, keep)
@@ -77,6 +80,19 @@ def multi_head_attention_backward(
         "x": dx, "z": dz_K + dz_V, "W_Q": dW_Q, "W_K": dW_K, "W_V": dW_V, "W_O": dW_O,
         "b_Q": db_Q, "b_K": db_K, "b_V": db_V, "b_O": db_O,
     }  # fmt: skip
+
+
+def self_attention(x: ndarray, n_heads: int, keep: Keep = None, **w: ndarray) -> ndarray:
+    r"""$\mathrm{MultiHeadAttention}(x, x)$."""
+    return multi_head_attention(x, x, n_heads, keep, **w)
+
+
+def self_attention_backward(
+    dy: ndarray, x: ndarray, n_heads: int, keep: Keep = None, **w: ndarray
+) -> Gradients:
+    r"""$\mathrm{MultiHeadAttention}(x, x)$ backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$."""
+    grads = multi_head_attention_backward(dy, x, x, n_heads, keep, **w)
+    return grads | {"x": grads["x"] + grads.pop("z")}
 
 
 def feed_forward(
@@ -111,6 +127,35 @@ def feed_forward_backward(
 # --- Residuals and blocks ---------------------------------------------------------------------
 
 
+Norm = tuple[ndarray, ndarray]  # gain and shift
+Sublayers = list[tuple[str, Callable, Callable]]  # the name of the norm, f, and f backward
+
+
+def sublayer(x: ndarray, f: Callable, norm: Norm, eps: float, norm_position: str) -> ndarray:
+    r"""Residual and norm around $f$: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$."""
+    if norm_position == "post":
+        return layer_norm(x + f(x), *norm, eps)
+    return x + f(layer_norm(x, *norm, eps))
+
+
+def sublayer_backward(
+    dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
+    norm_position: str,
+) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
+    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$ and what `f_backward(df, input)` has besides "x".
+
+    post-LN: $dr = \mathrm{LN}'(dout), \ dx = dr + f'(dr)$.
+    pre-LN: $dx = dout + \mathrm{LN}'(f'(dout))$.
+    """
+    if norm_position == "post":
+        dr, dgamma, dbeta = layer_norm_backward(dout, x + f(x), *norm, eps)
+        grads = f_backward(dr, x)
+        return dr + grads.pop("x"), dgamma, dbeta, grads
+    grads = f_backward(dout, layer_norm(x, *norm, eps))
+    dn, dgamma, dbeta = layer_norm_backward(grads.pop("x"), x, *norm, eps)
+    return dout + dn, dgamma, dbeta, grads
+
+
 def decoder_sublayer_backward(
     dout: Float[ndarray, "... queries d_model"],
     y: Float[ndarray, "... queries d_model"],
@@ -130,10 +175,11 @@ def decoder_sublayer_backward(
 
     Shapes: the gradients are shaped like the inputs.
     """
-    r = y + multi_head_attention(y, z, n_heads, keep, **w)
-    dr, dgamma, dbeta = layer_norm_backward(dout, r, gamma, beta, eps)
-    grads = multi_head_attention_backward(dr, y, z, n_heads, keep, **w)
-    dy = dr + grads.pop("x")
+    options: dict[str, Any] = dict(z=z, n_heads=n_heads, keep=keep, **w)
+    mha = partial(multi_head_attention, **options)
+    mha_backward = partial(multi_head_attention_backward, **options)
+    norm = (gamma, beta)
+    dy, dgamma, dbeta, grads = sublayer_backward(dout, y, mha, mha_backward, norm, eps, "post")
     return {"y": dy, "gamma": dgamma, "beta": dbeta} | grads
 
 
@@ -149,19 +195,57 @@ def encoder_sublayer_backward(
     return {"x": dx} | grads
 
 
+def block(x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any) -> list[ndarray]:
+    """The stream before each sublayer, and after the last; `how`: eps and norm_position."""
+    stream = [x]
+    for name, f, _ in sublayers:
+        stream.append(sublayer(stream[-1], f, norm_of(w, name), **how))
+    return stream
+
+
+def block_backward(
+    dout: ndarray, x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any
+) -> Gradients:
+    """Sublayer by sublayer, the last one first; what reaches the stream's beginning is called "x"."""
+    stream, all_grads = block(x, sublayers, w, **how), Gradients()
+    for (name, f, f_backward), x in reversed(list(zip(sublayers, stream[:-1], strict=True))):
+        dout, dgamma, dbeta, grads = sublayer_backward(
+            dout, x, f, f_backward, norm_of(w, name), **how
+        )
+        all_grads |= grads | {f"gamma_{name}": dgamma, f"beta_{name}": dbeta}
+    return {"x": dout} | all_grads
+
+
+def norm_of(w: dict[str, Any], name: str) -> Norm:
+    """Gain and shift of one of a block's norms."""
+    return w[f"gamma_{name}"], w[f"beta_{name}"]
+
+
+def parts(w: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Norm, Norm]:
+    """A block's weights: those of the attention, of the feed-forward, and of the two norms."""
+    attention = {f"{a}_{i}": w[f"{a}_{i}"] for a in "Wb" for i in "QKVO"}
+    ffn = {name: w[name] for name in ("W_1", "b_1", "W_2", "b_2")}
+    return attention, ffn, norm_of(w, "1"), norm_of(w, "2")
+
+
+def encoder_sublayers(n_heads: int, keep: Keep, activation: str, w: dict[str, Any]) -> Sublayers:
+    """Self-attention and feed-forward."""
+    attention, ffn, *_ = parts(w)
+    attention |= {"n_heads": n_heads, "keep": keep}
+    ffn |= {"activation": activation}
+    return [
+        ("1", partial(self_attention, **attention), partial(self_attention_backward, **attention)),
+        ("2", partial(feed_forward, **ffn), partial(feed_forward_backward, **ffn)),
+    ]
+
+
 def encoder_block(
     x: ndarray, n_heads: int, eps: float, norm_position: str, activation: str,
     keep: Keep = None, **w: ndarray,
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand.encoder_block`; `w` has the weights of attention, FFN and norms."""
-    w_attention, w_ffn, norm_1, norm_2 = parts(w)
-    if norm_position == "post":
-        a = x + multi_head_attention(x, x, n_heads, keep, **w_attention)
-        a = layer_norm(a, *norm_1, eps)
-        return layer_norm(a + feed_forward(a, **w_ffn, activation=activation), *norm_2, eps)
-    n = layer_norm(x, *norm_1, eps)
-    a = x + multi_head_attention(n, n, n_heads, keep, **w_attention)
-    return a + feed_forward(layer_norm(a, *norm_2, eps), **w_ffn, activation=activation)
+    sublayers = encoder_sublayers(n_heads, keep, activation, w)
+    return block(x, sublayers, w, eps=eps, norm_position=norm_position)[-1]
 
 
 def encoder_block_backward(
@@ -188,38 +272,5 @@ def encoder_block_backward(
 
     Shapes: the gradients are shaped like the inputs.
     """
-    w_attention, w_ffn, norm_1, norm_2 = parts(w)
-    if norm_position == "post":
-        r_1 = x + multi_head_attention(x, x, n_heads, keep, **w_attention)
-        a = layer_norm(r_1, *norm_1, eps)
-        r_2 = a + feed_forward(a, **w_ffn, activation=activation)
-        dr_2, dgamma_2, dbeta_2 = layer_norm_backward(dy, r_2, *norm_2, eps)
-        ffn = feed_forward_backward(dr_2, a, **w_ffn, activation=activation)
-        da = dr_2 + ffn.pop("x")
-        dr_1, dgamma_1, dbeta_1 = layer_norm_backward(da, r_1, *norm_1, eps)
-        mha = multi_head_attention_backward(dr_1, x, x, n_heads, keep, **w_attention)
-        dx = dr_1 + mha.pop("x") + mha.pop("z")
-    else:
-        n_1 = layer_norm(x, *norm_1, eps)
-        a = x + multi_head_attention(n_1, n_1, n_heads, keep, **w_attention)
-        n_2 = layer_norm(a, *norm_2, eps)
-        ffn = feed_forward_backward(dy, n_2, **w_ffn, activation=activation)
-        dn_2, dgamma_2, dbeta_2 = layer_norm_backward(ffn.pop("x"), a, *norm_2, eps)
-        da = dy + dn_2
-        mha = multi_head_attention_backward(da, n_1, n_1, n_heads, keep, **w_attention)
-        dn_1 = mha.pop("x") + mha.pop("z")
-        dn_1, dgamma_1, dbeta_1 = layer_norm_backward(dn_1, x, *norm_1, eps)
-        dx = da + dn_1
-    norms = {"gamma_1": dgamma_1, "beta_1": dbeta_1, "gamma_2": dgamma_2, "beta_2": dbeta_2}
-    return {"x": dx} | mha | ffn | norms
-
-
-Norm = tuple[ndarray, ndarray]  # gain and shift
-
-
-def parts(w: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], Norm, Norm]:
-    """A block's weights: those of the attention, of the feed-forward, and of the two norms."""
-    ffn = {name: w[name] for name in ("W_1", "b_1", "W_2", "b_2")}
-    attention = {f"{a}_{i}": w[f"{a}_{i}"] for a in "Wb" for i in "QKVO"}
-    norm_1, norm_2 = ((w[f"gamma_{i}"], w[f"beta_{i}"]) for i in (1, 2))
-    return attention, ffn, norm_1, norm_2
+    sublayers = encoder_sublayers(n_heads, keep, activation, w)
+    return block_backward(dy, x, sublayers, w, eps=eps, norm_position=norm_position)

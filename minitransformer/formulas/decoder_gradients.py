@@ -3,17 +3,19 @@ r"""Backward through what a decoder adds: a bias on the scores, a gate, causal a
 Notation, shapes and the short $f'(dy)$ as in `gradients` and `block_gradients`.
 """
 
-from collections.abc import Callable
 from math import sqrt
 
 from jaxtyping import Float, Int
 from numpy import ndarray
 
 from .block_gradients import (
-    feed_forward,
-    feed_forward_backward,
+    Sublayers,
+    block,
+    block_backward,
+    encoder_sublayers,
     multi_head_attention,
     multi_head_attention_backward,
+    self_attention_backward,
 )
 from .by_hand_decoder import causal_mask, relative_buckets
 from .gradients import (
@@ -21,8 +23,6 @@ from .gradients import (
     Gradients,
     Keep,
     embedding_backward,
-    layer_norm,
-    layer_norm_backward,
     linear_backward,
     softmax,
     softmax_backward,
@@ -40,7 +40,7 @@ def biased_attention_backward(
     scale: float,
     keep: Keep = None,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    r"""$O = \mathrm{softmax}(cQK^\top + B)\,V$ backward: as without $B$, which gets what the scores get.
+    r"""$O = \mathrm{softmax}(cQK^\top + B)\,V$ backward: as without $B$, whose gradient is that of the scores.
 
     $$dQ = c\,dS\,K, \qquad dK = c\,dS^\top Q, \qquad dB = \sum_{\text{shared axes}} dS$$
 
@@ -64,8 +64,6 @@ def attention_and_weights_backward(
     r"""Attention that also returns its weights $P$: these are used twice, so their gradients are added.
 
     $$dS = \mathrm{softmax}'(dP + dO\,V^\top), \qquad dV = P^\top dO$$
-
-    Shapes: as the annotations say.
     """
     c = 1 / sqrt(Q.shape[-1])
     scores = c * Q @ K.swapaxes(-1, -2)
@@ -82,7 +80,7 @@ def relative_position_bias_backward(
     max_distance: int,
     bidirectional: bool,
 ) -> Float[ndarray, "n_buckets heads"]:
-    r"""$B_{hij} = E_{b(j-i),\,h}$ backward: a bucket collects from all pairs at its distances.
+    r"""$B_{hij} = E_{b(j-i),\,h}$ backward: a bucket sums over all pairs at its distances.
 
     $$dE_{b,h} = \sum_{ij:\ b(j-i) = b} dB_{hij}$$
 
@@ -105,16 +103,13 @@ def causal_self_attention_backward(
     keep: Keep = None,
     **w: ndarray,
 ) -> Gradients:
-    r"""$\mathrm{MultiHeadAttention}(x, x)$ that hides the future, backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$.
+    r"""Causal $\mathrm{MultiHeadAttention}(x, x)$ backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$.
 
     Where a weight is hidden, $P = 0$ and so $dS = 0$: the future gets no gradient from the past.
 
     Shapes: the gradients are shaped like the inputs.
     """
-    keep = hide_future(keep, x.shape[-2])
-    grads = multi_head_attention_backward(dy, x, x, n_heads, keep, **w)
-    grads["x"] = grads["x"] + grads.pop("z")
-    return grads
+    return self_attention_backward(dy, x, n_heads, hide_future(keep, x.shape[-2]), **w)
 
 
 # --- Feed-forward and head --------------------------------------------------------------------
@@ -151,7 +146,7 @@ def tied_logits_backward(
 ) -> tuple[Float[ndarray, "... length d_model"], Float[ndarray, "vocab d_model"]]:
     r"""$\ell = c\,hE^\top$ backward: $dh = c\,d\ell\,E$ and $dE = c\,d\ell^\top h$.
 
-    $E$ is also the table of the embeddings; what comes from there, $\sum_{t: id_t = v} dx_t$, is added.
+    $E$ is also the embedding table; the gradient of the lookup, $\sum_{t: id_t = v} dx_t$, is added.
 
     Shapes: the gradients are shaped like the inputs.
     """
@@ -181,47 +176,13 @@ def lookup_and_tied_logits_backward(
 
 # --- The block --------------------------------------------------------------------------------
 
-Norm = tuple[ndarray, ndarray]  # gain and shift
 
-
-def sublayer(x: ndarray, f: Callable, norm: Norm, eps: float, norm_position: str) -> ndarray:
-    r"""Residual and norm around $f$: $\mathrm{LN}(x + f(x))$ post-LN, $x + f(\mathrm{LN}(x))$ pre-LN."""
-    if norm_position == "post":
-        return layer_norm(x + f(x), *norm, eps)
-    return x + f(layer_norm(x, *norm, eps))
-
-
-def sublayer_backward(
-    dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
-    norm_position: str,
-) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
-    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$ and what `f_backward(df, input)` has beside "x".
-
-    post-LN: $dr = \mathrm{LN}'(dout), \ dx = dr + f'(dr)$.
-    pre-LN: $dx = dout + \mathrm{LN}'(f'(dout))$.
-    """
-    if norm_position == "post":
-        dr, dgamma, dbeta = layer_norm_backward(dout, x + f(x), *norm, eps)
-        grads = f_backward(dr, x)
-        return dr + grads.pop("x"), dgamma, dbeta, grads
-    grads = f_backward(dout, layer_norm(x, *norm, eps))
-    dn, dgamma, dbeta = layer_norm_backward(grads.pop("x"), x, *norm, eps)
-    return dout + dn, dgamma, dbeta, grads
-
-
-def decoder_parts(
+def decoder_sublayers(
     z: ndarray, n_heads: int, keep: Keep, memory_keep: Keep, activation: str, w: Gradients
-) -> list[tuple[str, Callable, Callable]]:
-    r"""The three sublayers: the name of the norm, $f$, and $f$ backward."""
-    own = {f"{a}_{i}": w[f"{a}_{i}"] for a in "Wb" for i in "QKVO"}
+) -> Sublayers:
+    """Self-attention, cross-attention and feed-forward; `keep` already hides the future."""
+    own, ffn = encoder_sublayers(n_heads, keep, activation, w)
     cross = {f"{a}_{i}": w[f"{a}_{i}c"] for a in "Wb" for i in "QKVO"}
-    ffn = {name: w[name] for name in ("W_1", "b_1", "W_2", "b_2")}
-
-    def see(a: ndarray) -> ndarray:
-        return multi_head_attention(a, a, n_heads, hide_future(keep, a.shape[-2]), **own)
-
-    def see_backward(da: ndarray, a: ndarray) -> Gradients:
-        return causal_self_attention_backward(da, a, n_heads, keep, **own)
 
     def read(a: ndarray) -> ndarray:
         return multi_head_attention(a, z, n_heads, memory_keep, **cross)
@@ -230,13 +191,7 @@ def decoder_parts(
         grads = multi_head_attention_backward(da, a, z, n_heads, memory_keep, **cross)
         return {name if name in "xz" else f"{name}c": g for name, g in grads.items()}
 
-    def think(a: ndarray) -> ndarray:
-        return feed_forward(a, **ffn, activation=activation)
-
-    def think_backward(da: ndarray, a: ndarray) -> Gradients:
-        return feed_forward_backward(da, a, **ffn, activation=activation)
-
-    return [("1", see, see_backward), ("c", read, read_backward), ("2", think, think_backward)]
+    return [own, ("c", read, read_backward), ffn]
 
 
 def decoder_block(
@@ -244,9 +199,9 @@ def decoder_block(
     keep: Keep = None, memory_keep: Keep = None, **w: ndarray,
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand_decoder.decoder_block`; the cross-attention's weights end in c."""
-    for name, f, _ in decoder_parts(z, n_heads, keep, memory_keep, activation, w):
-        y = sublayer(y, f, (w[f"gamma_{name}"], w[f"beta_{name}"]), eps, norm_position)
-    return y
+    keep = hide_future(keep, y.shape[-2])
+    sublayers = decoder_sublayers(z, n_heads, keep, memory_keep, activation, w)
+    return block(y, sublayers, w, eps=eps, norm_position=norm_position)[-1]
 
 
 def decoder_block_backward(
@@ -266,20 +221,11 @@ def decoder_block_backward(
     $$dc = \mathrm{FFN}\text{-sublayer}'(dout), \quad (da, dz) = \mathrm{cross}\text{-sublayer}'(dc), \quad
     dy = \mathrm{self}\text{-sublayer}'(da)$$
 
-    $dz$ goes to the encoder, which every decoder block adds to.
+    $dz$ goes to the encoder; every decoder block adds to it.
 
     Shapes: the gradients are shaped like the inputs.
     """
-    sublayers = decoder_parts(z, n_heads, keep, memory_keep, activation, w)
-    stream = [y]
-    for name, f, _ in sublayers:
-        norm = (w[f"gamma_{name}"], w[f"beta_{name}"])
-        stream.append(sublayer(stream[-1], f, norm, eps, norm_position))
-    all_grads: Gradients = {}
-    for (name, f, f_backward), x in reversed(list(zip(sublayers, stream[:-1], strict=True))):
-        norm = (w[f"gamma_{name}"], w[f"beta_{name}"])
-        dout, dgamma, dbeta, grads = sublayer_backward(
-            dout, x, f, f_backward, norm, eps, norm_position
-        )
-        all_grads |= grads | {f"gamma_{name}": dgamma, f"beta_{name}": dbeta}
-    return {"y": dout} | all_grads
+    keep = hide_future(keep, y.shape[-2])
+    sublayers = decoder_sublayers(z, n_heads, keep, memory_keep, activation, w)
+    grads = block_backward(dout, y, sublayers, w, eps=eps, norm_position=norm_position)
+    return {"y": grads.pop("x")} | grads

@@ -1,7 +1,7 @@
 r"""Whole models in NumPy, forward and backward: a decoder alone, and encoder and decoder together.
 
-The parameters have the names and the shapes of the modules' state dicts. What several places use is
-added up: the memory $z$ by every decoder block, the table $E$ by source, target and logits.
+The parameters have the names and shapes of the modules' state dicts. The gradients of a value that
+is used in several places are added: $z$ by every decoder block, $E$ by source, target and logits.
 """
 
 from math import sqrt
@@ -11,14 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy import ndarray
 
-from .block_gradients import encoder_block, encoder_block_backward
 from .by_hand import sinusoidal_positions
-from .decoder_gradients import (
-    decoder_block,
-    decoder_block_backward,
-    hide_future,
-    tied_logits_backward,
-)
+from .decoder_gradients import hide_future, tied_logits_backward
 from .gradients import (
     ACTIVATIONS,
     Gradients,
@@ -29,82 +23,7 @@ from .gradients import (
     linear,
     linear_backward,
 )
-from .numpy_transformer import NAMES, turned
-
-# A decoder block's parameter in the formula -> its name in the state dict; encoder blocks lack the
-# cross-attention, whose names end in c.
-DECODER_NAMES = NAMES | {
-    f"{name}c": place.replace("attention.", "cross_attention.")
-    for name, place in NAMES.items()
-    if place.startswith("attention.")
-}
-DECODER_NAMES |= {"gamma_c": "norm_cross.weight", "beta_c": "norm_cross.bias"}
-
-
-class Stack:
-    """A stack of blocks and the norm behind it, with the parameters under one prefix.
-
-    Args:
-        parameters: a state dict; those whose names begin with `prefix` are meant.
-        cross: whether the blocks are decoder blocks with cross-attention.
-        switches: n_heads, eps, norm_position, activation.
-    """
-
-    def __init__(
-        self, parameters: dict[str, Any], prefix: str, cross: bool = False, **switches: Any
-    ) -> None:
-        self.parameters, self.prefix, self.switches = parameters, prefix, switches
-        self.names = DECODER_NAMES if cross else NAMES
-        self.depth = 0
-        while self.name(self.depth, "W_Q") in parameters:
-            self.depth += 1
-
-    def name(self, i: int, name: str) -> str:
-        """The name in the state dict of a parameter of block i."""
-        return f"{self.prefix}blocks.{i}.{self.names[name]}"
-
-    def block(self, i: int) -> dict[str, Any]:
-        """The parameters of block i under the formulas' names."""
-        return {n: turned(n, self.parameters[self.name(i, n)]) for n in self.names} | self.switches
-
-    def norm(self) -> tuple[Any, Any] | None:
-        """Gain and shift of the last norm, which a pre-LN stack has."""
-        names = [f"{self.prefix}norm.{kind}" for kind in ("weight", "bias")]
-        if names[0] not in self.parameters:
-            return None
-        return self.parameters[names[0]], self.parameters[names[1]]
-
-    def forward(self, x: ndarray, keep: Keep, z: ndarray | None = None) -> list[ndarray]:
-        """The stream before each block, behind the last, and behind the norm; z for decoders."""
-        stream = [x]
-        for i in range(self.depth):
-            if z is not None:
-                stream.append(decoder_block(stream[-1], z, memory_keep=keep, **self.block(i)))
-            else:
-                stream.append(encoder_block(stream[-1], keep=keep, **self.block(i)))
-        norm = self.norm()
-        if norm is not None:
-            stream.append(layer_norm(stream[-1], *norm, self.switches["eps"]))
-        return stream
-
-    def backward(
-        self, dx: ndarray, stream: list[ndarray], keep: Keep, z: ndarray | None = None
-    ) -> tuple[ndarray, ndarray, Gradients]:
-        """From the gradient of the output: that of the input, that of z, those of the parameters."""
-        grads, dz = Gradients(), np.zeros(())
-        norm = self.norm()
-        if norm is not None:
-            dx, dgamma, dbeta = layer_norm_backward(dx, stream[-2], *norm, self.switches["eps"])
-            grads |= {f"{self.prefix}norm.weight": dgamma, f"{self.prefix}norm.bias": dbeta}
-        for i in reversed(range(self.depth)):
-            if z is not None:
-                block = decoder_block_backward(dx, stream[i], z, memory_keep=keep, **self.block(i))
-                dx, dz = block.pop("y"), dz + block.pop("z")
-            else:
-                block = encoder_block_backward(dx, stream[i], keep=keep, **self.block(i))
-                dx = block.pop("x")
-            grads |= {self.name(i, n): turned(n, a) for n, a in block.items()}
-        return dx, dz, grads
+from .numpy_transformer import Stack
 
 
 def embed(ids: ndarray, E: ndarray) -> ndarray:

@@ -3,21 +3,23 @@ r"""A Transformer classifier that learns without autograd: forward, backward and
 $$x_0 = \sqrt{d_{model}}\,E_{ids} + PE, \quad x_l = \mathrm{EncoderBlock}_l(x_{l-1}), \quad
 \text{logits} = \mathrm{mean}(x_N)\,W + b, \quad L = \text{cross-entropy}$$
 
-The parameters have the names and the shapes of the state dict of `SequenceClassifier` (pooling
-"mean"), so the two can start from the same weights and be compared name by name after every step.
+The parameters have the names and shapes of the state dict of `SequenceClassifier` (pooling "mean"),
+so that both can start from the same weights and be compared name by name after every step.
 """
 
 from math import sqrt
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 from . import by_hand
 from .block_gradients import encoder_block, encoder_block_backward
+from .decoder_gradients import decoder_block, decoder_block_backward
 from .gradients import (
     Gradients,
+    Keep,
     cross_entropy_backward,
     embedding_backward,
     layer_norm,
@@ -27,6 +29,7 @@ from .gradients import (
     mean_pool_backward,
     softmax,
 )
+from .ops import adamw_step
 
 # A block's parameter in the formula -> its name in the state dict.
 NAMES = {f"W_{i}": f"attention.W_{i}.weight" for i in "QKVO"}
@@ -35,20 +38,91 @@ for i in (1, 2):
     NAMES |= {f"W_{i}": f"feed_forward.W_{i}.weight", f"b_{i}": f"feed_forward.W_{i}.bias"}
     NAMES |= {f"gamma_{i}": f"norm_{i}.weight", f"beta_{i}": f"norm_{i}.bias"}
 
+# The same for a decoder block; the names of the cross-attention end in c.
+DECODER_NAMES = NAMES | {
+    f"{name}c": f"cross_{place}" for name, place in NAMES.items() if place.startswith("attention.")
+}
+DECODER_NAMES |= {"gamma_c": "norm_cross.weight", "beta_c": "norm_cross.bias"}
+
+TOKENS, POSITIONS = (f"encoder.embeddings.{n}.weight" for n in ("tokens", "position_table"))
+
 
 def turned(name: str, a: Any) -> Any:
-    r"""Between formula and state dict: a linear map is stored as $W^\top$, all else as it is."""
+    r"""Between formula and state dict: a linear map is stored as $W^\top$, everything else as it is."""
     return a.T if name.startswith("W_") else a
 
 
-class NumpyClassifier:
-    r"""An encoder, the mean over the real positions, one linear map to the classes.
+class Stack:
+    """A stack of blocks and the norm after it, with its parameters under one prefix.
 
     Args:
-        parameters: a copy is kept in `parameters`, in float64; `classifier.weight`,
-            `encoder.blocks.0.attention.W_Q.weight` and so on. With a `position_table` among them the
-            positions are learned, else sinusoidal; the blocks are counted from the names.
-        n_heads, norm_position, activation, eps, pad_id: as in `TransformerConfig`.
+        parameters: a state dict, of which the names that begin with `prefix` are used.
+        cross: whether the blocks are decoder blocks with cross-attention.
+        switches: n_heads, eps, norm_position, activation.
+    """
+
+    def __init__(
+        self, parameters: dict[str, Any], prefix: str, cross: bool = False, **switches: Any
+    ) -> None:
+        self.parameters, self.prefix, self.switches = parameters, prefix, switches
+        self.names = DECODER_NAMES if cross else NAMES
+        self.depth = 0
+        while self.name(self.depth, "W_Q") in parameters:
+            self.depth += 1
+
+    def name(self, i: int, name: str) -> str:
+        """The state dict's name of a parameter of block i."""
+        return f"{self.prefix}blocks.{i}.{self.names[name]}"
+
+    def block(self, i: int) -> dict[str, Any]:
+        """The parameters of block i under the formulas' names."""
+        return {n: turned(n, self.parameters[self.name(i, n)]) for n in self.names} | self.switches
+
+    def norm(self) -> tuple[Any, Any] | None:
+        """Gain and shift of the last norm, if there is one (pre-LN)."""
+        gain, shift = (self.parameters.get(f"{self.prefix}norm.{n}") for n in ("weight", "bias"))
+        return None if gain is None else (gain, shift)
+
+    def forward(self, x: ndarray, keep: Keep, z: ndarray | None = None) -> list[ndarray]:
+        """The stream before each block, after the last, and after the norm; z for decoders."""
+        stream = [x]
+        for i in range(self.depth):
+            if z is not None:
+                stream.append(decoder_block(stream[-1], z, memory_keep=keep, **self.block(i)))
+            else:
+                stream.append(encoder_block(stream[-1], keep=keep, **self.block(i)))
+        norm = self.norm()
+        if norm is not None:
+            stream.append(layer_norm(stream[-1], *norm, self.switches["eps"]))
+        return stream
+
+    def backward(
+        self, dx: ndarray, stream: list[ndarray], keep: Keep, z: ndarray | None = None
+    ) -> tuple[ndarray, ndarray, Gradients]:
+        """The gradients of the input, of z and of the parameters, given that of the output."""
+        grads, dz = Gradients(), np.zeros(())
+        norm = self.norm()
+        if norm is not None:
+            dx, dgamma, dbeta = layer_norm_backward(dx, stream[-2], *norm, self.switches["eps"])
+            grads |= {f"{self.prefix}norm.weight": dgamma, f"{self.prefix}norm.bias": dbeta}
+        for i in reversed(range(self.depth)):
+            if z is not None:
+                block = decoder_block_backward(dx, stream[i], z, memory_keep=keep, **self.block(i))
+                dx, dz = block.pop("y"), dz + block.pop("z")
+            else:
+                block = encoder_block_backward(dx, stream[i], keep=keep, **self.block(i))
+                dx = block.pop("x")
+            grads |= {self.name(i, n): turned(n, a) for n, a in block.items()}
+        return dx, dz, grads
+
+
+class NumpyClassifier:
+    r"""An encoder, the mean over the real positions, one linear map to the classes; 0 is padding.
+
+    Args:
+        parameters: a state dict, of which a copy is kept in float64. With a `position_table` in it
+            positions are learned, otherwise sinusoidal; the blocks are counted by their names.
+        n_heads, norm_position, activation: as in `TransformerConfig`.
 
     Source: the article, sections 3.2 and 4; Vaswani et al. 2017, section 3.1.
     """
@@ -59,29 +133,22 @@ class NumpyClassifier:
         n_heads: int,
         norm_position: str = "post",
         activation: str = "relu",
-        eps: float = 1e-5,
-        pad_id: int = 0,
     ):
         self.parameters = {k: np.array(a, dtype=np.float64) for k, a in parameters.items()}
-        self.pad_id = pad_id
-        self.norm_position = norm_position
-        self.switches: dict[str, Any] = dict(
-            n_heads=n_heads, norm_position=norm_position, activation=activation, eps=eps
-        )
-        self.n_layers = 0
-        while self.block_name(self.n_layers, "W_Q") in self.parameters:
-            self.n_layers += 1
+        self.encoder = Stack(
+            self.parameters, "encoder.", n_heads=n_heads, norm_position=norm_position,
+            activation=activation, eps=1e-5,
+        )  # fmt: skip
 
     def forward(
         self, ids: Int[ndarray, "batch length"]
     ) -> tuple[Float[ndarray, "batch classes"], list[Float[ndarray, "batch length d_model"]]]:
         r"""The logits, and what backward needs: the stream $x_0, \dots, x_N$ between the blocks."""
-        p, keep = self.parameters, self.keep(ids)
-        E = p["encoder.embeddings.tokens.weight"]
-        stream = [sqrt(E.shape[1]) * E[ids] + self.positions(ids.shape[1])]
-        for i in range(self.n_layers):
-            stream.append(encoder_block(stream[-1], keep=keep, **self.block(i), **self.switches))
-        pooled = self.mean_pool(self.final_norm(stream[-1]), ids)
+        p, real = self.parameters, ids != 0
+        E = p[TOKENS]
+        x = sqrt(E.shape[1]) * E[ids] + self.positions(ids.shape[1])
+        stream = self.encoder.forward(x, real[:, None, None, :])  # no one may attend to padding
+        pooled = mean_pool(stream[-1], real)
         return linear(pooled, p["classifier.weight"].T, p["classifier.bias"]), stream
 
     def loss_and_gradients(
@@ -91,107 +158,53 @@ class NumpyClassifier:
 
         Shapes: ids (batch, length), labels (batch); the gradients are shaped like the parameters.
         """
-        p, keep, grads = self.parameters, self.keep(ids), Gradients()
+        p, real = self.parameters, ids != 0
         logits, stream = self.forward(ids)
         loss = -np.log(softmax(logits)[np.arange(len(labels)), labels]).mean()
 
         dlogits = cross_entropy_backward(1.0, logits, labels)
-        hidden = self.final_norm(stream[-1])
-        pooled = self.mean_pool(hidden, ids)
-        dpooled, dW, grads["classifier.bias"] = linear_backward(
-            dlogits, pooled, p["classifier.weight"].T
-        )
-        grads["classifier.weight"] = dW.T
-        dx = mean_pool_backward(dpooled, hidden, ids != self.pad_id)
-        if self.norm_position == "pre":
-            dx, grads["encoder.norm.weight"], grads["encoder.norm.bias"] = layer_norm_backward(
-                dx, stream[-1], *self.norm(), self.switches["eps"]
-            )
-        for i in reversed(range(self.n_layers)):
-            block = encoder_block_backward(
-                dx, stream[i], keep=keep, **self.block(i), **self.switches
-            )
-            dx = block.pop("x")
-            grads |= {self.block_name(i, name): turned(name, a) for name, a in block.items()}
-        E = p["encoder.embeddings.tokens.weight"]
-        grads["encoder.embeddings.tokens.weight"] = sqrt(E.shape[1]) * embedding_backward(
-            dx, ids, E
-        )
-        table = p.get("encoder.embeddings.position_table.weight")
-        if table is not None:  # every example looks up the positions 0, 1, 2 ...
+        pooled = mean_pool(stream[-1], real)
+        dpooled, dW, db = linear_backward(dlogits, pooled, p["classifier.weight"].T)
+        dhidden = mean_pool_backward(dpooled, stream[-1], real)
+        dx, _, grads = self.encoder.backward(dhidden, stream, real[:, None, None, :])
+        E = p[TOKENS]
+        dE = sqrt(E.shape[1]) * embedding_backward(dx, ids, E)
+        grads |= {"classifier.weight": dW.T, "classifier.bias": db, TOKENS: dE}
+        if POSITIONS in p:  # every example looks up the positions 0, 1, 2 ...
             places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-            grads["encoder.embeddings.position_table.weight"] = embedding_backward(
-                dx, places, table
-            )
+            grads[POSITIONS] = embedding_backward(dx, places, p[POSITIONS])
         return float(loss), grads
-
-    def keep(self, ids: ndarray) -> Bool[ndarray, "batch 1 1 length"]:
-        """No one may attend to padding."""
-        return (ids != self.pad_id)[:, None, None, :]
-
-    def mean_pool(self, hidden: ndarray, ids: ndarray) -> Float[ndarray, "batch d_model"]:
-        """The mean over the real positions."""
-        real = (ids != self.pad_id)[..., None]
-        return (hidden * real).sum(1) / np.maximum(real.sum(1), 1)
 
     def positions(self, length: int) -> Float[ndarray, "length d_model"]:
         """The learned table, or sines and cosines."""
-        table = self.parameters.get("encoder.embeddings.position_table.weight")
-        if table is not None:
-            return table[:length]
-        d_model = self.parameters["encoder.embeddings.tokens.weight"].shape[1]
-        # The torch module keeps this table in float32; the same rounding here, to compare.
-        return by_hand.sinusoidal_positions(length, d_model).astype(np.float32).astype(np.float64)
+        if POSITIONS in self.parameters:
+            return self.parameters[POSITIONS][:length]
+        table = by_hand.sinusoidal_positions(length, self.parameters[TOKENS].shape[1])
+        return table.astype(np.float32).astype(np.float64)  # rounded like the torch module's table
 
-    def norm(self) -> tuple[ndarray, ndarray]:
-        """Gain and shift of the last norm of a pre-LN stack."""
-        return self.parameters["encoder.norm.weight"], self.parameters["encoder.norm.bias"]
 
-    def final_norm(self, x: ndarray) -> ndarray:
-        """A pre-LN stack ends with one more norm."""
-        if self.norm_position == "post":
-            return x
-        return layer_norm(x, *self.norm(), self.switches["eps"])
-
-    def block_name(self, i: int, name: str) -> str:
-        """The name in the state dict of a parameter of block i."""
-        return f"encoder.blocks.{i}.{NAMES[name]}"
-
-    def block(self, i: int) -> dict[str, Any]:
-        """The parameters of block i under the names and in the orientation of the formulas."""
-        return {name: turned(name, self.parameters[self.block_name(i, name)]) for name in NAMES}
+def mean_pool(hidden: ndarray, real: ndarray) -> Float[ndarray, "batch d_model"]:
+    """The mean over the real positions."""
+    return (hidden * real[..., None]).sum(1) / np.maximum(real.sum(1), 1)[:, None]
 
 
 class AdamW:
-    r"""AdamW on a dictionary of parameters, changed in place.
+    r"""`ops.adamw_step` for a dictionary of parameters, which are changed in place.
 
-    $$m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
-    \theta \leftarrow \theta - \eta\lambda\theta - \eta\,\frac{m / (1-\beta_1^t)}{\sqrt{v / (1-\beta_2^t)} + \epsilon}$$
+    Args:
+        options: lr, beta_1, beta_2, eps and weight_decay, as there.
 
     Source: Loshchilov and Hutter 2019, algorithm 2.  Reference: `torch.optim.AdamW`.
     """
 
-    def __init__(
-        self,
-        parameters: dict[str, ndarray],
-        lr: float,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-    ):
-        self.parameters, self.lr, self.eps, self.weight_decay = parameters, lr, eps, weight_decay
-        self.beta_1, self.beta_2, self.t = beta_1, beta_2, 0
-        self.m = {name: np.zeros_like(theta) for name, theta in parameters.items()}
-        self.v = {name: np.zeros_like(theta) for name, theta in parameters.items()}
+    def __init__(self, parameters: dict[str, ndarray], *options: float, **named: float):
+        self.parameters, self.t, self.options, self.named = parameters, 0, options, named
+        self.m, self.v = ({n: np.zeros_like(a) for n, a in parameters.items()} for _ in "mv")
 
     def step(self, gradients: Gradients) -> None:
         """Change every parameter by one step."""
         self.t += 1
-        for name, theta in self.parameters.items():
-            g, m, v = gradients[name], self.m[name], self.v[name]
-            m += (1 - self.beta_1) * (g - m)
-            v += (1 - self.beta_2) * (g**2 - v)
-            m_hat, v_hat = m / (1 - self.beta_1**self.t), v / (1 - self.beta_2**self.t)
-            theta -= self.lr * self.weight_decay * theta
-            theta -= self.lr * m_hat / (np.sqrt(v_hat) + self.eps)
+        for n, theta in self.parameters.items():
+            theta[...], self.m[n], self.v[n] = adamw_step(
+                theta, gradients[n], self.m[n], self.v[n], self.t, *self.options, **self.named
+            )

@@ -1,36 +1,35 @@
-r"""The same formulas in torch, for batches, twice.
+r"""The same formulas in torch, for batches, written out with elementary operations.
 
-`FORMULA` writes each one out with elementary operations, in the order of the formula: the set to
-read and to step through. `FUSED` calls torch's own kernels: the set to train with. A config names
-one of them (`TransformerConfig(ops="fused")`); the ledger proves that they agree.
+There are two sets. `FORMULA` follows the formulas, to be read and stepped through; `FUSED` calls
+torch's own kernels (`fast`) and is the one to train with. A config names one of them
+(`TransformerConfig(ops="fused")`), and the ledger proves that they agree.
 
 Shapes: `...` stands for any leading axes. A mask `keep` is boolean, True = may attend,
-broadcastable to (..., queries, keys); a query that may attend to nothing gets zeros, and finite
+broadcastable to (..., queries, keys); a query that may attend to nothing gets zeros and finite
 gradients.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from .adamw import adamw_step as adamw_step
-from .positions import relative_buckets as relative_buckets
-from .positions import sinusoidal_positions as sinusoidal_positions
+from .fast import (
+    fused_attention,
+    fused_cross_entropy,
+    fused_gelu_tanh,
+    fused_layer_norm,
+    fused_rms_norm,
+    fused_softmax,
+)
+from .masks import Bias, Keep, inverted_dropout, visible
 
-Keep = Bool[Tensor, "..."] | None
-Bias = Float[Tensor, "..."] | None
-
-# Up to this many keys torch's matmul and softmax kernels beat its fused attention on a CPU
-# (tests/benchmarks/attention.py measures where they cross).
-FEW_KEYS = 256
-
-
-# --- FORMULA: written out ---------------------------------------------------------------------
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
 def softmax(scores: Float[Tensor, "... keys"], keep: Keep = None) -> Float[Tensor, "... keys"]:
@@ -41,10 +40,24 @@ def softmax(scores: Float[Tensor, "... keys"], keep: Keep = None) -> Float[Tenso
     if keep is not None:
         scores = scores.masked_fill(~keep, -math.inf)
     top = scores.detach().amax(-1, keepdim=True)
-    top = top.masked_fill(top == -math.inf, 0.0)  # nothing kept: avoid inf - inf
+    empty = top == -math.inf  # nothing kept
+    top = top.masked_fill(empty, 0.0)  # avoids -inf - (-inf)
     e = torch.exp(scores - top)
     total = e.sum(-1, keepdim=True)
-    return e / total.masked_fill(total == 0, 1.0)  # nothing kept: 0 / 1, not 0 / 0
+    return e / total.masked_fill(empty, 1.0)  # 0 / 1, not 0 / 0
+
+
+def scaled_scores(
+    Q: Float[Tensor, "... queries d_k"],
+    K: Float[Tensor, "... keys d_k"],
+    scale: float | None = None,
+) -> Float[Tensor, "... queries keys"]:
+    r"""$QK^\top / \sqrt{d_k}$: how well each key matches each query; or $QK^\top$ times `scale`.
+
+    Shapes: (..., queries, d_k), (..., keys, d_k) -> (..., queries, keys).
+    Source: Vaswani et al. 2017, equation 1.
+    """
+    return Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
 
 
 def attention(
@@ -59,37 +72,22 @@ def attention(
 ) -> Float[Tensor, "... queries d_v"]:
     r"""$\mathrm{Attention}(Q, K, V) = \mathrm{softmax}(QK^\top / \sqrt{d_k} + B)\, V$.
 
-    The paper's has no $B$; relative positions are one (`relative_buckets`).
+    The bias $B$ is not in the paper; relative positions are one (`relative_buckets`).
 
     Args:
         scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
-        causal: hide the keys later than the query, beside what `keep` hides.
+        causal: hide the keys later than the query, in addition to what `keep` hides.
 
     Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v); the bias
     broadcasts to (..., queries, keys).
     Source: Vaswani et al. 2017, equation 1; the bias Raffel et al. 2020, section 2.1.
     Reference: `F.scaled_dot_product_attention`.
     """
-    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    scores = scaled_scores(Q, K, scale)
     if bias is not None:
         scores = scores + bias  # (..., queries, keys)
     weights = softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))
     return inverted_dropout(weights, dropout) @ V
-
-
-def visible(
-    keep: Keep, causal: bool, queries: int, keys: int, device: torch.device | None = None
-) -> Keep:
-    r"""`keep`, and when causal $j \le i + (\text{keys} - \text{queries})$: no key later than its query.
-
-    With fewer queries than keys the queries are the last positions.
-
-    Shapes: (..., queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
-    """
-    if not causal or queries == 1:  # the last position sees all
-        return keep
-    past = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
-    return past if keep is None else keep & past
 
 
 def layer_norm(
@@ -148,8 +146,8 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     r"""$L = -\frac1N \sum_n \sum_c q_{nc} \log p_{nc}$ over the targets that are not `ignore`.
 
-    $q$ is one-hot, smoothed to $(1-\alpha)\,q + \alpha / C$. No target at all: 0, where torch says
-    NaN.
+    $q$ is one-hot, smoothed to $(1-\alpha)\,q + \alpha / C$. Without any target the loss is 0, where
+    torch gives NaN.
 
     Shapes: (examples, classes), (examples) -> a number, in nats.
     Source: article, section 3.2; Szegedy et al. 2016, section 7.  Reference: `F.cross_entropy`.
@@ -162,102 +160,78 @@ def cross_entropy(
     return (loss * counts).sum() / counts.sum().clamp(min=1)
 
 
-# --- FUSED: torch's kernels -------------------------------------------------------------------
+def sinusoidal_positions(
+    length: int, d_model: int, dtype: torch.dtype = torch.float32
+) -> Float[Tensor, "length d_model"]:
+    r"""$PE_{pos,2i} = \sin(pos / 10000^{2i/d})$, $PE_{pos,2i+1} = \cos(pos / 10000^{2i/d})$.
+
+    Shapes: (length, d_model).  Source: Vaswani et al. 2017, section 3.5.
+    """
+    pos = torch.arange(length, dtype=torch.float64).unsqueeze(1)  # (length, 1)
+    two_i = torch.arange(0, d_model, 2, dtype=torch.float64)
+    angle = pos / 10000 ** (two_i / d_model)  # (length, ceil(d / 2))
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)  # sin, cos, sin, cos ...
+    return table[:, :d_model].to(dtype)
 
 
-def fused_softmax(
-    scores: Float[Tensor, "... keys"], keep: Keep = None
-) -> Float[Tensor, "... keys"]:
-    """`softmax` by torch's kernel, in float32 at least: in 16 bits it is less exact, and slower."""
-    dtype = scores.dtype
-    scores = scores.to(torch.promote_types(dtype, torch.float32))
-    if keep is None:
-        return torch.softmax(scores, -1).to(dtype)
-    some = keep.any(-1, keepdim=True)
-    # A query without any key is let see all of them, and zeroed afterwards: no NaN on the way.
-    # Adding a small broadcast mask is cheaper than filling the scores.
-    blocked = torch.zeros(keep.shape, dtype=scores.dtype, device=scores.device)
-    weights = torch.softmax(scores + blocked.masked_fill(~keep & some, -math.inf), -1).to(dtype)
-    return weights if some.all() else weights * some
+def relative_buckets(
+    queries: int, keys: int, n_buckets: int, max_distance: int, bidirectional: bool
+) -> Int[Tensor, "queries keys"]:
+    r"""Distances $r = j - i$ from query to key, sorted into buckets: near ones alone, far ones together.
+
+    Of the $n$ buckets for one direction the first half hold one distance each; the others grow
+    logarithmically up to `max_distance`, and the last holds everything beyond.
+
+    $$b(r) = |r| \ \text{ if } |r| < \tfrac n2, \ \text{ else } \
+    \min\!\left(n - 1,\ \tfrac n2 + \left\lfloor \frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}
+    \cdot \tfrac n2 \right\rfloor\right)$$
+
+    Bidirectional: half of all buckets are for keys before the query, half for keys after it.
+    Causal: all are for keys before it; later keys, which are hidden, are in bucket 0. With fewer
+    queries than keys the queries are the last positions.
+
+    Shapes: (queries, keys).  Source: Raffel et al. 2020, section 2.1, and its code.
+    """
+    i = torch.arange(keys - queries, keys).unsqueeze(1)
+    r = torch.arange(keys) - i  # (queries, keys)
+    n = n_buckets // 2 if bidirectional else n_buckets
+    first = n * (r > 0) if bidirectional else 0
+    r = r.abs() if bidirectional else (-r).clamp(min=0)
+    # In float32, like the published checkpoints: rounding decides where a bucket ends.
+    far = torch.log(r.clamp(min=1) / (n / 2)) / math.log(max_distance / (n / 2)) * (n / 2)
+    far = (n // 2 + far.long()).clamp(max=n - 1)
+    return first + torch.where(r < n // 2, r, far)
 
 
-def fused_attention(
-    Q: Float[Tensor, "... queries d_k"],
-    K: Float[Tensor, "... keys d_k"],
-    V: Float[Tensor, "... keys d_v"],
-    keep: Keep = None,
-    dropout: float = 0.0,
-    bias: Bias = None,
-    scale: float | None = None,
-    causal: bool = False,
-) -> Float[Tensor, "... queries d_v"]:
-    """`attention` by the faster of torch's ways: few keys on a CPU, or its fused kernel."""
-    queries, keys = Q.shape[-2], K.shape[-2]
-    # No mask to be stored: at best causality, which a single query, the last, does not need.
-    bare = keep is None and bias is None and (not causal or queries in (1, keys))
-    writing = bare and queries == 1 and not Q.requires_grad  # fused is then faster at any length
-    if keys <= FEW_KEYS and Q.device.type == "cpu" and not writing:
-        return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
-    options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
-    if bare:
-        return F.scaled_dot_product_attention(Q, K, V, is_causal=causal and queries > 1, **options)
-    mask = visible(keep, causal, queries, keys, Q.device)
-    if bias is not None:
-        mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
-    return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, **options)
+def adamw_step(
+    theta: Array,
+    g: Array,
+    m: Array,
+    v: Array,
+    t: int,
+    lr: float,
+    beta_1: float = 0.9,
+    beta_2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+) -> tuple[Array, Array, Array]:
+    r"""Step $t$ of AdamW: $\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\hat m/(\sqrt{\hat v}+\epsilon)$.
+
+    For tensors and NumPy arrays alike; returns the new $\theta, m, v$. Training uses
+    `torch.optim.AdamW`, whose formula this is.
+
+    Shapes: all alike.  Source: Loshchilov and Hutter 2019, algorithm 2.
+    Reference: `torch.optim.AdamW`.
+    """
+    m = beta_1 * m + (1 - beta_1) * g
+    v = beta_2 * v + (1 - beta_2) * g**2
+    m_hat = m / (1 - beta_1**t)
+    v_hat = v / (1 - beta_2**t)
+    theta = theta - lr * weight_decay * theta - lr * m_hat / (v_hat**0.5 + eps)
+    return theta, m, v
 
 
-def few_keys_attention(
-    Q: Float[Tensor, "... queries d_k"],
-    K: Float[Tensor, "... keys d_k"],
-    V: Float[Tensor, "... keys d_v"],
-    keep: Keep = None,
-    dropout: float = 0.0,
-    bias: Bias = None,
-    scale: float | None = None,
-    causal: bool = False,
-) -> Float[Tensor, "... queries d_v"]:
-    """`attention` by torch's matmul and softmax; the scores are stored, so only for few keys."""
-    scores = (Q * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)) @ K.mT
-    if bias is not None:
-        scores = scores + bias
-    weights = fused_softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))
-    return inverted_dropout(weights, dropout) @ V
-
-
-def fused_layer_norm(
-    x: Float[Tensor, "... d_model"],
-    gamma: Float[Tensor, "d_model"],
-    beta: Float[Tensor, "d_model"],
-    eps: float,
-) -> Float[Tensor, "... d_model"]:
-    """`layer_norm` by torch's kernel."""
-    return F.layer_norm(x, gamma.shape, gamma, beta, eps)
-
-
-def fused_rms_norm(
-    x: Float[Tensor, "... d_model"], gamma: Float[Tensor, "d_model"], eps: float
-) -> Float[Tensor, "... d_model"]:
-    """`rms_norm` by torch's kernel."""
-    return F.rms_norm(x, gamma.shape, gamma, eps)
-
-
-def fused_gelu_tanh(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """`gelu_tanh` by torch's kernel."""
-    return F.gelu(x, approximate="tanh")
-
-
-def fused_cross_entropy(
-    logits: Float[Tensor, "examples classes"],
-    targets: Int[Tensor, "examples"],
-    ignore: int = -100,
-    label_smoothing: float = 0.0,
-) -> Float[Tensor, ""]:
-    """`cross_entropy` by torch's kernel; 0 where every target is ignored."""
-    total = F.cross_entropy(
-        logits, targets, ignore_index=ignore, label_smoothing=label_smoothing, reduction="sum"
-    )
-    return total / (targets != ignore).sum().clamp(min=1)
+# --- The two sets -----------------------------------------------------------------------------
 
 
 class Ops(NamedTuple):
@@ -275,38 +249,18 @@ class Ops(NamedTuple):
 
 FORMULA = Ops(softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy)
 FUSED = Ops(
-    fused_softmax,
-    fused_attention,
-    fused_layer_norm,
-    fused_rms_norm,
-    F.relu,
-    F.gelu,
-    fused_gelu_tanh,
-    fused_cross_entropy,
-)
+    fused_softmax, fused_attention, fused_layer_norm, fused_rms_norm,
+    F.relu, F.gelu, fused_gelu_tanh, fused_cross_entropy,
+)  # fmt: skip
 OPS = {"formula": FORMULA, "fused": FUSED}
 
 
-# --- One version only -------------------------------------------------------------------------
+def operations(name: str) -> Ops:
+    """The set of operations with this name.
 
-
-def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
-    r"""Zero each entry with probability $p$, multiply the others by $1/(1-p)$: the mean stays.
-
-    One 64-bit random number decides four entries, 16 bits each, so $p$ is met to 1/65536. On a CPU
-    drawing the mask is the cost of dropout, and this makes it several times cheaper than
-    `F.dropout` (tests/benchmarks/training_step.py).
-
-    Shapes: (...) -> the same.  Source: Srivastava et al. 2014; the scaling at training time is
-    the usual "inverted" form.
+    Raises:
+        ValueError: an unknown set; the message lists the known ones.
     """
-    dropped = round(p * 65536)  # of the 65536 values that 16 bits have
-    if dropped == 0:
-        return x
-    n = x.numel()
-    bits = torch.empty((n + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    lanes = bits.view(torch.int16)[:n].view(x.shape)  # uniform on -32768 ... 32767
-    threshold = dropped - 32769  # fits into 16 bits, also at p near 1
-    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    torch.gt(lanes, threshold, out=kept)  # 0 or 1 in x's type; through booleans: twice as long
-    return x * kept.mul_(1 / (1 - p))
+    if name not in OPS:
+        raise ValueError(f"ops={name!r} is not known; choose one of {tuple(OPS)}")
+    return OPS[name]

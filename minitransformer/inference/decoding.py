@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ..model.attention import check_keep, padding_mask, token_positions
 from ..model.config import TransformerConfig
+from ..model.heads import CausalLM, Seq2SeqLM
 from ..model.kv_cache import KeyValueCache
-from ..model.language_models import CausalLM, Seq2SeqLM
-from ..model.modes import in_evaluation_mode
+from ..model.layers import eval_mode
 
 
 class Reader:
@@ -50,7 +50,7 @@ class Reader:
                     "what does a target start with? Name it: config.with_(start_id=...)"
                 )
             ids, keep = align(ids, keep, "left")
-            with torch.no_grad(), in_evaluation_mode(model):
+            with torch.no_grad(), eval_mode(model):
                 self.memory = model.encoder_decoder.encode(ids, keep)
             self.memory_keep = keep
             self.ids = ids.new_full((len(ids), 1), self.config.start_id)

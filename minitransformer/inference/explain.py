@@ -5,7 +5,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..model.attention import MultiHeadAttention
-from ..model.modes import in_evaluation_mode
+from ..model.layers import eval_mode
 from ..model.transformer import Decoder, Encoder
 
 
@@ -28,7 +28,7 @@ def attention_maps(
     attentions = [m for m in encoder.modules() if isinstance(m, MultiHeadAttention)]
     hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
     try:
-        with in_evaluation_mode(encoder):
+        with eval_mode(encoder):
             encoder(ids, keep)
     finally:
         for hook in hooks:

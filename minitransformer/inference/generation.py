@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ..model.language_models import CausalLM, Seq2SeqLM
-from ..model.modes import in_evaluation_mode
+from ..model.heads import CausalLM, Seq2SeqLM
+from ..model.layers import eval_mode
 from .beam_search import beam_search
 from .decoding import Reader
 
@@ -69,7 +69,7 @@ def generate(
                 "beam search draws no lots: leave out temperature, top_k and top_p, or n_beams"
             )
         reader = Reader(model, ids, keep, max_new_tokens, use_cache)
-        with in_evaluation_mode(model):
+        with eval_mode(model):
             return beam_search(reader, max_new_tokens, n_beams, length_penalty, eos_id)
     reader = Reader(model, ids, keep, max_new_tokens, use_cache)
     choice = make_choice(model, temperature, top_k, top_p, seed, ids.device)
@@ -113,7 +113,7 @@ def write_steps(
     """Read, choose, hand over; until every text has ended."""
     eos_id = reader.config.eos_id if eos_id is None else eos_id
     new, ended = reader.ids, None
-    with in_evaluation_mode(reader.model):
+    with eval_mode(reader.model):
         for step in range(max_new_tokens):
             new = choice(reader.read(new))
             if eos_id is not None:

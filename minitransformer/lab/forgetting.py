@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from ..data.batches import EncodedTexts
 from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier, mean_pool
-from ..model.modes import in_evaluation_mode
+from ..model.layers import eval_mode
 from ..model.transformer import Encoder
 from ..training.layers import layers_of
 from ..training.precision import matmul_precision
@@ -42,7 +42,7 @@ def pairing_accuracy(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str
     halves += [" ".join(w[len(w) // 2 :]) for w in words]
     data: EncodedTexts = encode(halves, tokenizer)
     vectors = torch.zeros(len(halves), encoder.config.d_model)
-    with in_evaluation_mode(encoder), matmul_precision("medium"):
+    with eval_mode(encoder), matmul_precision("medium"):
         for batch in data.batches(64):
             hidden = encoder(batch.ids, batch.keep)
             vectors[list(batch.indices)] = mean_pool(hidden, batch.keep[:, 0, 0, :]).float()

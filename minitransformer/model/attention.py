@@ -5,29 +5,35 @@ One convention everywhere: a mask `keep` is boolean, True = may attend, broadcas
 has the opposite one.
 """
 
-import math
+from collections.abc import Iterator
+from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..formulas import ops
+from ..formulas.ops import operations
 from .kv_cache import KeyValues
+from .layers import starts
+from .shapes import Bias, Mask
 
 
-def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "batch 1 1 keys"]:
-    """True where the key is a real token: padding is hidden as a *key*, its columns, never its rows.
+def padding_mask(
+    ids: Int[Tensor, "batch keys"], pad_id: int | None
+) -> Bool[Tensor, "batch 1 1 keys"]:
+    """True where the key is a real token: padding is hidden as a *key* (a column), never as a query.
 
     Shapes: (batch, keys) -> (batch, 1, 1, keys).
 
     >>> padding_mask(torch.tensor([[7, 8, 0]]), pad_id=0)[0, 0, 0].tolist()
     [True, True, False]
     """
-    return (ids != pad_id)[:, None, None, :]
+    return (ids != (-1 if pad_id is None else pad_id))[:, None, None, :]  # no id is -1
 
 
 def token_positions(keep: Bool[Tensor, "batch 1 1 keys"]) -> Int[Tensor, "batch keys"]:
-    """The position of each token when only real ones count: for prompts padded on the left.
+    """The position of each token when only real ones count, for prompts padded on the left.
 
     Shapes: (batch, 1, 1, keys) -> (batch, keys).
 
@@ -57,7 +63,7 @@ def causal_mask(queries: int, keys: int | None = None) -> Bool[Tensor, "queries 
 
 
 def check_keep(keep: Tensor | None, shape: tuple[int, ...]) -> None:
-    """Say what is wrong with a mask, before broadcasting hides it.
+    """Reject a mask that does not fit, before broadcasting hides the mistake.
 
     Raises:
         TypeError: the mask is not boolean.
@@ -82,22 +88,12 @@ def check_keep(keep: Tensor | None, shape: tuple[int, ...]) -> None:
         )
 
 
-def check_ops(name: str) -> None:
-    """Refuse a set of operations that there is not.
-
-    Raises:
-        ValueError: the message lists those there are.
-    """
-    if name not in ops.OPS:
-        raise ValueError(f"ops={name!r} is not known; choose one of {tuple(ops.OPS)}")
-
-
 def scaled_dot_product_attention(
     Q: Float[Tensor, "... queries d_k"],
     K: Float[Tensor, "... keys d_k"],
     V: Float[Tensor, "... keys d_v"],
-    keep: Shaped[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    keep: Mask = None,
+    bias: Bias = None,
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "... queries d_v"], Float[Tensor, "... queries keys"]]:
     r"""Each query averages the values, weighted by how well its key matches; returns the weights too.
@@ -124,12 +120,32 @@ def scaled_dot_product_attention(
             "Q and K must share d_k, K and V their number of keys; got "
             f"Q {tuple(Q.shape)}, K {tuple(K.shape)}, V {tuple(V.shape)}"
         )
-    scores = Q @ K.mT * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)
+    scores = ops.scaled_scores(Q, K, scale)
     if bias is not None:
         scores = scores + bias
     check_keep(keep, tuple(scores.shape))
     weights = ops.softmax(scores, keep)
     return weights @ V, weights
+
+
+def split_heads(
+    x: Float[Tensor, "batch length wide"], n_heads: int
+) -> Float[Tensor, "batch heads length d_k"]:
+    r"""Cut the last axis into heads: columns $i d_k$ to $(i+1) d_k$ belong to head $i$.
+
+    Shapes: (batch, length, h d_k) -> (batch, h, length, d_k).
+    """
+    return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
+def merge_heads(
+    heads: Float[Tensor, "batch heads length d_k"],
+) -> Float[Tensor, "batch length wide"]:
+    r"""$\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)$, the way back from `split_heads`.
+
+    Shapes: (batch, h, length, d_k) -> (batch, length, h d_k).
+    """
+    return heads.transpose(1, 2).flatten(2)
 
 
 class MultiHeadAttention(nn.Module):
@@ -141,11 +157,9 @@ class MultiHeadAttention(nn.Module):
     The $h$ matrices $W_i^Q$ stand side by side in one linear map `W_Q`, and so on.
 
     Args:
-        d_model: width of the input and the output.
         n_heads: $h$; must divide `d_model`, unless `d_head` is given.
         bias: whether the four maps have biases (not in the formula; in BERT and GPT-2).
         dropout: probability of dropping an attention weight in training.
-        ops: "formula" or "fused".
         d_head: $d_k$, by default $d_{model} / h$.
         scale: whether scores are divided by $\sqrt{d_k}$.
 
@@ -169,124 +183,87 @@ class MultiHeadAttention(nn.Module):
             raise ValueError(
                 f"n_heads={n_heads} does not divide d_model={d_model}; give another, or d_head"
             )
-        check_ops(ops)
         wide = n_heads * (d_model // n_heads if d_head is None else d_head)
-        self.n_heads, self.dropout, self.ops = n_heads, dropout, ops
-        self.scale = None if scale else 1.0  # None: by the square root
-        self.W_Q = nn.Linear(d_model, wide, bias)
+        self.n_heads, self.dropout, self.ops, self.f = n_heads, dropout, ops, operations(ops)
+        self.scale = None if scale else 1.0  # None: 1 / sqrt(d_k)
+        self.W_Q = starts(nn.Linear(d_model, wide, bias), "query")
         self.W_K = nn.Linear(d_model, wide, bias)
         self.W_V = nn.Linear(d_model, wide, bias)
-        self.W_O = nn.Linear(wide, d_model, bias)
+        self.W_O = starts(nn.Linear(wide, d_model, bias), "residual")
 
     def forward(
         self,
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        keep: Mask = None,
+        bias: Bias = None,
         causal: bool = False,
         cache: KeyValues | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
-        """Attend from `x` to `memory`, or to `x` itself when there is none.
+        """Attend from `x` to `memory`, or to `x` itself without one.
 
         Args:
             bias: added to the scores, broadcastable to (batch, heads, queries, keys).
-            causal: hide the keys later than the query, beside what `keep` hides.
-            cache: keys and values of earlier calls, to which those of `x` are appended. Those of a
-                `memory` too where attention is causal, since it is a text that grows; else they are
-                computed in the first call and used again.
+            causal: hide the keys later than the query, in addition to what `keep` hides.
+            cache: keys and values of earlier calls, to which the new ones are added.
 
-        Shapes: (batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model).
         Raises: TypeError, ValueError as `check_keep`.
         """
         if cache is None:
-            Q, K, V = self.project(x, x if memory is None else memory, keep)
+            Q, K, V = self.project(x, memory, keep)
         else:
-            Q, K, V = self.project_cached(x, memory, keep, cache, causal)
-        p = self.dropout if self.training else 0.0
-        heads = ops.OPS[self.ops].attention(Q, K, V, keep, p, bias, self.scale, causal)
-        return self.W_O(heads.transpose(1, 2).flatten(2))  # Concat: (B, queries, H d_k)
+            Q, K, V = self.project_cached(x, memory, keep, cache)
+        dropout = self.dropout if self.training else 0.0
+        heads = self.f.attention(Q, K, V, keep, dropout, bias, self.scale, causal)
+        return self.W_O(merge_heads(heads))
 
     def weights(
         self,
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        keep: Mask = None,
+        bias: Bias = None,
         causal: bool = False,
         cache: None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
         """The attention weights that `forward` averages with: what each head looks at.
 
-        It takes what `forward` does, so that a hook can hand its arguments on; but no cache, which
-        reading would change.
+        A hook can pass on the arguments of `forward`, except a cache, which reading would change.
         """
-        Q, K, V = self.project(x, x if memory is None else memory, keep)
+        Q, K, V = self.project(x, memory, keep)
         keep = ops.visible(keep, causal, Q.shape[2], K.shape[2], x.device)
         return scaled_dot_product_attention(Q, K, V, keep, bias, self.scale)[1]
 
-    def project(self, x: Tensor, z: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys and values of z, one slice of d_k numbers for each head."""
+    def project(self, x: Tensor, memory: Tensor | None, keep: Mask) -> Iterator[Tensor]:
+        """Queries of x, keys and values of memory or x, cut into heads."""
+        z = x if memory is None else memory
         check_keep(keep, (len(x), self.n_heads, x.shape[1], z.shape[1]))
-        return self.split(self.W_Q(x)), self.split(self.W_K(z)), self.split(self.W_V(z))
+        return (split_heads(y, self.n_heads) for y in (self.W_Q(x), self.W_K(z), self.W_V(z)))
 
     def project_cached(
-        self,
-        x: Tensor,
-        memory: Tensor | None,
-        keep: Tensor | None,
-        cache: KeyValues,
-        causal: bool,
+        self, x: Tensor, memory: Tensor | None, keep: Mask, cache: KeyValues
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`project`, where the cache has the keys and values of all tokens but the new ones."""
-        if memory is None or memory is x:
-            Q, new = self.project_joined(x, cache)
-            cache.append(new)
+        """`project`, with the keys and values of the cache before the new ones."""
+        if memory is None:
+            y = cache.project(x, self.W_Q, self.W_K, self.W_V)
+            y = y.view(*x.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+            Q, (K, V) = y[0], cache.update(lambda: y[1:])
         else:
-            Q = self.split(self.W_Q(x))
-            if causal or not cache.length:
-                new = torch.stack([self.split(self.W_K(memory)), self.split(self.W_V(memory))])
-                cache.append(new)
-        K, V = cache.read()
+            split = partial(split_heads, n_heads=self.n_heads)
+            Q = split(self.W_Q(x))
+            K, V = cache.update(
+                lambda: torch.stack([split(self.W_K(memory)), split(self.W_V(memory))])
+            )
         check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
         return Q, K, V
 
-    def project_joined(self, x: Tensor, cache: KeyValues) -> tuple[Tensor, Tensor]:
-        """Queries of x, and its keys and values in one tensor, by one product where that is possible.
-
-        For a single token a product costs little more than asking for it.
-        """
-        maps = self.joined(cache)
-        if maps is None:
-            y = torch.cat([self.W_Q(x), self.W_K(x), self.W_V(x)], -1)
-        else:
-            y = nn.functional.linear(x, *maps)
-        y = y.view(*x.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        return y[0], y[1:]
-
-    def joined(self, cache: KeyValues) -> tuple[Tensor, Tensor | None] | None:
-        """The three maps side by side; None where they learn, or are more than a map (LoRA)."""
-        if torch.is_grad_enabled():
-            return None
-        if cache.maps is None:
-            maps = (self.W_Q, self.W_K, self.W_V)
-            if any(type(m) is not nn.Linear for m in maps):
-                return None
-            W = torch.cat([m.weight for m in maps])
-            cache.maps = W, None if self.W_Q.bias is None else torch.cat([m.bias for m in maps])
-        return cache.maps
-
-    def split(self, y: Tensor) -> Tensor:
-        """(B, T, H d_k) -> (B, T, H, d_k) -> (B, H, T, d_k)."""
-        return y.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-
 
 class RelativePositionBias(nn.Module):
-    r"""For each head a learned number by the distance from query to key, added to the scores.
+    r"""A learned number per head and distance from query to key, added to the scores.
 
     $$B_{hij} = E_{b(j - i),\,h}$$
 
-    One for a whole stack: every block's self-attention adds the same.
+    A stack has one: the self-attention of every block adds the same bias.
 
     Shapes: (1, heads, queries, keys).
     Source: Raffel et al. 2020, section 2.1; the buckets $b$ are `ops.relative_buckets`.
@@ -295,10 +272,10 @@ class RelativePositionBias(nn.Module):
     def __init__(self, n_heads: int, n_buckets: int, max_distance: int, bidirectional: bool):
         super().__init__()
         self.max_distance, self.bidirectional = max_distance, bidirectional
-        self.buckets = nn.Embedding(n_buckets, n_heads)
+        self.buckets = starts(nn.Embedding(n_buckets, n_heads), "buckets")
 
     def forward(self, queries: int, keys: int) -> Float[Tensor, "1 heads queries keys"]:
-        """The bias of the last `queries` of `keys` positions."""
+        """The bias for the last `queries` of `keys` positions."""
         E = self.buckets.weight
         b = ops.relative_buckets(queries, keys, len(E), self.max_distance, self.bidirectional)
         return E[b.to(E.device)].permute(2, 0, 1).unsqueeze(0)

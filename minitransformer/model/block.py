@@ -1,20 +1,53 @@
-r"""Residual, norm, sublayer: the blocks, and the article's two formulas as it prints them."""
+r"""The blocks: sublayers, each with a residual and a norm; and the article's two formulas as printed."""
 
-from jaxtyping import Float, Shaped
+from collections.abc import Callable
+
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
 from .config import TransformerConfig
 from .kv_cache import KeyValues
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
+from .shapes import Bias, Hidden, Mask, Memory
+
+Function = Callable[[Tensor], Tensor]
+ALL = slice(None)
+
+
+def residual(
+    x: Float[Tensor, "... length d_model"],
+    f: Function,
+    norm: Function,
+    norm_position: str,
+    dropout: Function = lambda a: a,
+    only: slice = ALL,
+) -> Float[Tensor, "... wanted d_model"]:
+    r"""One sublayer: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$.
+
+    post-LN (Vaswani et al. 2017, BERT) normalises the stream itself; pre-LN (GPT-2, T5) only what
+    the sublayer reads, and the stream is never normalised.
+
+    Args:
+        f: attention or feed-forward; it reads all positions and returns those in `only`.
+        norm_position: "post" or "pre".
+        dropout: applied to the output of `f`.
+        only: the positions to compute; the others serve `f` as keys and values.
+
+    Shapes: (..., length, d_model) -> (..., wanted, d_model).
+    Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
+    """
+    if norm_position == "post":
+        return norm(x[..., only, :] + dropout(f(x)))
+    return x[..., only, :] + dropout(f(norm(x)))
 
 
 def encoder_sublayer(
-    x: Float[Tensor, "batch length d_model"],
+    x: Hidden,
     attention: MultiHeadAttention,
     norm: LayerNorm,
-    keep: Shaped[Tensor, "..."] | None = None,
-) -> Float[Tensor, "batch length d_model"]:
+    keep: Mask = None,
+) -> Hidden:
     r"""$\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))$.
 
     The attention half of a post-LN encoder block; `EncoderBlock` adds the feed-forward half.
@@ -26,10 +59,10 @@ def encoder_sublayer(
 
 def decoder_sublayer(
     y: Float[Tensor, "batch queries d_model"],
-    z: Float[Tensor, "batch keys d_model"],
+    z: Memory,
     attention: MultiHeadAttention,
     norm: LayerNorm,
-    keep: Shaped[Tensor, "..."] | None = None,
+    keep: Mask = None,
 ) -> Float[Tensor, "batch queries d_model"]:
     r"""$\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))$.
 
@@ -41,30 +74,57 @@ def decoder_sublayer(
     return norm(y + attention(y, z, keep=keep))
 
 
-def make_attention(config: TransformerConfig) -> MultiHeadAttention:
-    """The attention that the config asks for."""
-    c = config
-    return MultiHeadAttention(
-        c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
-    )
+class Block(nn.Module):
+    """What the two blocks share: their parts, and self-attention as a sublayer."""
+
+    def __init__(self, config: TransformerConfig, cross: bool = False):
+        super().__init__()
+        c = config
+        heads = (
+            c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
+        )  # fmt: skip
+        self.norm_position, self.cross = c.norm_position, cross
+        self.attention, self.norm_1 = MultiHeadAttention(*heads), make_norm(c)
+        if cross:
+            self.cross_attention, self.norm_cross = MultiHeadAttention(*heads), make_norm(c)
+        self.feed_forward = FeedForward(
+            c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
+        )
+        self.norm_2 = make_norm(c)
+        self.dropout = Dropout(c.dropout)
+
+    def sublayer(self, x: Tensor, f: Function, norm: Function, only: slice = ALL) -> Tensor:
+        """`residual` with this block's norm position and dropout."""
+        return residual(x, f, norm, self.norm_position, self.dropout, only)
+
+    def attend(
+        self, x: Tensor, only: slice, keep: Tensor | None, bias: Tensor | None, causal: bool = False,
+        cache: KeyValues | None = None
+    ) -> Tensor:  # fmt: skip
+        """The sublayer of self-attention, for the queries in `only`."""
+        keep, bias = (rows(a, only, x.shape[1]) for a in (keep, bias))
+
+        def f(n: Tensor) -> Tensor:
+            return self.attention(
+                n[:, only], None if only == ALL else n, keep, bias, causal, cache
+            )  # fmt: skip
+
+        return self.sublayer(x, f, self.norm_1, only)
 
 
-def make_feed_forward(config: TransformerConfig) -> FeedForward:
-    """The feed-forward that the config asks for."""
-    c = config
-    return FeedForward(
-        c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
-    )
+def rows(a: Tensor | None, only: slice, queries: int) -> Tensor | None:
+    """The rows of a mask or bias that belong to the queries in `only`; a shared row stays."""
+    return a if a is None or a.shape[-2:-1] != (queries,) else a[..., only, :]
 
 
-class EncoderBlock(nn.Module):
+class EncoderBlock(Block):
     r"""Self-attention, then feed-forward, each with a residual and a norm.
 
-    post-LN (Vaswani et al. 2017, BERT): the norm stands on the residual stream.
+    post-LN (Vaswani et al. 2017, BERT):
 
     $$a = \mathrm{LN}_1(x + \mathrm{MHA}(x)), \qquad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))$$
 
-    pre-LN (GPT-2): the norm stands inside the branch, the stream itself is never normed.
+    pre-LN (GPT-2):
 
     $$a = x + \mathrm{MHA}(\mathrm{LN}_1(x)), \qquad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))$$
 
@@ -74,44 +134,23 @@ class EncoderBlock(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig):
-        super().__init__()
-        c = config
-        self.norm_position = c.norm_position
-        self.attention = make_attention(c)
-        self.norm_1 = make_norm(c)
-        self.feed_forward = make_feed_forward(c)
-        self.norm_2 = make_norm(c)
-        self.dropout = Dropout(c.dropout)
+        super().__init__(config)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
-        first: int | None = None,
+        self, x: Hidden, keep: Mask = None, bias: Bias = None, first: int | None = None
     ) -> Float[Tensor, "batch first d_model"]:
         """Transform the stream.
 
         Args:
             keep: which keys each position may attend to.
             bias: added to the scores of attention (relative positions).
-            first: how many positions, from the left, to transform: the others are still attended
-                to, but what would become of them is not computed. All of them by default.
+            first: compute only the first `first` positions; the others still serve as keys and values.
         """
-        if first is not None:
-            bias = None if bias is None else bias[..., :first, :]
-            if keep is not None and keep.shape[-2:-1] == x.shape[1:2]:
-                keep = keep[..., :first, :]
-        if self.norm_position == "post":
-            q = x[:, :first]
-            q = self.norm_1(q + self.dropout(self.attention(q, x, keep, bias)))
-            return self.norm_2(q + self.dropout(self.feed_forward(q)))
-        z = self.norm_1(x)
-        q = x[:, :first] + self.dropout(self.attention(z[:, :first], z, keep, bias))
-        return q + self.dropout(self.feed_forward(self.norm_2(q)))
+        x = self.attend(x, ALL if first is None else slice(first), keep, bias)
+        return self.sublayer(x, self.feed_forward, self.norm_2)
 
 
-class DecoderBlock(nn.Module):
+class DecoderBlock(Block):
     r"""Causal self-attention, then attention to the encoder's output, then feed-forward.
 
     post-LN (Vaswani et al. 2017), with the encoder's output $z$:
@@ -124,51 +163,37 @@ class DecoderBlock(nn.Module):
     $$a = y + \mathrm{MHA}(\mathrm{LN}_1(y)), \quad c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z), \quad
     y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))$$
 
-    Without `cross` the middle is missing (GPT-2): an encoder block that cannot see the future.
+    Without `cross` the middle step is missing (GPT-2): an encoder block that cannot see the future.
 
     Args:
-        cross: whether there is an encoder to attend to.
+        cross: whether the block attends to an encoder's output.
 
     Shapes: (batch, length, d_model), memory (batch, keys, d_model) -> (batch, length, d_model).
     Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
     Reference: `nn.TransformerDecoderLayer`.
     """
 
-    def __init__(self, config: TransformerConfig, cross: bool = False):
-        super().__init__()
-        c = config
-        self.norm_position, self.cross = c.norm_position, cross
-        self.attention = make_attention(c)
-        self.norm_1 = make_norm(c)
-        if cross:
-            self.cross_attention = make_attention(c)
-            self.norm_cross = make_norm(c)
-        self.feed_forward = make_feed_forward(c)
-        self.norm_2 = make_norm(c)
-        self.dropout = Dropout(c.dropout)
-
     def forward(
         self,
-        y: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        memory: Float[Tensor, "batch keys d_model"] | None = None,
-        memory_keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        y: Hidden,
+        keep: Mask = None,
+        memory: Memory | None = None,
+        memory_keep: Mask = None,
+        bias: Bias = None,
         cache: tuple[KeyValues, KeyValues] | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch last d_model"]:
         """Transform the stream.
 
         Args:
-            keep: which tokens of the decoder may be attended to, beside that none sees the future.
-            memory: the encoder's output $z$; `memory_keep` says which of it may be attended to.
+            keep: which decoder tokens may be attended to, in addition to the causal mask.
+            memory: the encoder's output $z$; `memory_keep` masks its positions.
             bias: added to the scores of self-attention (relative positions).
             cache: keys and values of earlier tokens, and those of the memory.
-            last: how many positions, from the right, to transform: the others are still attended
-                to, but what would become of them is not computed. All of them by default.
+            last: compute only the last `last` positions; the others still serve as keys and values.
 
         Raises:
-            ValueError: a memory without `cross`, or none with it.
+            ValueError: a memory without `cross`, or `cross` without a memory.
         """
         if (memory is not None) != self.cross:
             raise ValueError(
@@ -177,18 +202,12 @@ class DecoderBlock(nn.Module):
                 else "this decoder has no cross-attention for the memory; build it with cross=True"
             )
         own, others = (None, None) if cache is None else cache
-        post = self.norm_position == "post"
-
-        q = n = y if post else self.norm_1(y)
-        if last is not None and last < y.shape[1]:
-            bias = None if bias is None else bias[..., -last:, :]
-            y, q = y[:, -last:], n[:, -last:]
-        y = y + self.dropout(self.attention(q, n, keep, bias, causal=True, cache=own))
-        y = self.norm_1(y) if post else y
+        only = ALL if last is None or last >= y.shape[1] else slice(-last, None)
+        y = self.attend(y, only, keep, bias, causal=True, cache=own)
         if self.cross:
-            n = y if post else self.norm_cross(y)
-            y = y + self.dropout(self.cross_attention(n, memory, memory_keep, cache=others))
-            y = self.norm_cross(y) if post else y
-        n = y if post else self.norm_2(y)
-        y = y + self.dropout(self.feed_forward(n))
-        return self.norm_2(y) if post else y
+
+            def read(a: Tensor) -> Tensor:
+                return self.cross_attention(a, memory, memory_keep, cache=others)
+
+            y = self.sublayer(y, read, self.norm_cross)
+        return self.sublayer(y, self.feed_forward, self.norm_2)

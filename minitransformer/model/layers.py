@@ -1,17 +1,21 @@
-"""The small modules: norms, feed-forward, dropout, embeddings with positions."""
+"""The small modules: norms, feed-forward, dropout, embeddings with positions; how weights start."""
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..formulas import ops
+from ..formulas.ops import inverted_dropout, operations, sinusoidal_positions
 from .config import TransformerConfig
+from .shapes import Ids
 
 
 class LayerNorm(nn.Module):
-    r"""Every position on its own gets mean 0 and variance 1, then a learned gain and shift.
+    r"""Normalise each position to mean 0 and variance 1, then apply a learned gain and shift.
 
     $$\mathrm{LayerNorm}(x) = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta$$
 
@@ -23,13 +27,13 @@ class LayerNorm(nn.Module):
 
     def __init__(self, d_model: int, eps: float = 1e-5, ops: str = "fused"):
         super().__init__()
-        self.eps, self.ops = eps, ops
+        self.eps, self.ops, self.f = eps, ops, operations(ops)
         self.weight = nn.Parameter(torch.ones(d_model))
         self.bias = nn.Parameter(torch.zeros(d_model))
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Normalise the last axis."""
-        return ops.OPS[self.ops].layer_norm(x, self.weight, self.bias, self.eps)
+        return self.f.layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class RMSNorm(nn.Module):
@@ -42,22 +46,22 @@ class RMSNorm(nn.Module):
 
     def __init__(self, d_model: int, eps: float = 1e-6, ops: str = "fused"):
         super().__init__()
-        self.eps, self.ops = eps, ops
+        self.eps, self.ops, self.f = eps, ops, operations(ops)
         self.weight = nn.Parameter(torch.ones(d_model))
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Normalise the last axis."""
-        return ops.OPS[self.ops].rms_norm(x, self.weight, self.eps)
+        return self.f.rms_norm(x, self.weight, self.eps)
 
 
 def make_norm(config: TransformerConfig) -> LayerNorm | RMSNorm:
-    """The norm that the config asks for."""
+    """The norm described by the config."""
     cls = LayerNorm if config.norm == "layer" else RMSNorm
     return cls(config.d_model, config.norm_eps, config.ops)
 
 
 class Dropout(nn.Module):
-    """`ops.inverted_dropout` in training, nothing in evaluation."""
+    """`inverted_dropout` in training, the identity in evaluation."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -65,16 +69,16 @@ class Dropout(nn.Module):
 
     def forward(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Drop entries of x while training."""
-        return ops.inverted_dropout(x, self.p) if self.training else x
+        return inverted_dropout(x, self.p) if self.training else x
 
 
 class FeedForward(nn.Module):
     r"""The same two-layer network at every position: $\mathrm{FFN}(x) = f(xW_1 + b_1)W_2 + b_2$.
 
-    Gated, a third map decides entry by entry how much passes: $(f(xW_1) \odot xW_3)\,W_2$.
+    Gated, a third map scales each inner entry: $(f(xW_1) \odot xW_3)\,W_2$.
 
     Shapes: (..., d_model) -> the same, through (..., d_ff).
-    Source: Vaswani et al. 2017, equation 2, with $f$ = ReLU; BERT has GELU; gated Shazeer 2020,
+    Source: Vaswani et al. 2017, equation 2, with $f$ = ReLU (BERT: GELU); gated: Shazeer 2020,
     equation 6.
     """
 
@@ -90,15 +94,15 @@ class FeedForward(nn.Module):
     ):
         super().__init__()
         self.activation, self.ops = activation, ops
+        self.f = getattr(operations(ops), activation)
         self.W_1 = nn.Linear(d_model, d_ff, bias)
-        self.W_2 = nn.Linear(d_ff, d_model, bias)
+        self.W_2 = starts(nn.Linear(d_ff, d_model, bias), "residual")
         self.W_3 = nn.Linear(d_model, d_ff, bias) if gated else None
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "... d_model"]) -> Float[Tensor, "... d_model"]:
         """Transform every position."""
-        f = getattr(ops.OPS[self.ops], self.activation)
-        inner = f(self.W_1(x))
+        inner = self.f(self.W_1(x))
         if self.W_3 is not None:
             inner = inner * self.W_3(x)
         return self.W_2(self.dropout(inner))
@@ -109,7 +113,7 @@ class Embeddings(nn.Module):
 
     $$x_t = \sqrt{d_{model}}\;E_{id_t} + PE_t + S_{seg_t}$$
 
-    Which terms there are, and whether the root is, says the config.
+    The config decides which terms are present, and whether the embedding is scaled.
 
     Shapes: (batch, length) -> (batch, length, d_model).
     Source: Vaswani et al. 2017, sections 3.4 and 3.5; Devlin et al. 2019, section 3.
@@ -124,7 +128,7 @@ class Embeddings(nn.Module):
         if config.positions == "learned":
             self.position_table = nn.Embedding(config.max_len, config.d_model)
         elif config.positions == "sinusoidal":
-            table = ops.sinusoidal_positions(config.max_len, config.d_model)
+            table = sinusoidal_positions(config.max_len, config.d_model)
             self.register_buffer("positions", table, persistent=False)
         self.segments = (
             nn.Embedding(config.n_segments, config.d_model) if config.n_segments else None
@@ -133,28 +137,24 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        segments: Int[Tensor, "batch length"] | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-        first: int = 0,
+        self, ids: Ids, segments: Ids | None = None, positions: Ids | None = None, first: int = 0
     ) -> Float[Tensor, "batch length d_model"]:
         """Look up and add.
 
         Args:
-            segments: which segment each token belongs to; all 0 when not given.
-            positions: the position of each token; `first`, `first` + 1 and so on when not given.
-            first: the position of the first token, where a cache holds those before.
+            segments: the segment of each token, all 0 by default.
+            positions: the position of each token, by default `first`, `first` + 1 and so on.
+            first: the position of the first token, when a cache holds earlier ones.
 
         Raises:
-            ValueError: ids outside the vocabulary, more positions than there are, or segments that
-                do not fit.
+            ValueError: ids outside the vocabulary, positions beyond `max_len`, or segments that do
+                not fit.
         """
         config, places = self.config, slice(first, first + ids.shape[1])
-        self.check(ids)
-        self.check_segments(ids, segments)
+        check_ids(ids, config)
+        check_segments(segments, ids, config)
         if config.positions in ("learned", "sinusoidal"):
-            self.check_positions(ids, positions, places)
+            check_positions(positions, ids, first, config)
         x = self.tokens(ids)
         if config.scale_embeddings:
             x = x * math.sqrt(config.d_model)
@@ -164,57 +164,116 @@ class Embeddings(nn.Module):
         elif config.positions == "sinusoidal":
             x = x + self.positions[places if positions is None else positions].to(x.dtype)
         if self.segments is not None:
-            # Without segments every token is of segment 0, whose vector is still added.
-            s = self.segments.weight[0] if segments is None else self.segments(segments)
-            x = x + s
+            # Without segments every token is in segment 0, whose vector is still added.
+            x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         return self.dropout(self.norm(x))
 
-    def check_positions(self, ids: Tensor, positions: Tensor | None, places: slice) -> None:
-        """Refuse more positions than there are, and positions of another shape."""
-        if positions is not None and positions.shape != ids.shape:
-            raise ValueError(
-                f"positions of shape {tuple(positions.shape)} must have the shape of the ids, "
-                f"{tuple(ids.shape)}: one position for each token"
-            )
-        low, high = (
-            (places.start, places.stop - 1)
-            if positions is None
-            else tuple(int(a) for a in torch.aminmax(positions))
+
+# --- Mode and initial weights -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each module has its own mode back (frozen layers differ)."""
+    modes = {m: m.training for m in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def starts(module: Any, role: str) -> Any:
+    """Mark a linear map or a table whose initial weights are special; see `init_weights`."""
+    module.role = role
+    return module
+
+
+def init_weights(module: nn.Module, config: TransformerConfig) -> None:
+    r"""Start small: matrices and embeddings $\sim N(0, \text{std}^2)$, biases 0, norms unchanged.
+
+    `config.init` decides how small:
+
+    - "normal": std is `init_std` (Devlin et al. 2019's code);
+    - "depth": the last map of each of the $2N$ sublayers gets $1/\sqrt{2N}$ of that, so that the
+      stream does not grow with depth (Radford et al. 2019, section 2.3);
+    - "fan_in": $1/\sqrt{d_{in}}$, and $W^Q$ also takes the $1/\sqrt{d_k}$ that the scores lack; token
+      embeddings have std 1 (Raffel et al. 2020's code).
+    """
+    for m in module.modules():
+        if not isinstance(m, nn.Linear | nn.Embedding):
+            continue
+        role, std = getattr(m, "role", None), config.init_std
+        if config.init == "depth" and role == "residual":
+            std /= math.sqrt(2 * config.n_layers)
+        if config.init == "fan_in":
+            std = 1.0 if isinstance(m, nn.Embedding) else m.in_features**-0.5
+            if role == "query" and not config.scale_attention:
+                std /= math.sqrt(config.d_head)
+            if role == "buckets":
+                std = config.d_model**-0.5
+        nn.init.normal_(m.weight, std=std)
+        if isinstance(m, nn.Linear) and m.bias is not None:
+            nn.init.zeros_(m.bias)
+
+
+# --- What does not fit --------------------------------------------------------------------------
+
+
+def check_ids(ids: Tensor, config: TransformerConfig) -> None:
+    """Reject ids that the token table does not have."""
+    low, high = smallest_and_largest(ids)
+    if low < 0 or high >= config.vocab_size:
+        bad = low if low < 0 else high
+        b, t = (ids == bad).nonzero()[0].tolist()
+        raise ValueError(
+            f"id {bad} at example {b}, position {t} is outside the vocabulary of "
+            f"{config.vocab_size}; do the tokenizer and the model belong together?"
         )
-        if low < 0:
-            raise ValueError(f"position {low} is negative; the first token's is 0")
-        if high >= self.config.max_len:
-            raise ValueError(
-                f"the input has {high + 1} positions, the model {self.config.max_len}; truncate it "
-                f"(max_length={self.config.max_len} when encoding)"
-                + (f"; {places.start} of them are in the cache" if places.start else "")
-            )
 
-    def check(self, ids: Tensor) -> None:
-        """Refuse what the table of tokens cannot look up."""
-        config = self.config
-        low, high = (int(a) for a in torch.aminmax(ids)) if ids.numel() else (0, 0)
-        if low < 0 or high >= config.vocab_size:
-            bad = low if low < 0 else high
-            b, t = (ids == bad).nonzero()[0].tolist()
-            raise ValueError(
-                f"id {bad} at example {b}, position {t} is outside the vocabulary of "
-                f"{config.vocab_size}; do the tokenizer and the model belong together?"
-            )
 
-    def check_segments(self, ids: Tensor, segments: Tensor | None) -> None:
-        """Refuse segments of another shape, which would broadcast, and unknown ones."""
-        if segments is None or not segments.numel():
-            return
-        kinds = self.config.n_segments
-        if segments.shape != ids.shape:
-            raise ValueError(
-                f"segments of shape {tuple(segments.shape)} must have the shape of the ids, "
-                f"{tuple(ids.shape)}: one segment for each token"
-            )
-        low, high = (int(a) for a in torch.aminmax(segments))
-        if low < 0 or high >= kinds:
-            raise ValueError(
-                f"segment {low if low < 0 else high} is not one of the model's {kinds} (counted from "
-                "0); TransformerConfig(n_segments=...) says how many there are"
-            )
+def check_segments(segments: Tensor | None, ids: Tensor, config: TransformerConfig) -> None:
+    """Reject unknown segments, and segments of another shape, which would broadcast."""
+    if segments is None or not segments.numel():
+        return
+    check_shape("segment", segments, ids)
+    low, high = smallest_and_largest(segments)
+    if low < 0 or high >= config.n_segments:
+        raise ValueError(
+            f"segment {low if low < 0 else high} is not one of the model's {config.n_segments} "
+            "(counted from 0); TransformerConfig(n_segments=...) says how many there are"
+        )
+
+
+def check_positions(
+    positions: Tensor | None, ids: Tensor, first: int, config: TransformerConfig
+) -> None:
+    """Reject positions that the model does not have, and positions of another shape."""
+    low, high = first, first + ids.shape[1] - 1
+    if positions is not None:
+        check_shape("position", positions, ids)
+        low, high = smallest_and_largest(positions)
+    if low < 0:
+        raise ValueError(f"position {low} is negative; the first token's is 0")
+    if high >= config.max_len:
+        raise ValueError(
+            f"the input has {high + 1} positions, the model {config.max_len}; truncate it "
+            f"(max_length={config.max_len} when encoding)"
+            + (f"; {first} of them are in the cache" if first else "")
+        )
+
+
+def check_shape(what: str, a: Tensor, ids: Tensor) -> None:
+    """Reject anything but one entry per token."""
+    if a.shape != ids.shape:
+        raise ValueError(
+            f"{what}s of shape {tuple(a.shape)} must have the shape of the ids, "
+            f"{tuple(ids.shape)}: one {what} for each token"
+        )
+
+
+def smallest_and_largest(a: Tensor) -> tuple[int, int]:
+    """Both as numbers; zeros for an empty tensor."""
+    low, high = torch.aminmax(a) if a.numel() else (0, 0)
+    return int(low), int(high)

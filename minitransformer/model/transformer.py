@@ -1,45 +1,17 @@
 """Embeddings and a stack of blocks: the encoder, the decoder, and both together."""
 
-import math
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .attention import RelativePositionBias, check_keep, padding_mask
 from .block import DecoderBlock, EncoderBlock
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
-from .layers import Dropout, Embeddings, make_norm
-
-
-def init_weights(module: nn.Module, config: TransformerConfig) -> None:
-    r"""Start small: matrices and embeddings $\sim N(0, \text{std}^2)$, biases 0, norms as they are.
-
-    `config.init` says how small:
-
-    - "normal": std is `init_std` (Devlin et al. 2019's code);
-    - "depth": the last map of each of the $2N$ sublayers $1/\sqrt{2N}$ of that, so that the stream
-      does not grow with depth (Radford et al. 2019, section 2.3);
-    - "fan_in": $1/\sqrt{d_{in}}$, of which $W^Q$ also takes the $1/\sqrt{d_k}$ that the scores lack;
-      the embeddings of tokens 1 (Raffel et al. 2020's code).
-    """
-    deep = config.init_std / math.sqrt(2 * config.n_layers)
-    for name, m in module.named_modules():
-        if not isinstance(m, nn.Linear | nn.Embedding):
-            continue
-        std = config.init_std
-        if config.init == "depth" and name.endswith(("W_O", "feed_forward.W_2")):
-            std = deep
-        if config.init == "fan_in":
-            std = 1.0 if isinstance(m, nn.Embedding) else m.in_features**-0.5
-            if name.endswith("W_Q") and not config.scale_attention:
-                std /= math.sqrt(config.d_head)
-            if name.endswith("relative_positions.buckets"):
-                std = config.d_model**-0.5
-        nn.init.normal_(m.weight, std=std)
-        if isinstance(m, nn.Linear) and m.bias is not None:
-            nn.init.zeros_(m.bias)
+from .layers import Dropout, Embeddings, init_weights, make_norm
+from .shapes import Hidden, Ids, Mask, Memory
 
 
 class Pooler(nn.Module):
@@ -53,60 +25,65 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(d_model, d_model)
 
-    def forward(
-        self, hidden: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch d_model"]:
+    def forward(self, hidden: Hidden) -> Float[Tensor, "batch d_model"]:
         """Pool the first position."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-def make_relative_positions(
-    config: TransformerConfig, bidirectional: bool
-) -> RelativePositionBias | None:
-    """The bias that a stack adds to its scores, if the config asks for one."""
-    if config.positions != "relative":
-        return None
-    c = config
-    return RelativePositionBias(c.n_heads, c.n_buckets, c.max_distance, bidirectional)
+class Stack(nn.Module):
+    """What encoder and decoder share: embeddings, blocks, and what follows the last block."""
+
+    def __init__(
+        self, config: TransformerConfig, depth: int, block: Callable[[], nn.Module], causal: bool
+    ):
+        super().__init__()
+        c = config
+        self.config = config
+        self.embeddings = Embeddings(config)
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
+        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
+        self.dropout = Dropout(config.final_dropout)
+        self.relative_positions = (
+            RelativePositionBias(c.n_heads, c.n_buckets, c.max_distance, bidirectional=not causal)
+            if config.positions == "relative"
+            else None
+        )
+
+    def bias(self, queries: int, keys: int) -> Tensor | None:
+        """The bias that every block adds to its scores, if positions are relative."""
+        return None if self.relative_positions is None else self.relative_positions(queries, keys)
+
+    def finish(self, x: Hidden) -> Hidden:
+        """The norm after the last block of a pre-LN stack, and dropout if there is any."""
+        return self.dropout(self.norm(x))
 
 
-class Encoder(nn.Module):
+class Encoder(Stack):
     r"""A stack of $N$ encoder blocks on top of embeddings.
 
     $$x_0 = \mathrm{Embed}(ids), \qquad x_l = \mathrm{EncoderBlock}_l(x_{l-1})$$
 
-    A pre-LN stack ends with one more norm. `pooler` is there when the config asks for it; it does
-    not take part in `forward`, a classifier uses it.
+    A pre-LN stack ends with one more norm. A `pooler`, if the config wants one, takes no part in
+    `forward`; a classifier uses it.
 
     Shapes: ids (batch, length) -> (batch, length, d_model).
     Source: Vaswani et al. 2017, section 3.1; Devlin et al. 2019.
     """
 
     def __init__(self, config: TransformerConfig):
-        super().__init__()
-        self.config = config
-        self.embeddings = Embeddings(config)
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.n_layers))
-        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.dropout = Dropout(config.final_dropout)
-        self.relative_positions = make_relative_positions(config, bidirectional=True)
+        super().__init__(config, config.n_layers, lambda: EncoderBlock(config), causal=False)
         self.pooler = Pooler(config.d_model) if config.pooler else None
         init_weights(self, config)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        segments: Int[Tensor, "batch length"] | None = None,
-        first: int | None = None,
+        self, ids: Ids, keep: Mask = None, segments: Ids | None = None, first: int | None = None
     ) -> Float[Tensor, "batch first d_model"]:
         """Encode token ids.
 
         Args:
             keep: which keys may be attended to; by default all but `config.pad_id`.
             segments: segment of each token (BERT's sentences A and B), all 0 by default.
-            first: how many positions, from the left, are wanted; all by default. The others are
-                then left out of the last block, where nothing reads them any more.
+            first: return only the first `first` positions; the last block then computes no others.
 
         Raises:
             ValueError, TypeError: as `Embeddings` and `check_keep`.
@@ -117,29 +94,21 @@ class Encoder(nn.Module):
 
     def run(
         self,
-        x: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
+        x: Hidden,
+        keep: Mask = None,
         start: int = 0,
         stop: int | None = None,
         first: int | None = None,
     ) -> Float[Tensor, "batch first d_model"]:
         """Pass the stream through the blocks from `start` up to `stop`; `first` as in `forward`."""
-        bias = None
-        if self.relative_positions is not None:
-            bias = self.relative_positions(x.shape[1], x.shape[1])
+        bias = self.bias(x.shape[1], x.shape[1])
         for block in self.blocks[start:stop]:
             x = block(x, keep, bias, first if block is self.blocks[-1] else None)
         return x
 
-    def finish(
-        self, x: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch length d_model"]:
-        """What stands above the last block: the norm of a pre-LN stack, dropout where there is any."""
-        return self.dropout(self.norm(x))
 
-
-class Decoder(nn.Module):
-    r"""A stack of $N$ decoder blocks on top of embeddings: what stands at $t$ depends on tokens up to $t$.
+class Decoder(Stack):
+    r"""A stack of $N$ decoder blocks on top of embeddings: the output at $t$ depends only on tokens up to $t$.
 
     $$y_0 = \mathrm{Embed}(ids), \qquad y_l = \mathrm{DecoderBlock}_l(y_{l-1}, z)$$
 
@@ -151,38 +120,32 @@ class Decoder(nn.Module):
     """
 
     def __init__(self, config: TransformerConfig, cross: bool = False):
-        super().__init__()
-        self.config, self.cross = config, cross
-        self.embeddings = Embeddings(config)
         depth = config.n_layers if config.n_decoder_layers is None else config.n_decoder_layers
-        self.blocks = nn.ModuleList(DecoderBlock(config, cross) for _ in range(depth))
-        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.dropout = Dropout(config.final_dropout)
-        self.relative_positions = make_relative_positions(config, bidirectional=False)
+        super().__init__(config, depth, lambda: DecoderBlock(config, cross), causal=True)
+        self.cross = cross
         init_weights(self, config)
 
     def forward(
         self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        memory: Float[Tensor, "batch memory d_model"] | None = None,
-        memory_keep: Shaped[Tensor, "..."] | None = None,
+        ids: Ids,
+        keep: Mask = None,
+        memory: Memory | None = None,
+        memory_keep: Mask = None,
         cache: KeyValueCache | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
+        positions: Ids | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch last d_model"]:
         """Decode token ids.
 
         Args:
-            keep: which tokens may be attended to, (batch, 1, 1, keys), with a cache also those in
-                it; causality comes on top. By default all but `config.pad_id`; with `cross` all,
-                since a text may start with the padding id and causality hides padding behind it.
-            memory: the encoder's output; `memory_keep` says which of it may be attended to.
-            cache: what earlier calls read; `ids` are the tokens after those.
+            keep: which tokens may be attended to, (batch, 1, 1, keys), including those in the cache;
+                causality comes on top. By default all but `config.pad_id`; with `cross` all, since a
+                text may start with the padding id and causality hides padding at its end.
+            memory: the encoder's output; `memory_keep` masks its positions.
+            cache: what earlier calls read; `ids` are the tokens that follow.
             positions: of each token, by default 0, 1, 2 and so on. With padding on the left give
                 `token_positions(keep)`; later calls with the same cache count on from there.
-            last: how many positions, from the right, are wanted; all by default. The others are
-                then left out of the last block, where nothing reads them any more.
+            last: return only the last `last` positions; the last block then computes no others.
 
         Raises:
             ValueError, TypeError: as `Embeddings`, `DecoderBlock` and `check_keep`.
@@ -193,29 +156,22 @@ class Decoder(nn.Module):
         else:
             check_keep(keep, (len(ids), 1, 1, past + ids.shape[1]))
         if cache is not None:
-            cache.keep = keep
-            if positions is None and cache.next is not None:
-                positions = cache.next + torch.arange(ids.shape[1], device=ids.device)
-            if positions is not None:
-                cache.next = positions[:, -1:] + 1
+            cache.keep, positions = keep, cache.count(positions, ids.shape[1])
         y = self.embeddings(ids, None, positions, past)
-        bias = None
-        if self.relative_positions is not None:
-            bias = self.relative_positions(ids.shape[1], past + ids.shape[1])
-        top = len(self.blocks) - 1
+        bias = self.bias(ids.shape[1], past + ids.shape[1])
         for i, block in enumerate(self.blocks):
-            both = None if cache is None else (cache.own[i], cache.memory[i])
-            wanted = last if i == top else None
-            y = block(y, keep, memory, memory_keep, bias, both, wanted)
-        return self.dropout(self.norm(y))
+            layer = None if cache is None else (cache.own[i], cache.memory[i])
+            wanted = last if i == len(self.blocks) - 1 else None
+            y = block(y, keep, memory, memory_keep, bias, layer, wanted)
+        return self.finish(y)
 
     def padding(self, ids: Tensor, cache: KeyValueCache | None) -> Tensor | None:
-        """The mask that hides padding, None where there is none: attention is then cheaper."""
+        """The mask that hides padding; None if there is none, which makes attention cheaper."""
         before = None if cache is None else cache.keep
         pad_id = None if self.cross else self.config.pad_id
         if pad_id is None and before is None:
             return None
-        now = padding_mask(ids, -1 if pad_id is None else pad_id)
+        now = padding_mask(ids, pad_id)
         if before is None:
             if now.all():
                 return None
@@ -228,7 +184,7 @@ class EncoderDecoder(nn.Module):
 
     $$z = \mathrm{Encoder}(source), \qquad h = \mathrm{Decoder}(target, z)$$
 
-    Both look up tokens in one table, which is the encoder's parameter and in the state dict once.
+    Both look up tokens in one table; it is the encoder's parameter, so the state dict has it once.
 
     Shapes: source (batch, keys), target (batch, length) -> (batch, length, d_model).
     Source: Vaswani et al. 2017, figure 1 and section 3.4; Raffel et al. 2020.
@@ -240,18 +196,18 @@ class EncoderDecoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config, cross=True)
-        # Not a submodule of the decoder, only its attribute: a parameter has one name.
+        # An attribute of the decoder, not a submodule: a parameter has one name.
         del self.decoder.embeddings.tokens
         self.decoder.embeddings.__dict__["tokens"] = self.encoder.embeddings.tokens
 
     def forward(
         self,
         source: Int[Tensor, "batch keys"],
-        target: Int[Tensor, "batch length"],
-        source_keep: Shaped[Tensor, "..."] | None = None,
-        target_keep: Shaped[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
-        """What the decoder says at each position of the target, which it is given up to there.
+        target: Ids,
+        source_keep: Mask = None,
+        target_keep: Mask = None,
+    ) -> Hidden:
+        """The decoder's output at each position of the target, from the tokens up to there.
 
         Args:
             source_keep: which source tokens may be attended to, by default all but `pad_id`.
@@ -264,27 +220,23 @@ class EncoderDecoder(nn.Module):
         memory = self.encode(source, source_keep)
         return self.decode(target, memory, source_keep, target_keep)
 
-    def encode(
-        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "batch keys d_model"]:
+    def encode(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Memory:
         """The first half: the memory $z$ of the source."""
         return self.encoder(source, keep)
 
     def decode(
         self,
-        target: Int[Tensor, "batch length"],
-        memory: Float[Tensor, "batch keys d_model"],
-        memory_keep: Shaped[Tensor, "..."] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
+        target: Ids,
+        memory: Memory,
+        memory_keep: Mask = None,
+        keep: Mask = None,
         cache: KeyValueCache | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
-        """The second half; `memory_keep` is `source_keep(source)`, the other arguments `Decoder`'s."""
+        positions: Ids | None = None,
+    ) -> Hidden:
+        """The second half; `memory_keep` is `source_keep(source)`, the rest as in `Decoder`."""
         return self.decoder(target, keep, memory, memory_keep, cache, positions)
 
-    def source_keep(
-        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
-    ) -> Shaped[Tensor, "..."] | None:
+    def source_keep(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Mask:
         """The mask of the source that both halves need: `keep`, or all but `config.pad_id`."""
         if keep is None and self.config.pad_id is not None:
             return padding_mask(source, self.config.pad_id)

@@ -9,8 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..model.config import TransformerConfig
-from ..model.heads import SequenceClassifier
-from ..model.language_models import MaskedLM
+from ..model.heads import MaskedLM, SequenceClassifier
 from ..model.transformer import Encoder
 from .hf_config import (
     activation,

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from ..data.downloads import cached, read_member
 from ..data.tokenizers import Tokenizer
 from ..model.compare import config_of
-from ..model.heads import SequenceClassifier
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from ..model.transformer import Encoder
 from . import bert, gpt2, t5
 

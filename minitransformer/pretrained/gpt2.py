@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM
+from ..model.heads import CausalLM
 from ..model.transformer import Decoder
 from .hf_config import (
     activation,

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..model.config import TransformerConfig
-from ..model.language_models import Seq2SeqLM
+from ..model.heads import Seq2SeqLM
 from ..model.transformer import EncoderDecoder
 from .hf_config import (
     activation,

@@ -13,7 +13,7 @@ from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, o
 from ..model import attention
 from ..model.block import DecoderBlock
 from ..model.config import TransformerConfig
-from ..model.language_models import LanguageModelHead
+from ..model.heads import LanguageModelHead
 from ..model.layers import FeedForward, RMSNorm
 from . import draws, rows_formulas, rows_modules
 from .draws import ATTENTION, CROSS_ATTENTION, HEADS, HUGE, KEYS, MASKS, draw

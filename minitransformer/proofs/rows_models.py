@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..formulas import by_hand, by_hand_decoder, model_gradients, ops
-from ..formulas.model_gradients import Stack
+from ..formulas.numpy_transformer import Stack
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from . import rows_modules
 from .draws import EPS, HEADS, draw, matrix

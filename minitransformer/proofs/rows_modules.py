@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..formulas import block_gradients, by_hand, by_hand_decoder, gradients, ops
-from ..formulas.model_gradients import DECODER_NAMES
-from ..formulas.numpy_transformer import turned
+from ..formulas.numpy_transformer import DECODER_NAMES, turned
 from ..model.attention import MultiHeadAttention
 from ..model.block import DecoderBlock, EncoderBlock, decoder_sublayer, encoder_sublayer
 from ..model.config import TransformerConfig

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ..data.batches import EncodedTexts
 from ..formulas import ops
 from ..model.heads import SequenceClassifier
-from ..model.modes import in_evaluation_mode
+from ..model.layers import eval_mode
 from .frozen_cache import FrozenPrefix
 from .precision import Precision, matmul_precision
 
@@ -81,7 +81,7 @@ def predict(
     `prefix` knows the outputs of the layers that are frozen while the model trains.
     """
     rows, bar = torch.zeros(len(data), model.n_classes), tqdm(total=len(data), disable=not progress)
-    with in_evaluation_mode(model), matmul_precision(precision), bar:
+    with eval_mode(model), matmul_precision(precision), bar:
         for batch in data.batches(batch_size):
             logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
             rows[list(batch.indices)] = logits.float()

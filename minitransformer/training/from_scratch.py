@@ -10,7 +10,7 @@ from ..data.sequences import pack
 from ..data.spans import CorruptedSpans, span_numbers
 from ..data.tokenizers import Tokenizer, encode
 from ..model.config import TransformerConfig
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..options import Objective
 from .loop import Data

@@ -4,8 +4,7 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..model.heads import SequenceClassifier
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from ..model.transformer import Decoder, Encoder
 
 

@@ -12,8 +12,7 @@ from ..data.masking import MaskedBatch
 from ..data.sequences import PairBatch
 from ..formulas import ops
 from ..model.config import TransformerConfig
-from ..model.heads import SequenceClassifier
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from .frozen_cache import FrozenPrefix
 
 

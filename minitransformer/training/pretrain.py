@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..model.language_models import CausalLM, MaskedLM, Seq2SeqLM
-from ..model.modes import in_evaluation_mode
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.layers import eval_mode
 from .checkpointing import Checkpoint, digest, identity_of
 from .history import Entry, History
 from .layers import layers_of
@@ -168,7 +168,7 @@ def mean_loss(
     """
     loss = objective_of(model) if objective is None else objective
     total, tokens = 0.0, 0
-    with in_evaluation_mode(model), matmul_precision(precision):
+    with eval_mode(model), matmul_precision(precision):
         for batch in data.batches(batch_size):
             n = batch.n_targets
             total, tokens = total + loss(model, batch).item() * n, tokens + n
@@ -191,7 +191,7 @@ def masked_scores(
 ) -> Entry:
     """`mean_loss` and `masked_accuracy` in one pass; the accuracy does not decide what is best."""
     total, right, tokens = 0.0, 0, 0
-    with in_evaluation_mode(model), matmul_precision(precision):
+    with eval_mode(model), matmul_precision(precision):
         for batch in data.batches(batch_size):
             logits, targets = masked_predictions(model, batch)
             total += cross_entropy(model.config, logits, targets).item() * len(targets)

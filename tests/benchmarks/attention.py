@@ -2,7 +2,7 @@
 
     python tests/benchmarks/attention.py
 
-Forward and backward, 12 heads of 32, about a thousand tokens. `ops.FEW_KEYS` says up to where
+Forward and backward, 12 heads of 32, about a thousand tokens. `fast.FEW_KEYS` says up to where
 `fused_attention` uses torch's plain matmul and softmax; dropout on the weights and the precision of
 matrix products both move the crossing.
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from common import interleave, machine, table
 
-from minitransformer.formulas import ops
+from minitransformer.formulas import fast, ops
 from minitransformer.training.precision import matmul_precision
 
 HEADS, D_K, TOKENS = 12, 32, 1024
@@ -66,7 +66,7 @@ def main(rounds: int = 20) -> None:
             tensors = [torch.randn(shape).transpose(1, 2).requires_grad_() for _ in range(3)]
             keep = torch.ones(batch, 1, 1, length, dtype=torch.bool)
             keep[0, ..., -3:] = False
-            few = partial(ops.few_keys_attention, keep=keep)
+            few = partial(fast.few_keys_attention, keep=keep, dropout=0.0, bias=None, scale=None)
             fused = partial(F.scaled_dot_product_attention, attn_mask=keep)
             candidates = {
                 "written out": partial(ops.attention, keep=keep),

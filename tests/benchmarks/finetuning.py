@@ -25,7 +25,8 @@ from common import interleave, machine, table
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import minitransformer as mt
-from minitransformer.formulas import ops
+from minitransformer.formulas import fast
+from minitransformer.model import layers
 from minitransformer.pretrained.checkpoints import find_files
 from minitransformer.training.layers import layers_of
 from minitransformer.training.precision import matmul_precision
@@ -76,7 +77,7 @@ class Article:
 class Ours:
     """The same work with our parts, each lever on its own.
 
-    `instead` replaces functions of `ops` while it trains.
+    `instead` replaces functions of the package while it trains.
     """
 
     def __init__(
@@ -106,7 +107,11 @@ class Ours:
             yield mt.data.pad(ids, 0, self.data.labels[start : start + 32])
 
     def train(self, steps: int) -> None:
-        with mock.patch.multiple(ops, **self.instead) if self.instead else contextlib.nullcontext():
+        with contextlib.ExitStack() as stack:
+            for name, f in self.instead.items():
+                for module in (fast, layers):
+                    if hasattr(module, name):
+                        stack.enter_context(mock.patch.object(module, name, f))
             for number, batch in enumerate(self.batches()):
                 if number == steps:
                     break
@@ -119,7 +124,7 @@ class Ours:
 
 
 def softmax_in_16_bits(scores: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
-    """`ops.fused_softmax` without the way through 32 bits."""
+    """`fused_softmax` without the way through 32 bits."""
     blocked = torch.zeros(keep.shape, dtype=scores.dtype).masked_fill(~keep, -torch.inf)
     return torch.softmax(scores + blocked, -1)
 

@@ -199,7 +199,7 @@ def test_a_cell_or_an_answer_that_ends_the_process_is_left_out(rows):
 def test_what_a_submission_may_not_do_is_said(rows):
     note = rows["naughty", "softmax"]["note"]
     assert note.count("start or end processes") == 2
-    assert note.count("read solutions or what others handed in") == 3
+    assert note.count("read solutions or other submissions") == 3
     assert note.count("outside its own folder") == 3
     assert "code cell 5" not in note, "a submission's own files are its own"
 

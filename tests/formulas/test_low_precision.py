@@ -2,7 +2,7 @@
 
 import torch
 
-from minitransformer.formulas import ops
+from minitransformer.formulas import fast, masks, ops
 
 
 def test_softmax_of_16_bit_scores_is_rounded_once():
@@ -12,15 +12,15 @@ def test_softmax_of_16_bit_scores_is_rounded_once():
     keep[1, ..., 20:] = False
     for mask in (None, keep):
         exact = ops.softmax(scores.double(), mask)
-        assert torch.equal(ops.fused_softmax(scores, mask), exact.float().bfloat16())
-        assert ops.fused_softmax(scores.double(), mask).dtype is torch.float64
+        assert torch.equal(fast.fused_softmax(scores, mask), exact.float().bfloat16())
+        assert fast.fused_softmax(scores.double(), mask).dtype is torch.float64
 
 
 def test_dropout_keeps_the_type_and_drops_or_scales():
     torch.manual_seed(0)
     for dtype in (torch.bfloat16, torch.float32, torch.float64):
         x = torch.randn(64, 33, dtype=dtype).requires_grad_()
-        y = ops.inverted_dropout(x, 0.25)
+        y = masks.inverted_dropout(x, 0.25)
         assert y.dtype is dtype
         dropped = y == 0
         assert 0.2 < dropped.double().mean() < 0.3

@@ -55,7 +55,7 @@ def test_a_grid_searches_the_rate_for_few_labels_and_takes_it_over_for_more():
         better = 0.9 if trial.lr == 1.5e-3 else 0.5
         return dataclasses.replace(RESULT, trial=trial, valid_accuracy=better)
 
-    made = [r.trial for r in GRID.run(pretend)]
+    made = [r.trial for r in ex.trials(GRID, pretend)]
     head = [(t.labels, t.seed, t.lr, t.steps) for t in made if t.method == "head-only"]
     assert head == [
         (16, 0, 1.5e-3, 3), (16, 0, 3e-3, 3), (16, 1, 1.5e-3, 3),

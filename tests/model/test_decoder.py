@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from random_models import normal, randomise
 
 import minitransformer as mt
-from minitransformer.formulas import by_hand_decoder, ops
+from minitransformer.formulas import by_hand_decoder, fast, ops
 from minitransformer.model.block import DecoderBlock
 
 CONFIG = mt.TransformerConfig(
@@ -77,7 +77,7 @@ def test_every_target_position_sees_the_whole_source(config):
 
 
 @SETS
-@pytest.mark.parametrize("keys", [9, ops.FEW_KEYS + 5])
+@pytest.mark.parametrize("keys", [9, fast.FEW_KEYS + 5])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_causal_attention_is_attention_with_a_causal_mask(kind, keys, masked, biased):
@@ -107,7 +107,7 @@ def test_causal_attention_is_attention_with_a_causal_mask(kind, keys, masked, bi
 @pytest.mark.parametrize("masked", [False, True])
 def test_fused_attention_of_many_tokens_stores_no_scores(masked):
     """What backward needs is of the size of Q: memory grows with the length, not with its square."""
-    n, stored = 3 * ops.FEW_KEYS, []
+    n, stored = 3 * fast.FEW_KEYS, []
     Q, K, V = (torch.randn(1, 2, n, 4, requires_grad=True) for _ in range(3))
     keep = mt.padding_mask(torch.ones(1, n, dtype=torch.long), 0) if masked else None
 
@@ -116,7 +116,7 @@ def test_fused_attention_of_many_tokens_stores_no_scores(masked):
         return a
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda a: a):
-        ops.fused_attention(Q, K, V, keep, causal=not masked)
+        fast.fused_attention(Q, K, V, keep, causal=not masked)
         assert 0 < max(stored) < 4 * n * n / 10
         ops.attention(Q, K, V, keep, causal=not masked)
         assert max(stored) >= 4 * n * n

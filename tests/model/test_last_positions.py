@@ -64,3 +64,16 @@ def test_writing_computes_the_last_position_of_a_prompt_only():
         block.feed_forward.register_forward_hook(lambda m, a, y: rows.append(y.shape[1]))
     mt.generate(model, IDS[:1], 2)
     assert rows == [6, 1, 1, 1]
+
+
+@pytest.mark.parametrize("norm_position", ["post", "pre"])
+@pytest.mark.parametrize("last", [1, 2, 4, 5, 9])
+@pytest.mark.parametrize("heads", [1, 5])
+def test_a_mask_and_a_bias_with_a_row_per_query_are_cut_with_the_queries(
+    norm_position, last, heads
+):
+    block = randomise(mt.DecoderBlock(CONFIG.with_(norm_position=norm_position), cross=True))
+    y, memory, bias = normal(3, 5, 20), normal(3, 7, 20, seed=1), normal(1, 5, 5, 5, seed=2)
+    keep = normal(3, heads, 5, 5, seed=3) > -0.5
+    some, whole = (block(y, keep, memory, bias=bias, last=n) for n in (last, None))
+    assert_close(some, whole[:, -last:], rtol=0, atol=1e-12)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from random_models import normal, randomise
 
 import minitransformer as mt
-from minitransformer.formulas import ops
+from minitransformer.formulas import fast, ops
 from minitransformer.model.block import EncoderBlock
 from minitransformer.model.heads import mean_pool
 from minitransformer.model.layers import Embeddings
@@ -29,7 +29,7 @@ def block(norm_position: str, kind: str = "fused") -> EncoderBlock:
 @given(shift=st.floats(-1e3, 1e3), seed=st.integers(0, 99))
 def test_softmax_ignores_a_shift_and_sums_to_one(shift, seed):
     scores = 3 * normal(4, 7, seed=seed)
-    for f in (ops.softmax, ops.fused_softmax):
+    for f in (ops.softmax, fast.fused_softmax):
         torch.testing.assert_close(f(scores + shift), f(scores), atol=1e-10, rtol=0)
         torch.testing.assert_close(f(scores).sum(-1), torch.ones(4).double(), atol=1e-12, rtol=0)
 
@@ -95,7 +95,7 @@ def test_a_causal_block_does_not_see_the_future(kind, norm_position, training):
 
 
 @SETS
-@pytest.mark.parametrize("keys", [11, ops.FEW_KEYS + 3])
+@pytest.mark.parametrize("keys", [11, fast.FEW_KEYS + 3])
 def test_a_query_without_keys_gives_zeros_and_finite_gradients(kind, keys):
     Q, K, V = (normal(2, n, 4, seed=n).requires_grad_() for n in (6, keys, keys))
     keep = torch.ones(2, 6, keys, dtype=torch.bool)
@@ -107,7 +107,7 @@ def test_a_query_without_keys_gives_zeros_and_finite_gradients(kind, keys):
 
 
 @SETS
-@pytest.mark.parametrize("keys", [11, ops.FEW_KEYS + 3])
+@pytest.mark.parametrize("keys", [11, fast.FEW_KEYS + 3])
 def test_attention_is_the_same_on_both_sides_of_few_keys(kind, keys):
     Q, K, V = (normal(2, n, 4, seed=n) for n in (6, keys, keys))
     keep = normal(2, 6, keys) > -0.5
@@ -268,7 +268,7 @@ def test_rms_norm_ignores_scale_but_not_shift(kind):
 
 
 @SETS
-@pytest.mark.parametrize("keys", [5, ops.FEW_KEYS + 3])
+@pytest.mark.parametrize("keys", [5, fast.FEW_KEYS + 3])
 def test_dropout_of_attention_keeps_the_mean(kind, keys):
     """Mistake 32: on the weights, scaled by 1 / (1 - p), so that the mean over masks is kept."""
     torch.manual_seed(0)

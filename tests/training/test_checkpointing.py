@@ -145,9 +145,9 @@ def test_a_run_that_is_there_is_not_overwritten(whole):
 
 def test_a_second_process_that_comes_later_is_not_refused(whole, monkeypatch):
     """The first one has begun the history already."""
-    monkeypatch.setattr("minitransformer.training.checkpointing.place", lambda: (1, 2))
+    monkeypatch.setattr("minitransformer.training.checkpointing.rank_and_size", lambda: (1, 2))
     refuse_existing(whole[2], resume=False)
-    monkeypatch.setattr("minitransformer.training.checkpointing.place", lambda: (0, 2))
+    monkeypatch.setattr("minitransformer.training.checkpointing.rank_and_size", lambda: (0, 2))
     with pytest.raises(FileExistsError, match="holds a run already"):
         refuse_existing(whole[2], resume=False)
 

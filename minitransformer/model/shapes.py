@@ -1,0 +1,11 @@
+"""The shapes of what passes through every model, named once."""
+
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+Ids = Int[Tensor, "batch length"]
+Hidden = Float[Tensor, "batch length d_model"]
+Memory = Float[Tensor, "batch keys d_model"]
+Logits = Float[Tensor, "batch length vocab"]
+Mask = Shaped[Tensor, "..."] | None  # True = may attend; `check_keep` says what is wrong with it
+Bias = Float[Tensor, "..."] | None
