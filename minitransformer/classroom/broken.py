@@ -73,7 +73,7 @@ class Patient:
         return loss.item()
 
     def batches(self, steps: int) -> Iterator[Batch]:
-        """So many batches of the training data."""
+        """This many batches of the training data."""
         epochs = (b for epoch in range(steps) for b in self.train.batches(32, seed=epoch))
         return (batch for _, batch in zip(range(steps), epochs, strict=False))
 
@@ -222,10 +222,18 @@ class Fault:
     """The symptoms that it shows, by their names in `clinic.SYMPTOMS`."""
     story: str
     """What happens, and the remedy."""
+    sometimes: frozenset[str] = frozenset()
+    """Symptoms that depend on chance: on the seed, and on how a machine rounds."""
+
+    def explains(self, signs: frozenset[str]) -> bool:
+        """Whether a model with this mistake can show these symptoms."""
+        return self.signs <= signs <= self.signs | self.sometimes
 
 
-def fault(kind: str, change: Callable[[Patient], None], signs: str, story: str) -> Fault:
-    return Fault(kind, change, frozenset(signs.split()), story)
+def fault(
+    kind: str, change: Callable[[Patient], None], signs: str, story: str, sometimes: str = ""
+) -> Fault:
+    return Fault(kind, change, frozenset(signs.split()), story, frozenset(sometimes.split()))
 
 
 FAULTS = {
@@ -284,14 +292,16 @@ FAULTS = {
         "the data.",
     ),
     "gradients pile up": fault(
-        "reader", with_(clears_gradients=False), "piled validation",
+        "reader", with_(clears_gradients=False), "piled",
         "Without zero_grad each step goes along the sum of all gradients so far, the outdated ones "
-        "included.",
+        "included. Whether it learns anything in spite of that is a matter of luck.",
+        sometimes="validation",
     ),
     "rate too high": fault(
         "reader", with_(learning_rate=0.5), "climbs validation",
         "A hundred times the learning rate that the model can bear: after a few steps it gives one "
-        "answer to everything, the more frequent one.",
+        "answer to everything, the more frequent one. One batch it may or may not learn by heart.",
+        sometimes="one_batch",
     ),
 }  # fmt: skip
 

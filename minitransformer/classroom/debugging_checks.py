@@ -325,7 +325,7 @@ def contradiction(chart: clinic.Chart, name: str) -> str:
             f"{does[fault.kind]}."
         )
     for symptom in clinic.SYMPTOMS:
-        if symptom.shows(chart) and symptom.name not in fault.signs:
+        if symptom.shows(chart) and symptom.name not in fault.signs | fault.sometimes:
             return f"that does not explain that {symptom.measured(chart)}."
     for symptom in clinic.SYMPTOMS:
         if symptom.name in fault.signs and not symptom.shows(chart):

@@ -182,9 +182,30 @@ def test_bfloat16_trains_close_to_float32():
     assert all(p.dtype == torch.float32 for p in rough.parameters())
 
 
-def test_auto_precision_is_one_of_the_fast_ones():
-    assert resolve("auto") in ("medium", "bfloat16")
-    assert resolve("highest") == "highest"
+@pytest.mark.parametrize(
+    ("has", "allowed", "expected"),
+    [
+        ({"avx512_bf16": True}, "", "bfloat16"),
+        ({"amx_bf16": True, "avx512_bf16": False}, "ALL", "bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX512_CORE_BF16", "bfloat16"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "avx512_core", "highest"),
+        ({"avx512_bf16": True, "amx_bf16": True}, "AVX2", "highest"),
+        ({"avx512_f": True, "avx512_bf16": False}, "", "highest"),
+        ({}, "", "highest"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it_and_plain_float32_elsewhere(
+    monkeypatch, has, allowed, expected
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", allowed)
+    assert resolve("auto") == expected
+    assert resolve("medium") == "medium"
+
+
+def test_auto_is_plain_float32_where_torch_cannot_say_what_the_cpu_has(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve("auto") == "highest"
 
 
 def test_a_loss_that_is_no_number_says_so():
@@ -274,7 +295,7 @@ def test_an_unknown_precision_is_refused_and_the_setting_put_back_after_an_error
     with pytest.raises(
         ValueError, match=r"precision='half' is not known; choose one of .*bfloat16"
     ):
-        resolve("half") if not hasattr(resolve, "__wrapped__") else resolve.__wrapped__("half")
+        resolve("half")
     torch.set_float32_matmul_precision("highest")
     with pytest.raises(RuntimeError, match="stop"), matmul_precision("medium"):
         assert torch.get_float32_matmul_precision() == "medium"
