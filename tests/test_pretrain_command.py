@@ -58,6 +58,7 @@ def stopped(monkeypatch):
     return arrange
 
 
+@pytest.mark.trains
 def test_a_gpt_of_ones_own(book, tmp_path, capsys):
     assert pretrain("--texts", book, out=tmp_path / "gpt") == 0
     shown = capsys.readouterr().out
@@ -169,6 +170,7 @@ def test_a_full_disk_is_one_line_that_says_how_to_go_on(book, tmp_path, capsys, 
     assert pretrain("--texts", book, "--resume", out=tmp_path / "gpt") == 0
 
 
+@pytest.mark.trains
 def test_torchrun_trains_the_same_model(book, tmp_path):
     """Two real processes; one model is written, equal to that of one process to rounding."""
     options = ["--texts", book, "--dropout", "0"]
@@ -176,7 +178,7 @@ def test_torchrun_trains_the_same_model(book, tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          "-m", "minitransformer", "pretrain", "--out", str(tmp_path / "two"), *SMALL, *options],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert run.stdout.count("the model is in") == 1
