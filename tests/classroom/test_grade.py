@@ -12,7 +12,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from minitransformer.classroom.clinic.charts.patients import SEATS
+from minitransformer.classroom.clinic.patients import SEATS
 
 from minitransformer.__main__ import main
 from minitransformer.classroom.clinic import charts as clinic

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from minitransformer.classroom.clinic.charts.patients import FAULTS, SEATS
+from minitransformer.classroom.clinic.patients import FAULTS, SEATS
 
 import minitransformer as mt
 from minitransformer.classroom.clinic import charts as clinic
