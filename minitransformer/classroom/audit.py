@@ -1,27 +1,35 @@
 r"""How well the mistakes are known: `python -m minitransformer mistakes`.
 
-For every exercise, three questions.
+The audit makes every known mistake and asks three questions.
 
-- named: is each known mistake refused and called by its name, whatever the random inputs?
-- pairs: are two mistakes at once both named? A pair counts only where both show. Where the output is
-  that of a single mistake ("without the mask" leaves nothing for "mask inverted" to do), that one is
-  named, and no check can do more.
-- caught: planted in the package, would the package's own tests see it? A mistake that no row of the
-  ledger notices is a hole in the ledger.
+- named: is it rejected and called by its name, whatever the random inputs?
+- pairs: are two mistakes at once both named? A pair counts only if both show. If the output is that of
+  a single mistake ("without the mask" leaves nothing for "mask inverted" to do), that one is named, and
+  no check can do more.
+- caught: planted in the package itself, would the ledger notice? A mistake that no row notices is a
+  hole in the ledger. Where the formula has no row, its right answer must equal what the package
+  computes, and the mistake must differ from it.
 
-And how long a student waits for the answer: to the right function, and at worst.
+It also measures how long a student waits for the answer: to the right function, and at worst.
 """
 
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from operator import attrgetter
 
-from .counterparts import FUNCTIONS
-from .engine.diagnosis import EXACT, SEED, Exercise, Mistake, Result, distance, pairs
-from .exercises.checks import every, exercises
-from .mutants import ROWS, caught
+import numpy as np
+from tqdm import tqdm
+
+from ..proofs import measure as ledger
+from ..proofs.formula import Formula
+from ..proofs.ledger import LEDGER
+from .engine.diagnosis import Exercise, Result
+from .engine.numbers import EXACT, SEED, distance, gradients
+from .engine.patches import Mistake, planted
+from .engine.running import copies
+from .registry import every, exercises
 
 SEEDS = (SEED, SEED + 1, SEED + 2)
 
@@ -32,84 +40,110 @@ class Measured:
 
     name: str
     known: int
+    witness: str
+    """What noticed the planted mistakes: rows of the ledger, or the package's function."""
+    wrong: list[str] = field(default_factory=list)
+    """What the exercise itself gets wrong: a right answer rejected, a patch that no longer fits ..."""
     misnamed: list[str] = field(default_factory=list)
-    """Mistakes that were not refused, or not called by their name, with some seed."""
-    pairs: int = 0
-    """Pairs of which both show."""
-    both_named: int = 0
-    witness: str = "no ledger row"
-    """Against what the mistakes were held: rows of the ledger, or the package's function."""
+    """Mistakes that were accepted, or not called by their name, with some seed."""
     survived: list[str] = field(default_factory=list)
-    """Mistakes that this did not see."""
+    """Planted mistakes that went unnoticed."""
+    pairs: int = 0
+    """Pairs of which both mistakes show."""
+    both_named: int = 0
     right: float = 0.0
-    """Milliseconds until a right answer is told so."""
+    """Milliseconds for the answer to a right function."""
     slowest: float = 0.0
-    """Milliseconds that the slowest of all answers took; mostly the first to a mistake unknown."""
+    """Milliseconds for the slowest answer; mostly the first one to an unknown mistake."""
 
     @property
-    def held(self) -> int:
-        """The number of mistakes that were planted."""
-        return 0 if self.witness == "no ledger row" else self.known
+    def planted(self) -> int:
+        """How many mistakes were planted."""
+        return self.known if self.witness else 0
 
 
 def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Measured:
     """Make every known mistake, and every two at once, and see what the check says."""
-    found = Measured(name, len(exercise.mistakes))
-    exercise = replace(exercise)  # which remembers no wrong outputs yet
+    exercise = replace(exercise)  # a copy that remembers no wrong outputs yet
+    witness = " ".join(exercise.rows) or ("the package's function" if exercise.package else "")
+    found = Measured(name, len(exercise.mistakes), witness)
 
-    def timed(student: Callable, seed: int = SEED) -> Result:
+    def answer(student: Callable | None, seed: int = SEED) -> Result:
         start = time.perf_counter()
         result = exercise(student, seed)
         found.slowest = max(found.slowest, 1000 * (time.perf_counter() - start))
         return result
 
-    def answered(*mistakes: Mistake, seed: int = SEED) -> Result:
-        """What the check says to a student who makes these mistakes."""
-        change = {k: v for m in mistakes for k, v in m.change.items()}
-        return timed(lambda *inputs: exercise.variant(*inputs, **change), seed)
-
-    if not answered().passed:
-        raise AssertionError(f"{name}: right, and refused by its own check")
-    found.right = found.slowest
-    timed(lambda *inputs: 3 * exercise.variant(*inputs) + 1)  # held against every pair
-    for mistake in exercise.mistakes:
-        results = [answered(mistake, seed=seed) for seed in seeds]
+    for seed in (SEED, *seeds):
+        if not answer(exercise.right, seed).passed:
+            found.wrong.append(f"the right answer is rejected with seed {seed}")
+        found.right = found.right or found.slowest
+    answer(lambda *inputs: 3 * exercise.correct(*inputs) + 1)  # compared with every pair
+    fitting = [m for m in exercise.mistakes if exercise.patched(m)]
+    for mistake in {*exercise.mistakes} - {*fitting}:
+        found.wrong.append(f"the patch {mistake.name!r} no longer fits the right answer")
+    for mistake in fitting:
+        results = [answer(exercise.patched(mistake), seed) for seed in seeds]
         if any(r.passed or r.mistakes != (mistake.name,) for r in results):
             found.misnamed.append(mistake.name)
-    for a, b in pairs(exercise):
-        said = answered(a, b).mistakes
-        hidden = len(said) == 1 and said[0] in (a.name, b.name)
-        found.pairs += not hidden
-        found.both_named += set(said) == {a.name, b.name}
-    plant(found, exercise)
+    for a, b in exercise.pairs():
+        result = answer(exercise.patched(a, b))
+        if result.passed:
+            found.wrong.append(f"{a.name!r} and {b.name!r} together are accepted")
+        found.pairs += result.mistakes not in ((a.name,), (b.name,))
+        found.both_named += {*result.mistakes} == {a.name, b.name}
+    for notice in [by_ledger] if exercise.rows else [by_package] if exercise.package else []:
+        if notice(exercise):
+            found.wrong.append(f"{witness} differs from the right answer")
+        found.survived = [m.name for m in fitting if not notice(exercise, m)]
     return found
 
 
-def plant(found: Measured, exercise: Exercise) -> None:
-    """Put each mistake in the place of the package's own code."""
-    if found.name in ROWS:
-        rows = ROWS[found.name](exercise.variant)
-        found.witness = " ".join(row.id for row in rows)
-        off = [row.id for row in rows if caught(row)]
-        if off:
-            raise AssertionError(f"{found.name}: right, and refused by {', '.join(off)}")
-        found.survived = [
-            mistake.name
-            for mistake in exercise.mistakes
-            if not any(map(caught, ROWS[found.name](partial(exercise.variant, **mistake.change))))
-        ]
-    elif found.name in FUNCTIONS:
-        found.witness = "the package's function"
-        inputs = exercise.inputs()
-        right = {case: FUNCTIONS[found.name](*given.values()) for case, given in inputs.items()}
+def by_ledger(exercise: Exercise, *mistakes: Mistake) -> bool:
+    """Whether one of the exercise's rows is off with these mistakes planted in the package."""
+    cases = [one for id in exercise.rows for one in one_by_one(LEDGER[id])]
+    with planted((*exercise.parts, exercise.right), *mistakes):
+        return any(map(off, cases))
 
-        def differs(*mistakes: Mistake) -> bool:
-            outputs = {c: exercise.wrong(SEED, c, given, *mistakes) for c, given in inputs.items()}
-            return any(a is None or distance(a, right[c]) > EXACT for c, a in outputs.items())
 
-        if differs():
-            raise AssertionError(f"{found.name}: the package's function gives something else")
-        found.survived = [m.name for m in exercise.mistakes if not differs(m)]
+def off(row: Formula) -> bool:
+    """Whether the ledger rejects a row; a crash counts as well."""
+    try:
+        return bool(ledger.measure(row).wrong())
+    except Exception:
+        return True
+
+
+@cache
+def one_by_one(row: Formula) -> tuple[Formula, ...]:
+    """The row case by case, with inputs and results by hand from before anything is planted."""
+
+    def only(case: str) -> Formula:
+        inputs = row.draw(np.random.default_rng(ledger.SEED), case)
+        by_hand = row.by_hand(**inputs)
+        return replace(row, cases=(case,), draw=lambda *_: inputs, by_hand=lambda **_: by_hand)
+
+    return tuple(map(only, row.cases))
+
+
+def by_package(exercise: Exercise, *mistakes: Mistake) -> bool:
+    """Whether the answer with these mistakes differs from what the package computes."""
+    yours, package = (
+        lambda *inputs, f=f: exercise.tensor(f(*inputs))
+        for f in (exercise.patched(*mistakes), exercise.package)
+    )
+    cases = exercise.inputs().values()
+    for inputs in cases:
+        try:
+            a, b = yours(*copies(inputs)), package(*copies(inputs))
+        except Exception:
+            return True
+        if a.shape != b.shape or distance(a, b) > EXACT:
+            return True
+    if not mistakes:  # the package may leave torch, where gradients end
+        return False
+    slopes = ((gradients(yours, inputs), gradients(package, inputs)) for inputs in cases)
+    return any(distance(a[name], b[name]) > EXACT for a, b in slopes for name in b)
 
 
 @dataclass(frozen=True)
@@ -121,31 +155,38 @@ class Catalogue:
     @property
     def ok(self) -> bool:
         """Whether every mistake is named, and every planted one caught."""
-        return not any(row.misnamed or row.survived for row in self.rows)
+        return not any(row.wrong or row.misnamed or row.survived for row in self.rows)
 
     def __str__(self) -> str:
         return "\n".join([HEAD, "-" * len(HEAD), *map(line, self.rows), "", *self.summary()])
 
     def summary(self) -> Iterator[str]:
         """The sums, and what is not as it should be."""
-        known, both, two, held = (
-            sum(getattr(row, name) for row in self.rows)
-            for name in ("known", "both_named", "pairs", "held")
+        sums = (
+            sum(getattr(r, a) for r in self.rows)
+            for a in ("known", "both_named", "pairs", "planted")
         )
-        misnamed = [f"{row.name}, {name}" for row in self.rows for name in row.misnamed]
-        survived = [f"{row.name}, {name}" for row in self.rows for name in row.survived]
-        yield f"{known - len(misnamed)} of {known} mistakes are refused and named, each on {len(SEEDS)} seeds"
+        known, both, two, planted = sums
+        caught = planted - len(self.named("survived"))
+        yield f"{known - len(self.named('misnamed'))} of {known} mistakes are rejected and named, each on {len(SEEDS)} seeds"
         yield f"{both} of {two} pairs ({share(both, two)}) are both named"
-        yield f"mutation score: {held - len(survived)} of {held} ({share(held - len(survived), held)}) planted mistakes are caught"
+        yield f"mutation score: {caught} of {planted} ({share(caught, planted)}) planted mistakes are caught"
         right, slow = (max(self.rows, key=attrgetter(name)) for name in ("right", "slowest"))
         yield (
-            f"a right answer is told so in {right.right:.0f} ms at most ({right.name}); the slowest "
+            f"a right answer is recognised within {right.right:.0f} ms ({right.name}); the slowest "
             f"answer of all took {slow.slowest:.0f} ms ({slow.name})"
         )
-        if misnamed:
-            yield f"not named: {'; '.join(misnamed)}"
-        if survived:
-            yield f"not caught: {'; '.join(survived)}"
+        for what, kind in (
+            ("not named", "misnamed"),
+            ("not caught", "survived"),
+            ("wrong", "wrong"),
+        ):
+            if names := self.named(kind):
+                yield f"{what}: {'; '.join(names)}"
+
+    def named(self, kind: str) -> list[str]:
+        """The entries of one kind, each with the name of its exercise."""
+        return [f"{row.name}, {entry}" for row in self.rows for entry in getattr(row, kind)]
 
 
 HEAD = f"{'exercise':22} {'known':>5} {'named':>6} {'pairs named':>14} {'caught':>7} {'ms':>4} {'at most':>7}  by"
@@ -156,10 +197,10 @@ def line(row: Measured) -> str:
     both = (
         f"{row.both_named}/{row.pairs} {share(row.both_named, row.pairs):>6}" if row.pairs else "-"
     )
-    seen = str(row.held - len(row.survived)) if row.held else "-"
+    caught = str(row.planted - len(row.survived)) if row.planted else "-"
     return (
-        f"{row.name:22} {row.known:5} {row.known - len(row.misnamed):6} {both:>14} {seen:>7} "
-        f"{row.right:4.0f} {row.slowest:7.0f}  {row.witness}"
+        f"{row.name:22} {row.known:5} {row.known - len(row.misnamed):6} {both:>14} {caught:>7} "
+        f"{row.right:4.0f} {row.slowest:7.0f}  {row.witness or 'no ledger row'}"
     )
 
 
@@ -185,9 +226,10 @@ def catalogue(names: list[str] | None = None) -> Catalogue:
     """Measure the exercises of these names, or all.
 
     Raises:
-        KeyError: there is no such exercise; the message lists those there are.
+        KeyError: there is no such exercise; the message lists the known ones.
     """
-    return Catalogue(tuple(measure(name, e) for name, e in chosen(names).items()))
+    bar = tqdm(chosen(names).items(), unit="exercise")
+    return Catalogue(tuple(measure(name, exercise) for name, exercise in bar))
 
 
 def chosen(names: list[str] | None) -> dict[str, Exercise]:
@@ -198,5 +240,5 @@ def chosen(names: list[str] | None) -> dict[str, Exercise]:
             continue
         if name in every():
             raise KeyError(f"{name} asks for names, not for a formula: it has no list of mistakes")
-        raise KeyError(f"no exercise {name!r}; there are: {', '.join(known)}")
+        raise KeyError(f"no exercise {name!r}; the known ones are: {', '.join(known)}")
     return {name: known[name] for name in names or known}

@@ -1,6 +1,6 @@
-r"""The exercises by name: `mt.check.attention(my_attention)` says what is wrong with it, by name if it can.
+r"""The exercises by name: `mt.check.attention(my_attention)` names what is wrong with it.
 
-Each name of this module is an `Exercise` or a `Quiz` of a file in `exercises/`; call it with your own answer.
+Each name of this module is an `Exercise` or a `Quiz` of a file in `exercises/`; call it with your answer.
 """
 
 import functools
@@ -10,12 +10,12 @@ from difflib import get_close_matches
 
 from . import exercises as files
 from .engine.diagnosis import Exercise
-from .exercises.nb20_debugging import Quiz
+from .engine.quiz import Quiz
 
 
 @functools.cache
 def every() -> dict[str, Exercise | Quiz]:
-    """All that a notebook may ask for, by name, in the order of the notebooks."""
+    """Everything that a notebook may ask for, by name, in the order of the notebooks."""
     modules = [
         importlib.import_module(f"{files.__name__}.{module.name}")
         for module in pkgutil.iter_modules(files.__path__)
@@ -29,7 +29,7 @@ def every() -> dict[str, Exercise | Quiz]:
 
 
 def exercises() -> dict[str, Exercise]:
-    """Those that know wrong answers to a formula."""
+    """The exercises that ask for a formula and know wrong answers to it."""
     return {name: e for name, e in every().items() if isinstance(e, Exercise)}
 
 
@@ -40,7 +40,7 @@ def __getattr__(name: str) -> Exercise | Quiz:
     if name in every():
         return every()[name]
     near = get_close_matches(name, every(), n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(every())}"
+    hint = f"did you mean {near[0]!r}?" if near else f"the known ones are: {', '.join(every())}"
     raise AttributeError(f"no exercise {name!r}; {hint}")
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..options import Precision, Schedule
+from ..options import Precision
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .layers import Layer
@@ -47,7 +47,7 @@ class Recipe:
     clip: float
     seed: int
     precision: Precision
-    schedule: Schedule = "linear"
+    schedule: str = "linear"
     accumulate: int = 1
 
     def __post_init__(self):

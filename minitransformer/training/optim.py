@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from ..model.layers import LayerNorm, RMSNorm
-from ..options import Schedule
 from .layers import Layer
 
 
@@ -81,7 +80,7 @@ def warmup_steps(steps: int, warmup: float) -> int:
     return -int(-warmup * steps // 1)
 
 
-SCHEDULES: dict[Schedule, Callable[[int, int, float], float]] = {
+SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
     "linear": warmup_then_linear,
     "cosine": warmup_then_cosine,
 }

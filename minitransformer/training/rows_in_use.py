@@ -1,4 +1,10 @@
-"""Only the rows of the embedding table that the training texts read."""
+"""Only the rows of the embedding table that the training texts read.
+
+Why this has a file: a batch reads a few hundred tokens, but the gradient, its norm and AdamW's update
+run over the whole table. Without the unread rows a fine-tuning run of a six-block encoder of width 384
+takes 1.2 times less CPU time with BERT's 30,522 tokens, and 2.1 times less with a multilingual
+vocabulary of 250,037 (`python tests/benchmarks/rows_in_use.py`). The result is the same to rounding.
+"""
 
 import contextlib
 import itertools

@@ -29,7 +29,7 @@ from tokenizers import models, pre_tokenizers, trainers
 
 import minitransformer as mt
 from minitransformer import plots
-from minitransformer.classroom.exercises.nb07_tokens import word_pieces_reference
+from minitransformer.classroom.exercises.nb07_tokens import word_pieces_by_rule
 
 train, _, test = mt.data.load("movies").split(seed=0)
 _, bert = mt.load_pretrained("all-MiniLM-L6-v2")
@@ -299,7 +299,7 @@ mt.check.word_pieces(my_word_pieces)
 vocab = bert.backend.get_vocab()
 equal = 0
 for word in held_out:
-    ids = word_pieces_reference(word, vocab, pad_id=-1).tolist()
+    ids = word_pieces_by_rule(word, vocab, pad_id=-1).tolist()
     equal += [i for i in ids if i >= 0] == bert.encode(word)[1:-1]  # without [CLS] and [SEP]
 print(f"{equal:,} of {len(held_out):,} words are cut alike")
 assert equal == len(held_out)

@@ -1,8 +1,8 @@
-r"""What can be measured on any model that does not learn: no reference is needed, only the model itself.
+r"""What can be measured on any model that does not learn, without anything to compare it with.
 
-`f` is the model as its own evaluation calls it: a function of a `Batch` that gives a tensor whose
-first axis is the batch. `step` is one step of its own training: a function of a `Batch` that gives
-the loss. Nothing here looks inside.
+`f` is the model as its own evaluation calls it: a function from a `Batch` to a tensor whose first axis
+is the batch. `step` is one step of its own training: a function from a `Batch` to the loss. Nothing
+here looks inside the model.
 """
 
 import math
@@ -24,21 +24,13 @@ Step = Callable[[Batch], float]
 def chance_loss(n: int) -> float:
     r"""The cross-entropy of a model that knows nothing: $-\log \frac1n = \ln n$ for $n$ answers.
 
-    What a fresh model should start with.
+    A fresh model should start with it.
     """
     return math.log(n)
 
 
-def softmax_floor(n: int) -> float:
-    r"""The least loss when probabilities are taken for logits: $\ln\!\left(1 + \frac{n-1}{e}\right)$.
-
-    The best that the first softmax can give is 1 for the right answer and 0 for the others.
-    """
-    return math.log(1 + (n - 1) / math.e)
-
-
 def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
-    """The norm of the loss's gradient in each layer, from bottom to top; 0 where none arrives."""
+    """The norm of the loss's gradient in each layer, from bottom to top; 0 if none arrives."""
     model.zero_grad()
     loss.backward()
     norms = {}
@@ -54,10 +46,11 @@ def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> 
 
     $$\max_{i < t} \lvert f(x')_i - f(x)_i \rvert, \qquad x'_j = x_j \text{ for } j < t$$
 
-    The new numbers are random ones: a constant added to all would vanish in the next norm.
+    The new numbers are random: a constant added to all of them would vanish in the next norm.
     """
     other = x.clone()
-    other[:, t:] = torch.randn(other[:, t:].shape, dtype=x.dtype)
+    with reproducible(0):
+        other[:, t:] = torch.randn_like(other[:, t:])
     with torch.no_grad(), eval_mode(block):
         return float((block(other) - block(x))[:, :t].abs().max())
 
@@ -65,12 +58,12 @@ def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> 
 def influence(
     f: Predict, ids: Int[Tensor, "batch length"], others: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "length length"]:
-    r"""How far output $i$ moves when token $j$ is exchanged, at [i, j]: `leak` for every position.
+    r"""How far output $i$ moves when token $j$ is replaced, at [i, j]: `leak` for every position.
 
-    Below the diagonal the past speaks, on it the token itself, above it the future.
+    Entries below the diagonal show the past's influence, those above it the future's.
 
     Args:
-        others: the tokens to exchange with.
+        others: the replacement for each token.
     """
     batch = Batch(ids, torch.ones(len(ids), 1, 1, ids.shape[1], dtype=torch.bool))
     before, columns = f(batch), []
@@ -83,7 +76,7 @@ def influence(
 
 
 def alone_against_batch(f: Predict, sequences: Sequence[Sequence[int]], pad_id: int) -> float:
-    """The largest difference between a text by itself and the same in a padded batch.
+    """The largest difference between a text by itself and the same text in a padded batch.
 
     Outputs at padded positions mean nothing and are left out.
     """
@@ -100,12 +93,12 @@ def twice_alike(f: Predict, batch: Batch) -> float:
 
 
 def overfit_one_batch(step: Step, batch: Batch, steps: int) -> list[float]:
-    """The losses of training on one small batch only, which every healthy model learns by heart."""
+    """The losses of training on one small batch, which every healthy model learns by heart."""
     return [step(batch) for _ in range(steps)]
 
 
 def piled_up(model: nn.Module, step: Step, batch: Batch) -> float:
-    """The gradient of a second, equal step over that of the first: 1, or 2 where none is cleared.
+    """The gradient of a second, equal step relative to the first: 1, or 2 if it is never cleared.
 
     The step must leave the weights alone, as with a learning rate of 0.
     """
@@ -119,12 +112,12 @@ def piled_up(model: nn.Module, step: Step, batch: Batch) -> float:
 
 
 def random_tokens(letters: int, first: int, size: tuple[int, int], seed: int) -> Batch:
-    """Tokens drawn by lot, from `first` on: nothing can predict the next better than $1/letters$."""
+    """Random tokens, from `first` on: nothing can predict the next one better than $1/letters$."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(first, first + letters, size, generator=generator)
     return Batch(ids, torch.ones(size[0], 1, 1, size[1], dtype=torch.bool))
 
 
 def copies(f: Predict, batch: Batch) -> float:
-    """How often the likeliest next token is the one that was just read."""
+    """How often the likeliest next token is the one just read."""
     return float((f(batch).argmax(-1) == batch.ids).float().mean())

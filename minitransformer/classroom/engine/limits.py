@@ -1,12 +1,11 @@
-"""Limits around a student's function: a loop without end or a tensor too large gets an answer too.
+"""Limits around a student's function, so that an endless loop or a huge tensor gets an answer too.
 
-`limited(seconds)` stops what takes too long, bounds memory, shortens what is printed, and lets
-nobody wait for `input()`. It needs no second process: the function is the notebook's own.
+`limited(seconds)` stops what takes too long, bounds memory, shortens what is printed, and makes
+`input()` an error. It needs no second process: the function runs in the notebook itself.
 
-What it cannot do: a single operation in C (one huge matrix product) is only stopped when it
-returns; on Windows and outside the main thread an `except:` without a name in a loop swallows the
-stop, as it does that of the stop button; memory is limited on Linux only, and not beside CUDA, which
-reserves address space as it likes.
+What it cannot do: a single operation in C (one huge matrix product) is only stopped when it returns;
+on Windows, and outside the main thread, a bare `except:` in a loop swallows the stop, as it swallows
+the stop button; memory is limited on Linux only, and not with CUDA, which reserves address space freely.
 """
 
 import builtins
@@ -25,19 +24,20 @@ import psutil
 import torch
 
 SECONDS = 10.0
-"""For all runs of a check together; a right answer takes hundredths of one."""
+"""For all runs of one check; a right answer takes hundredths of a second."""
 MEMORY = 2 * 2**30
-"""Bytes over what the process already has."""
+"""Bytes in addition to what the process already has."""
 PRINTED = 2000
 """Characters of output that are shown."""
 REPEAT = 0.3
+"""Seconds between a stop and the next, where the first one was swallowed."""
 HERE = (__file__, contextlib.__file__)
 HANDLER = dis.opmap["PUSH_EXC_INFO"]
-"""How every `except`, and what a `with` or a `finally` does after an exception, begins."""
+"""The instruction at the start of every `except`, and of what `with` or `finally` do on an exception."""
 
 
 class TimeUp(BaseException):
-    """Raised where the code is when its time is up; no Exception, so `except Exception` lets it by."""
+    """Raised in the running code when its time is up; `except Exception` does not catch it."""
 
 
 STOPS = (TimeUp, MemoryError, SystemExit, KeyboardInterrupt)
@@ -45,12 +45,12 @@ STOPS = (TimeUp, MemoryError, SystemExit, KeyboardInterrupt)
 
 
 @contextlib.contextmanager
-def limited(seconds: float, memory: int = MEMORY, printed: int = PRINTED) -> Iterator:
-    """All limits for the code within.
+def limited(seconds: float, memory: int = MEMORY) -> Iterator:
+    """All limits, for the code inside the `with`.
 
-    Raises: TimeUp after so many seconds, wherever the code is then.
+    Raises: TimeUp after that many seconds, wherever the code is then.
     """
-    shown = contextlib.redirect_stdout(Shortened(sys.stdout, printed))
+    shown = contextlib.redirect_stdout(Shortened(sys.stdout, PRINTED))
     main = threading.current_thread() is threading.main_thread()
     clock = alarm if main and hasattr(signal, "setitimer") else watcher
     with no_questions(), shown, one_thread(), address_space(memory), clock(seconds):
@@ -59,11 +59,11 @@ def limited(seconds: float, memory: int = MEMORY, printed: int = PRINTED) -> Ite
 
 @contextlib.contextmanager
 def alarm(seconds: float) -> Iterator:
-    """The system's timer: also wakes a `sleep`. Only in the main thread, and not on Windows.
+    """The system's timer, which also interrupts a `sleep`. Main thread only, and not on Windows.
 
-    An `except:` without a name catches `TimeUp` like anything else. So from the second time on it is
-    raised once more, where the code goes on as if nothing had happened: behind that `except`. What a
-    `with` or a `finally` has to do at the end is done before.
+    A bare `except:` catches `TimeUp` like anything else. So from the second ring on it is raised again
+    where the code carries on as if nothing had happened: after that `except`, and after what `with` and
+    `finally` have to do first.
     """
     rung, start, trace, outer = 0, time.monotonic(), sys.gettrace(), caller()
 
@@ -76,12 +76,12 @@ def alarm(seconds: float) -> Iterator:
     def ring(signum: int, frame: FrameType | None) -> None:
         nonlocal rung
         signal.setitimer(signal.ITIMER_REAL, REPEAT)
-        # On the way in or out nothing is raised: the student's code is not running then.
+        # On the way in or out, the student's code is not running: nothing is raised.
         if frame is not None and frame.f_code.co_filename in HERE:
             return
         rung += 1
         if rung > 1:
-            sys.settrace(lambda *_: None)  # what is called from now on is not watched
+            sys.settrace(lambda *_: None)  # functions called from now on are not traced
             while frame is not None and frame is not outer:
                 frame.f_trace, frame = again, frame.f_back
         raise TimeUp
@@ -94,13 +94,13 @@ def alarm(seconds: float) -> Iterator:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
         sys.settrace(trace)
-        if left:  # limits within limits: the outer ones go on
+        if left:  # limits inside limits: the outer timer continues
             left = max(left - time.monotonic() + start, 1e-3)
             signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
 def caller() -> FrameType | None:
-    """Where the limits were set, outside this module."""
+    """The frame that set the limits, outside this module."""
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_filename in HERE:
         frame = frame.f_back
@@ -109,7 +109,7 @@ def caller() -> FrameType | None:
 
 @contextlib.contextmanager
 def watcher(seconds: float) -> Iterator:
-    """The same anywhere else: a second thread that raises in this one, between two instructions."""
+    """The same everywhere else: a second thread raises in this one, between two instructions."""
     thread, done = threading.get_ident(), threading.Event()
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -126,8 +126,8 @@ def watcher(seconds: float) -> Iterator:
     try:
         yield
     finally:
-        # One that is on its way arrives here. It is not taken back: CPython would go on asking for it
-        # at every call, and never get past the first under a profiler.
+        # A stop that is already on its way arrives here. It cannot be taken back: CPython would keep
+        # asking for it at every call, and under a profiler never get past the first.
         for _ in range(2):
             with contextlib.suppress(TimeUp):
                 done.set()
@@ -136,7 +136,7 @@ def watcher(seconds: float) -> Iterator:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator:
-    """Small tensors gain nothing by several, and on a busy server these wait for each other long."""
+    """Small tensors gain nothing from several, which on a busy server wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -147,7 +147,7 @@ def one_thread() -> Iterator:
 
 @contextlib.contextmanager
 def address_space(memory: int) -> Iterator:
-    """At most so many bytes more: a larger tensor is then an error, not the end of the kernel."""
+    """At most this many bytes more: a tensor too large is then an error, not the end of the kernel."""
     if sys.platform != "linux" or torch.cuda.is_available():
         yield
         return
@@ -165,13 +165,13 @@ def address_space(memory: int) -> Iterator:
 
 @contextlib.contextmanager
 def no_questions() -> Iterator:
-    """`input()` is an error: a check has nobody to ask."""
+    """`input()` is an error: during a check nobody answers."""
 
-    def refuse(*_: Any) -> str:
-        raise RuntimeError("input() asks, and nobody answers: use the arguments alone")
+    def fail(*_: Any) -> str:
+        raise RuntimeError("input() asks a question and nobody answers: use only the arguments")
 
     ask = builtins.input
-    builtins.input = refuse
+    builtins.input = fail
     try:
         yield
     finally:
@@ -198,7 +198,7 @@ class Shortened:
 
 
 def usual_cause(error: BaseException) -> str:
-    """What is usually behind an error that says little by itself; "" for all others."""
+    """The usual cause of an error that says little by itself; "" for all others."""
     if isinstance(error, TimeUp):
         return (
             "Usually it is a `while` whose condition stays true, or a loop over single numbers "
@@ -206,11 +206,11 @@ def usual_cause(error: BaseException) -> str:
         )
     if isinstance(error, MemoryError) or "allocate memory" in str(error):
         return (
-            "It asked for far more memory than this exercise needs. Usually a size stands in the "
-            "wrong place, or a list grows in a loop that does not end."
+            "It asked for far more memory than this exercise needs. Usually a size is in the wrong "
+            "place, or a list grows in an endless loop."
         )
     if isinstance(error, RecursionError):
-        return "It calls itself without end. Was another function of that name meant?"
+        return "It calls itself without end. Did you mean another function of that name?"
     if isinstance(error, SystemExit):
         return "exit() would end the whole notebook: use `return`."
     return ""

@@ -5,12 +5,15 @@ its new text; `planted` puts it in the place of the package's own function, so t
 calls it makes the mistake.
 """
 
+import __future__
+
 import contextlib
 import functools
 import inspect
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import CodeType
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,36 @@ def known(*terms: tuple[str, list[tuple[str, ...]]]) -> tuple[Mistake, ...]:
 
 
 @functools.cache
+def source_of(f: Callable) -> str:
+    """The source of a function."""
+    return textwrap.dedent(inspect.getsource(f))
+
+
+@functools.cache
+def compiled(source: str, name: str) -> CodeType:
+    """The code of a function's source; annotations stay text, since nobody reads them."""
+    flags = __future__.annotations.compiler_flag
+    return compile(source, f"<{name} with mistakes>", "exec", flags, dont_inherit=True)
+
+
+@functools.cache
 def patched(right: tuple[Callable, ...], *mistakes: Mistake) -> tuple[Callable, ...] | None:
     """The functions of a right answer with these mistakes in them, in the same order.
 
-    Returns: None where an old text does not occur (any more): two mistakes may exclude each other.
+    Returns: None if an old text does not occur (any more): two mistakes may exclude each other.
     """
     functions = [inspect.unwrap(f) for f in right]
-    source = "\n\n".join(textwrap.dedent(inspect.getsource(f)) for f in functions)
+    sources = [source_of(f) for f in functions]
     for old, new in (edit for mistake in mistakes for edit in mistake.edits):
-        if old not in source:
+        if not any(old in source for source in sources):
             return None
-        source = source.replace(old, new)
-    made: dict = {}
-    for f in functions:
-        made |= f.__globals__
-    code = compile(source, f"<{functions[-1].__name__} with mistakes>", "exec", dont_inherit=True)
-    exec(code, made)
+        sources = [source.replace(old, new) for source in sources]
+    made = {name: value for f in functions for name, value in f.__globals__.items()}
+    try:
+        for f, source in zip(functions, sources, strict=True):
+            exec(compiled(source, f.__name__), made)
+    except SyntaxError:  # two patches of one expression
+        return None
     return tuple(made[f.__name__] for f in functions)
 
 

@@ -1,23 +1,23 @@
-r"""The exercises of the notebook on tokens: how pairs are joined, and how a word is cut into pieces.
-
-The known mistakes are, as in `mistakes.py`, the rule written once with switches.
-"""
+r"""The exercises of the notebook on tokens: how pairs are merged, and how a word is cut into pieces."""
 
 from collections import Counter
-from itertools import pairwise
+from itertools import count, pairwise, takewhile
+from string import ascii_lowercase
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import Exercise, Mistake
+from ..engine.diagnosis import Exercise
+from ..engine.patches import known
 
 PAD = -1
 
 
 def filled(ids: list[int], length: int, pad_id: int) -> Tensor:
-    """The ids as a tensor of that length, filled up behind them."""
+    """The ids as a tensor of that length, padded on the right."""
     return torch.tensor((ids + [pad_id] * length)[:length])
 
 
@@ -34,7 +34,7 @@ def draw_words(rng: np.random.Generator, case: str) -> Inputs:
         [b, c, a], [a, b, d, a, b], [e, b, a], [c, a, a, b], [b, b], [d, c, a, a], [a, a, a, e, a, b],
         [e, c],
     ]  # fmt: skip
-    width = 9 if case == "much padding" else 6  # which the longest fills
+    width = 9 if case == "much padding" else 6  # the longest has six tokens
     words = np.full((len(texts), width), PAD)
     for row, text in zip(words, texts, strict=True):
         row[: len(text)] = text
@@ -43,139 +43,76 @@ def draw_words(rng: np.random.Generator, case: str) -> Inputs:
     return {"words": words, "counts": counts, "pad_id": PAD}
 
 
-def best_pair_reference(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
-    """The sum word for word."""
+def most_frequent_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
+    """The sum, term by term."""
+    texts = [[token for token in word if token != pad_id] for word in words.tolist()]
     n: Counter[tuple[int, int]] = Counter()
-    for word, count in zip(words.tolist(), counts.tolist(), strict=True):
-        for a, b in pairwise(w for w in word if w != pad_id):
-            n[a, b] += count
-    (a, b), most = n.most_common(1)[0]
-    return torch.tensor([a, b, most])
+    for text, times in zip(texts, counts.tolist(), strict=True):
+        for pair in pairwise(text):
+            n[pair] += times
+    a, b = max(n, key=n.get)  # type: ignore[arg-type]
+    return torch.tensor([a, b, n[a, b]])
 
 
-def best_pair_variant(
-    words: Tensor,
-    counts: Tensor,
-    pad_id: int,
-    weight: str = "counts",
-    border: str = "words apart",
-    padding: str = "left out",
-    a_word: str = "each place",
-    overlap: str = "counted",
-    end: str = "counted",
-    order: str = "matters",
-    best: str = "most frequent",
-    written: str = "a b",
-) -> Tensor:
-    """The count with a switch for what is counted, and for what is chosen."""
-    times = counts.tolist() if weight == "counts" else [1] * len(words)
-    texts = [[w for w in word if w != pad_id or padding == "kept"] for word in words.tolist()]
-    if border == "joined":
-        texts = [[w for text, k in zip(texts, times, strict=True) for _ in range(k) for w in text]]
-        times = [1]
-    n: Counter[tuple[int, int]] = Counter()
-    for text, k in zip(texts, times, strict=True):
-        pairs = list(pairwise(text if end == "counted" else text[:-1]))
-        if overlap == "left out":
-            apart: list[tuple[int, int]] = []
-            last: dict[tuple[int, int], int] = {}  # where each pair was counted last
-            for t, pair in enumerate(pairs):
-                if last.get(pair, -2) < t - 1:
-                    apart.append(pair)
-                    last[pair] = t
-            pairs = apart
-        if order == "ignored":
-            pairs = [(min(pair), max(pair)) for pair in pairs]
-        for pair in dict.fromkeys(pairs) if a_word == "once" else pairs:
-            n[pair] += k
-    chosen = {
-        "most frequent": lambda: n.most_common(1)[0][0],
-        "the largest ids": lambda: max(n),
-        "the rarest": lambda: min(n, key=lambda pair: n[pair]),
-    }[best]()
-    return torch.tensor([*(chosen if written == "a b" else chosen[::-1]), n[chosen]])
+def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
+    """The pair that the library merges first; its count is the largest minimum that it still meets."""
+    texts = [
+        "".join(ascii_lowercase[token] for token in word if token != pad_id)
+        for word in words.repeat_interleave(counts, 0).tolist()
+    ]
+    letters = sorted({*"".join(texts)})
+
+    def learned(least: int) -> list[str]:
+        backend = Tokenizer(models.BPE())
+        trainer = trainers.BpeTrainer(
+            vocab_size=len(letters) + 1, min_frequency=least, initial_alphabet=letters,
+            show_progress=False,
+        )  # fmt: skip
+        backend.train_from_iterator(texts, trainer)
+        return [token for token in backend.get_vocab() if len(token) == 2]
+
+    (pair,) = learned(1)
+    *_, most = takewhile(learned, count(1))
+    return torch.tensor([*map(ascii_lowercase.index, pair), most])
 
 
-NEIGHBOURS = "the sum over the places t of a word"
 best_pair = Exercise(
     title="the most frequent pair",
     formula="[a, b, n(a, b)] with the largest n(a, b) = Σ_w counts_w · |{t: w_t = a and w_(t+1) = b}|",
-    reference=best_pair_reference,
-    variant=best_pair_variant,
-    draw=draw_words,
-    cases=("two different tokens", "a token beside itself", "much padding"),
-    axes="place",
-    mistakes=(
-        Mistake(
-            "with every word counted once",
-            "the factor counts_w",
-            "A word that occurs five times has each of its pairs five times.",
-            {"weight": "ignored"},
-        ),
-        Mistake(
-            "with the words joined to one text, so that pairs reach across their borders",
-            "w_t and w_(t+1) in the same word w",
-            "The last token of a word and the first of the next are no pair: go word by word.",
-            {"border": "joined"},
-        ),
-        Mistake(
-            "with the padding counted as a token",
-            NEIGHBOURS,
-            "pad_id fills the row behind the word's end. Leave out the pairs that have it.",
-            {"padding": "kept"},
-        ),
-        Mistake(
-            "with a pair counted once in a word, however often it is there",
-            NEIGHBOURS,
-            "A set forgets how often. `banana` has `an` twice.",
-            {"a_word": "once"},
-        ),
-        Mistake(
-            "with pairs of the same kind that overlap counted as one",
-            NEIGHBOURS,
-            "`aaa` has the pair (a, a) at two places. str.count() would find one.",
-            {"overlap": "left out"},
-        ),
-        Mistake(
-            "without the last pair of each word",
-            NEIGHBOURS,
-            "A word of T tokens has T - 1 pairs: range(T - 1) is enough for t, since it stops before.",
-            {"end": "left out"},
-        ),
-        Mistake(
-            "with (a, b) and (b, a) counted together",
-            "w_t = a and w_(t+1) = b",
-            "`on` is not `no`: a pair has an order.",
-            {"order": "ignored"},
-        ),
-        Mistake(
-            "with the pair of the largest ids chosen, not that of the largest count",
-            "the largest n(a, b)",
-            "max(n) of a dict compares its keys; max(n, key=n.get) compares the counts.",
-            {"best": "the largest ids"},
-        ),
-        Mistake(
-            "with the rarest pair chosen",
-            "the largest n(a, b)",
-            "Sorting begins with the smallest.",
-            {"best": "the rarest"},
-        ),
-        Mistake(
-            "with the pair written the other way round",
-            "[a, b, n(a, b)]",
-            "a is the one that stands first in the word.",
-            {"written": "b a"},
-        ),
+    right=most_frequent_pair, draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
+    mistakes=known(
+        ("the factor counts_w", [
+            ("with every word counted once", "A word that occurs five times has each of its pairs five times.", "counts.tolist()", "[1] * len(counts)")]),
+        ("w_t and w_(t+1) in the same word w", [
+            ("with the words joined to one text, so that pairs reach across their borders", "The last token of a word and the first of the next are no pair: go word by word.",
+             "zip(texts, counts.tolist(), strict=True)", "[(sum((k * text for text, k in zip(texts, counts.tolist())), []), 1)]")]),
+        ("the sum over the places t of a word", [
+            ("with the padding counted as a token", "pad_id fills the row after the end of the word. Leave out the pairs that contain it.",
+             " if token != pad_id", ""),
+            ("with a pair counted once in a word, however often it is there", "A set forgets how often. `banana` has `an` twice.",
+             "in pairwise(text)", "in dict.fromkeys(pairwise(text))"),
+            ("with pairs of the same kind that overlap counted as one", "`aaa` has the pair (a, a) at two places. str.count() would find one.",
+             "for pair in", "last = None\n        for pair in", "n[pair] += times", "last = None if pair == last else pair\n            n[pair] += times * (pair == last)"),
+            ("without the last pair of each word", "A word of T tokens has T - 1 pairs: range(T - 1) is enough for t, since it stops before T - 1.",
+             "pairwise(text)", "pairwise(text[:-1])")]),
+        ("w_t = a and w_(t+1) = b", [
+            ("with (a, b) and (b, a) counted together", "`on` is not `no`: a pair has an order.", "n[pair] +=", "n[min(pair), max(pair)] +=")]),
+        ("the largest n(a, b)", [
+            ("with the pair of the largest ids chosen, not that of the largest count", "max(n) of a dict compares its keys; max(n, key=n.get) compares the counts.",
+             "max(n, key=n.get)", "max(n)"),
+            ("with the rarest pair chosen", "Sorting begins with the smallest.", "max(n, key=n.get)", "min(n, key=n.get)")]),
+        ("[a, b, n(a, b)]", [
+            ("with the pair written the other way round", "a is the token that stands first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,")]),
     ),
     next="Next: the pair becomes one token, everywhere.",
-    differentiated=False,
-)
+    differentiated=False, package=learned_pair,
+)  # fmt: skip
 
 # --- One merge --------------------------------------------------------------------------------
 
 
 def draw_text(rng: np.random.Generator, case: str) -> Inputs:
-    """The pair at many places, alone and in runs; the ends of the text touch as a pair would."""
+    """The pair at many places, alone and in runs; the last and the first token would make a pair."""
     a, b, *others = rng.permutation(9).tolist()
     c, d, e = others[:3]
     parts = [[a, b, c], [c, b, a, d], [a, a, b, e], [d, a, b, a, b], [a, c], [b, b, d]]
@@ -191,138 +128,57 @@ def draw_text(rng: np.random.Generator, case: str) -> Inputs:
     return {"ids": ids, "a": a, "b": b, "new": 50 + int(rng.integers(9)), "pad_id": PAD}
 
 
-def merge_pair_reference(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
-    """The rule word for word, from left to right."""
-    rest, merged = ids.tolist(), []
-    while rest:
-        found = rest[:2] == [a, b]
-        merged.append(new if found else rest[0])
-        rest = rest[2 if found else 1 :]
+def merged_pairs(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
+    """From left to right: after a pair the search goes on behind it."""
+    tokens, t = ids.tolist(), 0
+    merged: list[int] = []
+    while t < len(tokens):
+        found = tokens[t : t + 2] == [a, b]
+        merged.append(new if found else tokens[t])
+        t += 2 if found else 1
     return filled(merged, len(ids), pad_id)
 
 
-def merge_pair_variant(
-    ids: Tensor,
-    a: int,
-    b: int,
-    new: int,
-    pad_id: int,
-    match: str = "a b",
-    which: str = "all",
-    direction: str = "left to right",
-    second: str = "goes",
-    ends: str = "open",
-    last: str = "kept",
-    holes: str = "closed",
-) -> Tensor:
-    """One merge with a switch for each of its parts."""
-    tokens = ids.tolist()
-    after = tokens[1:] + (tokens[:1] if ends == "wrap" else [])
-    wanted = {"a b": [(a, b)], "b a": [(b, a)], "either order": [(a, b), (b, a)]}.get(match)
-    found = [
-        t
-        for t, pair in enumerate(zip(tokens, after, strict=False))
-        if (pair[0] == a if wanted is None else pair in wanted)
-    ]
-    starts: set[int] = set()
-    for t in found if direction == "left to right" else reversed(found):
-        if second in ("stays", "swallowed") or not {t - 1, t + 1} & starts:
-            starts.add(t)
-    if which != "all":
-        starts = {min(starts)} if which == "the first" else {max(starts)}
-    gone = {(t + 1) % len(tokens) for t in starts}
-    merged = []
-    for t, token in enumerate(
-        tokens[: -1 if last == "lost" and len(tokens) - 1 not in gone else None]
-    ):
-        if t in gone and second != "stays":
-            merged += [pad_id] * (holes == "left")
-        else:
-            merged.append(new if t in starts else token)
-    return filled(merged, len(ids), pad_id)
+def merged_by_the_library(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
+    """Byte-pair encoding with letters for tokens and a single merge."""
+    A, B = ascii_lowercase[a], ascii_lowercase[b]
+    vocab = {letter: i for i, letter in enumerate(ascii_lowercase)} | {A + B: new}
+    text = "".join(ascii_lowercase[i] for i in ids.tolist())
+    return filled(Tokenizer(models.BPE(vocab, [(A, B)])).encode(text).ids, len(ids), pad_id)
 
 
-PAIR = "every a with b behind it"
+FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found else tokens[t])"
 merge_pair = Exercise(
     title="one merge",
     formula="from left to right, every a with b behind it becomes new; filled with pad_id",
-    reference=merge_pair_reference,
-    variant=merge_pair_variant,
-    draw=draw_text,
-    cases=("two different tokens", "a token beside itself", "the pair at the end"),
-    axes="length",
-    mistakes=(
-        Mistake(
-            "with only the first pair merged",
-            "every",
-            "A merge is made in the whole text: go on behind the pair.",
-            {"which": "the first"},
-        ),
-        Mistake(
-            "with only the last pair merged",
-            "every",
-            "Does each pair start again from the unmerged text?",
-            {"which": "the last"},
-        ),
-        Mistake(
-            "from right to left",
-            "from left to right",
-            "In `aaa` the first two are joined, then the third is alone.",
-            {"direction": "right to left"},
-        ),
-        Mistake(
-            "with b still there behind the new token",
-            PAIR,
-            "The new token stands for both: after a pair the next place to look at is t + 2.",
-            {"second": "stays"},
-        ),
-        Mistake(
-            "with a run of one token merged into a single new one",
-            PAIR,
-            "In `aaaa` there are two pairs, since a token goes into one new token only. Found all at once, "
-            "with a mask, they overlap.",
-            {"second": "swallowed"},
-        ),
-        Mistake(
-            "with the order of the pair exchanged",
-            PAIR,
-            "b a is another pair than a b.",
-            {"match": "b a"},
-        ),
-        Mistake(
-            "with a b and b a both merged",
-            PAIR,
-            "A set of two has no order: compare one place with a, the next with b.",
-            {"match": "either order"},
-        ),
-        Mistake(
-            "with every a merged with whatever stands behind it",
-            PAIR,
-            "Look at the next token too.",
-            {"match": "a alone"},
-        ),
-        Mistake(
-            "with the last token compared with the first",
-            PAIR,
-            "roll(-1) and the index t + 1 modulo the length wrap around: nothing stands behind the last.",
-            {"ends": "wrap"},
-        ),
-        Mistake(
-            "without the last token, where it is in no pair",
-            "from left to right, to the end",
-            "The last token has none behind it, and belongs to the text all the same.",
-            {"last": "lost"},
-        ),
-        Mistake(
-            "with a hole where b was",
-            "filled with pad_id, behind the end",
-            "The text gets shorter: close the holes first, then fill up behind.",
-            {"holes": "left"},
-        ),
+    right=merged_pairs, draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
+    mistakes=known(
+        ("every", [
+            ("with only the first pair merged", "A merge is made in the whole text: continue after the pair.", FOUND, f"{FOUND} and new not in merged"),
+            ("with only the last pair merged", "Does each pair start again from the unmerged text?",
+             APPENDED, "merged = [*tokens[:t], new] if found else [*merged, tokens[t]]")]),
+        ("from left to right", [
+            ("from right to left", "In `aaa` the first two are merged, and the third is left alone.",
+             "ids.tolist()", "ids.tolist()[::-1]", "[a, b]", "[b, a]", "filled(merged", "filled(merged[::-1]"),
+            ("without the last token, where it is in no pair", "Nothing stands behind the last token, and yet it belongs to the text.",
+             "while t < len(tokens)", "while t < len(tokens) - 1")]),
+        ("every a with b behind it", [
+            ("with b still there behind the new token", "The new token stands for both: after a pair the next place to look at is t + 2.",
+             "t += 2 if found else 1", "t += 1"),
+            ("with a run of one token merged into a single new one", "`aaaa` holds two pairs, since a token goes into only one new token. Found all at once, with a mask, they overlap.",
+             "t += 2 if found else 1", f"while found and {FOUND}: t += 1\n        t += 1"),
+            ("with the order of the pair exchanged", "b a is another pair than a b.", "[a, b]", "[b, a]"),
+            ("with a b and b a both merged", "A set of two has no order: compare one place with a, the next with b.", "== [a, b]", "in ([a, b], [b, a])"),
+            ("with every a merged with whatever stands behind it", "Look at the next token too.", FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
+            ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing stands behind the last token.",
+             FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]")]),
+        ("filled with pad_id, behind the end", [
+            ("with a hole where b was", "The text gets shorter: close the holes first, then pad at the end.",
+             APPENDED, "merged += [new, pad_id] if found else [tokens[t]]")]),
     ),
     next="Next: count again, and merge again. That is all there is to byte-pair encoding.",
-    differentiated=False,
-)
+    differentiated=False, package=merged_by_the_library,
+)  # fmt: skip
 
 # --- Word pieces ------------------------------------------------------------------------------
 
@@ -337,12 +193,12 @@ a ab abc ##ab ##a ##b ##c ##bcd ##d ##de def ##e ##f ##g ##efg fg d e f g ##defz
 hijk hij h ##i ##ij ##j ##k ##hijk
 l lm ##mn ##o ##m o mn ##l ##lm
 """.split()  # noqa: SIM905
-"""Written with letters that each case renames. The word of `a dead end` can be cut, but not greedily."""
+"""Each case renames the letters. The word of `a dead end` can be cut, but not greedily."""
 
 
 def draw_word(rng: np.random.Generator, case: str) -> Inputs:
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    names = str.maketrans(letters, "".join(rng.permutation(list(letters))))
+    """A word and a vocabulary, with other letters and other ids each time."""
+    names = str.maketrans(ascii_lowercase, "".join(rng.permutation(list(ascii_lowercase))))
     ids = 2 + rng.permutation(len(PIECES))
     vocab = {"[UNK]": 1} | {
         piece.translate(names): int(i) for piece, i in zip(PIECES, ids, strict=True)
@@ -350,161 +206,61 @@ def draw_word(rng: np.random.Generator, case: str) -> Inputs:
     return {"word": CUTS[case].translate(names), "vocab": vocab, "pad_id": 0}
 
 
-def word_pieces_reference(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
-    """The rule word for word: the longest piece that fits, then on from its end."""
+def word_pieces_by_rule(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
+    """From the left the longest piece that fits, then the next from its end."""
+
+    def piece(start: int, end: int) -> str:
+        return ("##" if start else "") + word[start:end]
+
     ids: list[int] = []
-    rest = word
-    while rest:
-        mark = "##" if ids else ""
-        fits = [end for end in range(1, len(rest) + 1) if mark + rest[:end] in vocab]
-        if not fits:
+    start = 0
+    while start < len(word):
+        ends = [end for end in range(start + 1, len(word) + 1) if piece(start, end) in vocab]
+        if not ends:
             return filled([vocab["[UNK]"]], len(word), pad_id)
-        ids.append(vocab[mark + rest[: fits[-1]]])
-        rest = rest[fits[-1] :]
+        ids.append(vocab[piece(start, max(ends))])
+        start = max(ends)
     return filled(ids, len(word), pad_id)
 
 
-def word_pieces_variant(
-    word: str,
-    vocab: dict[str, int],
-    pad_id: int,
-    match: str = "longest",
-    marks: str = "inside",
-    dead_end: str = "[UNK]",
-    on: str = "from the end",
-    direction: str = "left to right",
-    shortest: int = 1,
-    reach: int = 0,
-) -> Tensor:
-    """The cut with a switch for each of its parts."""
-    unk = vocab["[UNK]"]
-
-    def find(start: int, end: int) -> int | None:
-        """The id of word[start:end]."""
-        plain, inner = word[start:end], "##" + word[start:end]
-        if marks == "either":
-            return vocab.get(inner, vocab.get(plain)) if start else vocab.get(plain)
-        marked = {"inside": start > 0, "none": False, "all": True}[marks]
-        return vocab.get(inner if marked else plain)
-
-    if direction == "right to left":
-        ids: list[int] = []
-        end = len(word)
-        while end:
-            start = next((s for s in range(end) if find(s, end) is not None), None)
-            if start is None:
-                return filled([unk], len(word), pad_id)
-            ids, end = [find(start, end) or unk, *ids], start
-        return filled(ids, len(word), pad_id)
-
-    def cut(start: int) -> list[int] | None:
-        """The pieces from there on; None where there are none."""
-        if start == len(word):
-            return []
-        ends = list(range(start + shortest, len(word) + 1 - reach))
-        fits = [
-            e for e in (ends if match == "shortest" else ends[::-1]) if find(start, e) is not None
-        ]
-        for end in fits:
-            tail = cut(end if on == "from the end" else start + 1)
-            if tail is not None:
-                return [find(start, end) or unk, *tail]
-            if dead_end != "backtracks":
-                return None
-        if fits or dead_end in ("[UNK]", "backtracks"):
-            return None
-        skipped = cut(start + 1) if dead_end == "skips" else []
-        return [*([unk] if dead_end != "stops" else []), *(skipped or [])]
-
-    pieces = cut(0)
-    return filled([unk] if pieces is None else pieces, len(word), pad_id)
+def cut_by_the_library(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
+    """The library's own WordPiece."""
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    return filled(backend.encode(word).ids, len(word), pad_id)
 
 
-LONGEST = "the longest piece"
-WHOLE = "[UNK] for the whole word"
+MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len(word), pad_id)'
 word_pieces = Exercise(
     title="the pieces of a word",
-    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before "
-    "it; where none fits, [UNK] for the whole word; filled with pad_id",
-    reference=word_pieces_reference,
-    variant=word_pieces_variant,
-    draw=draw_word,
-    cases=tuple(CUTS),
-    axes="length",
-    mistakes=(
-        Mistake(
-            "with the shortest piece that fits",
-            LONGEST,
-            "Try the whole rest of the word first, then one character less.",
-            {"match": "shortest"},
-        ),
-        Mistake(
-            "with pieces inside the word looked up without ##",
-            "inside the word with ## before it",
-            "`able` as a word and `##able` as an ending are two tokens with two ids.",
-            {"marks": "none"},
-        ),
-        Mistake(
-            "with ## before the first piece too",
-            "inside the word with ## before it",
-            "The first piece begins the word: it has no ##.",
-            {"marks": "all"},
-        ),
-        Mistake(
-            "with the form without ## accepted inside the word as well",
-            "inside the word with ## before it",
-            "Where the ## form is missing, the piece is missing: a shorter one must do.",
-            {"marks": "either"},
-        ),
-        Mistake(
-            "with the pieces before a dead end kept, and [UNK] for the rest",
-            WHOLE,
-            "In BERT's rule a word is known or not: the pieces found so far are thrown away.",
-            {"dead_end": "rest"},
-        ),
-        Mistake(
-            "with the pieces before a dead end as the answer",
-            WHOLE,
-            "Nothing says then that something is missing.",
-            {"dead_end": "stops"},
-        ),
-        Mistake(
-            "with [UNK] for one character, and the search going on behind it",
-            WHOLE,
-            "The unknown is the word, not the character.",
-            {"dead_end": "skips"},
-        ),
-        Mistake(
-            "with a second try after a dead end",
-            WHOLE,
-            "Greedy means that a piece once taken stays, even if a shorter one would have led on.",
-            {"dead_end": "backtracks"},
-        ),
-        Mistake(
-            "with the next piece sought one character on",
-            "from the left",
-            "The next piece begins where the last one ends.",
-            {"on": "one further"},
-        ),
-        Mistake(
-            "from the right",
-            "from the left",
-            "The first piece is cut first, then the rest.",
-            {"direction": "right to left"},
-        ),
-        Mistake(
-            "without pieces of a single character",
-            LONGEST,
-            "word[start : start + 1] is one character: a range that counts down stops before its end.",
-            {"shortest": 2},
-        ),
-        Mistake(
-            "without pieces that reach the end of the word",
-            LONGEST,
-            "word[start:end] stops before end, so end begins with len(word).",
-            {"reach": 1},
-        ),
+    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; filled with pad_id",
+    right=word_pieces_by_rule, draw=draw_word, cases=tuple(CUTS), axes="length",
+    mistakes=known(
+        ("the longest piece", [
+            ("with the shortest piece that fits", "Try the whole rest of the word first, then one character less.", "max(ends)", "min(ends)"),
+            ("without pieces of a single character", "word[start : start + 1] is one character: a range that counts down stops before its end.",
+             "range(start + 1,", "range(start + 2,"),
+            ("without pieces that reach the end of the word", "word[start:end] stops before end, so end begins with len(word).",
+             "len(word) + 1)", "len(word))")]),
+        ("inside the word with ## before it", [
+            ("with pieces inside the word looked up without ##", "`able` as a word and `##able` as an ending are two tokens with two ids.", MARK, '""'),
+            ("with ## before the first piece too", "The first piece begins the word: it has no ##.", MARK, '"##"'),
+            ("with the form without ## accepted inside the word as well", "If the form with ## is missing, the piece is missing: take a shorter one.",
+             "start = 0", 'start, vocab = 0, {"##" + piece: i for piece, i in vocab.items()} | vocab')]),
+        ("[UNK] for the whole word", [
+            ("with the pieces before a dead end kept, and [UNK] for the rest", "In BERT's rule a word is known or unknown as a whole: the pieces found so far are thrown away.",
+             DEAD_END, 'return filled([*ids, vocab["[UNK]"]], len(word), pad_id)'),
+            ("with the pieces before a dead end as the answer", "Then nothing shows that something is missing.",
+             DEAD_END, "return filled(ids, len(word), pad_id)"),
+            ("with [UNK] for one character, and the search going on behind it", "The whole word is unknown, not one character.",
+             DEAD_END, 'ids.append(vocab["[UNK]"]); start += 1; continue'),
+            ("with a second try after a dead end", "Greedy means that a piece once taken stays, even if a shorter one would have led to the end.",
+             "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:")]),
+        ("from the left", [
+            ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
+            ("from the right", "The first piece is cut first, then the rest.",
+             "start = 0", "end = len(word)", "while start < len(word)", "while end", "end in range(start + 1, len(word) + 1)", "start in range(end)", "[end for", "[start for",
+             "append(vocab[piece(start, max(ends))])", "insert(0, vocab[piece(min(ends), end)])", "start = max(ends)", "end = min(ends)")]),
     ),
     next="Next: BERT's own vocabulary, and one of your own.",
-    differentiated=False,
-)
+    differentiated=False, package=cut_by_the_library,
+)  # fmt: skip

@@ -1,7 +1,4 @@
-r"""The exercises of the notebook on checkpoints: T5's relative buckets, and GPT-2's fused matrix.
-
-The known mistakes are, as in `mistakes.py`, the formula written once with switches.
-"""
+r"""The exercises of the notebook on checkpoints: T5's relative buckets, and GPT-2's fused matrix."""
 
 import math
 from collections.abc import Callable
@@ -10,139 +7,81 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...formulas import ops
+from ...pretrained import gpt2
 from ...proofs.draws import KEYS, QUERIES
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, Mistake, distance
+from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.patches import known
 
 # --- Relative positions: which distances share a bucket ---------------------------------------
 
 N_BUCKETS, MAX_DISTANCE = 20, 33
-"""The ends of the buckets are no whole numbers then, so that rounding cannot decide."""
+"""With these no bucket ends at a whole number, so that rounding cannot decide."""
+FAR = QUERIES * KEYS // 2
 
 
 def draw_distances(rng: np.random.Generator, case: str) -> Inputs:
-    """Every distance from -38 to 38 once, in no order."""
-    r = rng.permutation(np.arange(QUERIES * KEYS) - QUERIES * KEYS // 2)
-    both = case == "bidirectional"
+    """Every distance from -FAR to FAR once, in random order."""
+    r = rng.permutation(np.arange(-FAR, FAR + 1))
     return {
-        "r": r.reshape(QUERIES, KEYS),
-        "n_buckets": N_BUCKETS,
-        "max_distance": MAX_DISTANCE,
-        "bidirectional": both,
-    }
+        "r": r.reshape(QUERIES, KEYS), "n_buckets": N_BUCKETS, "max_distance": MAX_DISTANCE,
+        "bidirectional": case == "bidirectional",
+    }  # fmt: skip
 
 
-def relative_bucket_variant(
-    r: Tensor,
-    n_buckets: int,
-    max_distance: int,
-    bidirectional: bool,
-    direction: str = "key - query",
-    halves: str = "two",
-    future: str = "bucket 0",
-    near: str = "half",
-    last: str = "clamped",
-    rounded: str = "down",
-    start: str = "where near ones end",
-    unit: str = "n/2",
-) -> Tensor:
-    """The bucket of a distance, with switches."""
-    r = -r if direction == "query - key" else r
-    n = n_buckets // 2 if bidirectional and halves != "one" else n_buckets
-    first = n * (r > 0) if bidirectional and halves == "two" else torch.zeros_like(r)
-    away = r.abs() if bidirectional or future == "folded" else (-r).clamp(min=0)
-    if near == "all":
-        return first + away.clamp(max=n - 1)
+def bucket_of_distance(r: Tensor, n_buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """Near distances one bucket each, far ones by their logarithm; half of all for each direction."""
+    n = n_buckets // 2 if bidirectional else n_buckets
+    behind = n * (r > 0) if bidirectional else 0
+    r = r.abs() if bidirectional else (-r).clamp(min=0)
     half = n // 2
-    one = half if unit == "n/2" else 1
-    share = torch.log(away.clamp(min=1).double() / one) / math.log(max_distance / one)
-    far = share * (n - half)
-    far = far.round().long() if rounded == "to nearest" else far.floor().long()
-    far = far + half if start == "where near ones end" else far.clamp(min=0)
-    if last == "clamped":
-        far = far.clamp(max=n - 1)
-    return first + torch.where(away < half, away, far)
+    far = torch.log(r.clamp(min=1).double() / half) / math.log(max_distance / half) * half
+    far = (half + far.floor().long()).clamp(max=n - 1)
+    return behind + torch.where(r < half, r, far)
 
 
 def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
     """Whether the key at the query itself and those next to it can be told apart."""
     r = torch.tensor([[0, -1, -2, -3]])
     buckets = f(r, *list(inputs.values())[1:])[0].tolist()
-    if len(set(buckets)) == 4:
-        return None
-    return f"The distances {r[0].tolist()} get the buckets {buckets}."
+    same = len(set(buckets)) < len(buckets)
+    return f"The distances {r[0].tolist()} get the buckets {buckets}." if same else None
 
 
 relative_bucket = Exercise(
     title="T5's relative buckets",
     formula="|r| if |r| < n/2, else min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
-    reference=relative_bucket_variant,
-    variant=relative_bucket_variant,
-    draw=draw_distances,
-    cases=("bidirectional", "causal"),
-    axes="queries keys",
-    mistakes=(
-        Mistake(
-            "with the directions exchanged",
-            "the sign of r = j - i",
-            "r is key minus query, so keys before the query have a negative r. Bidirectional, the "
-            "second half of the buckets is for r > 0; causal, all buckets are for r <= 0.",
-            {"direction": "query - key"},
-        ),
-        Mistake(
-            "with one set of buckets for both directions",
-            "n, which is half of n_buckets when bidirectional",
-            "A key three before the query is told from a key three behind it.",
-            {"halves": "one"},
-        ),
-        Mistake(
-            "with the same bucket for a key before and behind",
-            "b(r) for r > 0 when bidirectional",
-            "|r| forgets the direction. Keys behind the query go n buckets higher.",
-            {"halves": "not told apart"},
-        ),
-        Mistake(
-            "with the logarithm of |r| itself, not of |r| in units of n/2",
-            "log(2|r|/n) / log(2 r_max/n)",
-            "The far buckets begin at |r| = n/2: there the logarithm must be 0.",
-            {"unit": "1"},
-        ),
-        Mistake(
-            "with the future folded onto the past in the causal case",
-            "|r| for r > 0",
-            "Without the second half there is no place for keys behind the query. They are hidden, "
-            "and all go to bucket 0.",
-            {"future": "folded"},
-        ),
-        Mistake(
-            "with a bucket for each distance up to the last",
-            "the logarithm",
-            "Only the first half of the buckets hold one distance each; the others share out what is "
-            "farther.",
-            {"near": "all"},
-        ),
-        Mistake(
-            "without the last bucket as a bound",
-            "min(n - 1, ...)",
-            "What is farther than r_max is in the last bucket too, and not in another direction's.",
-            {"last": "open"},
-        ),
-        Mistake(
-            "rounded to the nearest bucket, not down",
-            "⌊...⌋",
-            "A bucket begins where the logarithm reaches a whole number.",
-            {"rounded": "to nearest"},
-        ),
-        Mistake(
-            "with the far buckets starting at 0",
-            "n/2 + ...",
-            "The first n/2 buckets are taken: far ones come after them.",
-            {"start": "0"},
-        ),
+    right=bucket_of_distance, draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
+    mistakes=known(
+        ("the sign of r = j - i", [
+            ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; causal, all are for r <= 0.",
+             "(r > 0)", "(r < 0)", "(-r)", "r")]),
+        ("n, which is half of n_buckets when bidirectional", [
+            ("with one set of buckets for both directions", "A key three before the query is told from a key three behind it.",
+             "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0")]),
+        ("b(r) for r > 0 when bidirectional", [
+            ("with the same bucket for a key before and behind", "|r| forgets the direction. Keys behind the query go n buckets higher.",
+             "n * (r > 0) if bidirectional else 0", "0")]),
+        ("log(2|r|/n) / log(2 r_max/n)", [
+            ("with the logarithm of |r| itself, not of |r| in units of n/2", "The far buckets begin at |r| = n/2: there the logarithm must be 0.",
+             " / half)", ")")]),
+        ("|r| for r > 0", [
+            ("with the future folded onto the past in the causal case", "Without the second half there is no place for keys behind the query. They are hidden, and all go to bucket 0.",
+             "r.abs() if bidirectional else (-r).clamp(min=0)", "r.abs()")]),
+        ("the logarithm", [
+            ("with a bucket for each distance up to the last", "Only the first half of the buckets hold one distance each; the others share the farther distances.",
+             "torch.where(r < half, r, far)", "r.clamp(max=n - 1)")]),
+        ("min(n - 1, ...)", [
+            ("without the last bucket as a bound", "Distances beyond r_max are in the last bucket too, and not in one of the other direction.",
+             ".clamp(max=n - 1)", "")]),
+        ("⌊...⌋", [("rounded to the nearest bucket, not down", "A bucket begins where the logarithm reaches a whole number.", ".floor()", ".round()")]),
+        ("n/2 + ...", [("with the far buckets starting at 0", "The first n/2 buckets are taken: the far ones come after them.", "(half + far", "(far")]),
     ),
     properties={"the nearest keys each have a bucket of their own": near_ones_alone},
     next="Next: a table with a number for each bucket and head, added to the scores.",
-)
+    package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
+)  # fmt: skip
 
 # --- GPT-2's c_attn ---------------------------------------------------------------------------
 
@@ -150,24 +89,14 @@ D_IN, D_OUT = 12, 20
 
 
 def draw_c_attn(rng: np.random.Generator, case: str) -> Inputs:
-    """A fused matrix; not square in its parts, so that the axes can be told apart."""
+    """A fused matrix; its parts are not square, so that the axes can be told apart."""
     return {"c_attn": rng.standard_normal((D_IN, 3 * D_OUT))}
 
 
-def split_c_attn_variant(
-    c_attn: Tensor, order: str = "qkv", cut: str = "columns", turn: str = "transpose"
-) -> Tensor:
-    """W_Q, W_K and W_V out of the fused matrix, with switches."""
-    d_in, wide = c_attn.shape
-    parts = {
-        "columns": c_attn.chunk(3, 1),
-        "every third": [c_attn[:, i::3] for i in range(3)],
-        "rows": list(c_attn.reshape(3, d_in, wide // 3)),
-    }[cut]
-    parts = [parts["qkv".index(w)] for w in order]
-    if turn == "reshape":
-        return torch.stack([W.reshape(wide // 3, d_in) for W in parts])
-    return torch.stack([W.T for W in parts])
+def three_maps(c_attn: Tensor) -> Tensor:
+    """The blocks of columns, each one turned."""
+    W_Q, W_K, W_V = c_attn.chunk(3, dim=1)
+    return torch.stack([W_Q.T, W_K.T, W_V.T])
 
 
 def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
@@ -183,54 +112,26 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
     )
 
 
+ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    reference=split_c_attn_variant,
-    variant=split_c_attn_variant,
-    draw=draw_c_attn,
-    cases=("random numbers",),
-    axes="which d_out d_in",
-    mistakes=(
-        Mistake(
-            "in the order K, Q, V",
-            "[W_Q | W_K | W_V]",
-            "The queries' columns come first.",
-            {"order": "kqv"},
-        ),
-        Mistake(
-            "in the order V, K, Q",
-            "[W_Q | W_K | W_V]",
-            "The queries' columns come first, the values' last.",
-            {"order": "vkq"},
-        ),
-        Mistake(
-            "in the order Q, V, K",
-            "[W_Q | W_K | W_V]",
-            "The keys' columns come second, the values' last.",
-            {"order": "qvk"},
-        ),
-        Mistake(
-            "with every third column for each",
-            "[W_Q | W_K | W_V]",
-            "The three stand side by side as blocks: the first d_out columns are W_Q's.",
-            {"cut": "every third"},
-        ),
-        Mistake(
-            "cut along the rows of c_attn, not along its columns",
-            "the axis that is cut",
-            "The stored matrix is (in, out), and it is the outputs that are of three kinds. A reshape to "
-            "(3, d_in, d_out) cuts the memory, which lies row by row.",
-            {"cut": "rows"},
-        ),
-        Mistake(
-            "with a reshape in place of the transpose",
-            "(d_in, d_out) -> (d_out, d_in)",
-            "The shape is right and the numbers are in the wrong places: a reshape keeps their order in "
-            "memory, a transpose exchanges rows and columns.",
-            {"turn": "reshape"},
-        ),
+    right=three_maps, draw=draw_c_attn, cases=("random numbers",), axes="which d_out d_in",
+    mistakes=known(
+        ("[W_Q | W_K | W_V]", [
+            ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),
+            ("in the order V, K, Q", "The queries' columns come first, the values' last.", ORDER, "W_V, W_K, W_Q ="),
+            ("in the order Q, V, K", "The keys' columns come second, the values' last.", ORDER, "W_Q, W_V, W_K ="),
+            ("with every third column for each", "The three stand side by side as blocks: the first d_out columns are W_Q's.",
+             COLUMNS, "(c_attn[:, i::3] for i in range(3))")]),
+        ("the axis that is cut", [
+            ("cut along the rows of c_attn, not along its columns", "The stored matrix is (in, out), and the outputs are of three kinds. A reshape to (3, d_in, d_out) cuts along the memory, row by row.",
+             COLUMNS, "c_attn.reshape(3, len(c_attn), -1)")]),
+        ("(d_in, d_out) -> (d_out, d_in)", [
+            ("with a reshape in place of the transpose", "The shape is right, the numbers are not in their places: a reshape keeps their order in memory, a transpose exchanges rows and columns.",
+             ".T", ".reshape(-1, len(c_attn))")]),
     ),
     properties={"together the three compute what the fused matrix does": columns_stay_together},
     next="Next: the same for the bias, which has no second axis to turn.",
-)
+    package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
+)  # fmt: skip

@@ -1,75 +1,61 @@
-r"""The exercises of the notebook on debugging: two instruments, and the names of nine mistakes."""
+r"""The exercises of notebook 20, on debugging: two instruments, and the names of nine mistakes."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from difflib import get_close_matches
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...model.layers import eval_mode
 from ...proofs.formula import Inputs
 from ..clinic import charts as clinic
+from ..clinic.instruments import chance_loss as chance_of
+from ..clinic.instruments import leak
 from ..clinic.patients import FAULTS, SEATS
-from ..engine import limits
-from ..engine.diagnosis import EXACT, Mistake, NumberExercise, Result, stopped
+from ..engine.diagnosis import EXACT, NumberExercise
+from ..engine.patches import known
+from ..engine.quiz import Quiz
 
 # --- The first loss -----------------------------------------------------------------------------
 
 
 def draw_answers(rng: np.random.Generator, case: str) -> Inputs:
+    """How many answers there are to choose from."""
     return {"n": {"two classes": 2, "65 characters": 65, "GPT-2's vocabulary": 50257}[case]}
 
 
-def chance_variant(n: int, log: str = "e", of: str = "n", sign: int = 1) -> Tensor:
-    """The loss of knowing nothing, with switches."""
-    share = torch.tensor([{"n": n, "n - 1": n - 1, "1/n": 1 / n}[of]], dtype=torch.float64)
-    f = {"e": torch.log, "2": torch.log2, "10": torch.log10, "none": lambda p: 1 - 1 / p}[log]
-    return sign * f(share)
+def loss_of_equal_logits(n: int) -> Tensor:
+    """By torch, for a model that finds all answers equally likely."""
+    return nn.functional.cross_entropy(torch.zeros(1, n, dtype=torch.float64), torch.tensor([0]))
 
+
+# fmt: off
+CHANCE = known(
+    ("ln", [
+        ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.",
+         "math.log(", "math.log2("),
+        ("with the logarithm to base 10", "math.log is the natural one.",
+         "math.log(", "math.log10("),
+        ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
+         "math.log(n)", "(1 - 1 / n)"),
+    ]),
+    ("the minus in front", [
+        ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
+         "return ", "return -"),
+    ]),
+    ("1/n", [("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)")]),
+)
+# fmt: on
 
 chance_loss = NumberExercise(
     title="the loss of a model that knows nothing",
     formula="-ln(1/n) = ln n",
-    reference=chance_variant,
-    variant=chance_variant,
+    right=chance_of,
     draw=draw_answers,
     cases=("two classes", "65 characters", "GPT-2's vocabulary"),
     axes="value",
-    mistakes=(
-        Mistake(
-            "with the logarithm to base 2",
-            "ln",
-            "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.",
-            {"log": "2"},
-        ),
-        Mistake(
-            "with the logarithm to base 10", "ln", "math.log is the natural one.", {"log": "10"}
-        ),
-        Mistake(
-            "with a share of errors for a logarithm",
-            "ln",
-            "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of what the right "
-            "answer was given.",
-            {"log": "none"},
-        ),
-        Mistake(
-            "with the sign of the log-probability",
-            "the minus in front",
-            "The loss is minus the logarithm of the right answer's probability, so never below 0.",
-            {"sign": -1},
-        ),
-        Mistake(
-            "for n - 1 answers",
-            "1/n",
-            "The right answer is one of the n.",
-            {"of": "n - 1"},
-        ),
-    ),
-    next="Next: measure it. A first loss elsewhere has a reason, and it is found before training.",
+    mistakes=CHANCE,
+    next="Next: measure it. If the first loss is anything else there is a reason, and it is found before training.",
+    package=loss_of_equal_logits,
 )
 
 # --- Does a block look ahead? -------------------------------------------------------------------
@@ -113,33 +99,17 @@ def draw_block(rng: np.random.Generator, case: str) -> Inputs:
     }
 
 
-def leaks_variant(
-    block: nn.Module,
-    x: Tensor,
-    t: int,
-    change: str = "random",
-    places: str = "from t",
-    look: str = "before t",
-    mode: str = "evaluation",
-    tolerance: float = EXACT,
-) -> Tensor:
-    """Whether an output before t moved, with switches."""
-    other, generator = x.clone(), torch.Generator().manual_seed(0)
-    at = {"from t": slice(t, None), "all": slice(None), "t": slice(t, t + 1),
-          "last": slice(-1, None), "from t - 1": slice(t - 1, None)}[places]  # fmt: skip
-    other[:, at] += (
-        torch.randn(other[:, at].shape, generator=generator, dtype=x.dtype)
-        if change == "random"
-        else 1.0
-    )
-    if mode == "as it is":
-        with torch.random.fork_rng(devices=[]):
-            moved = (block(other) - block(x)).abs()
-    else:
-        with eval_mode(block):
-            moved = (block(other) - block(x)).abs()
-    seen = {"before t": slice(None, t), "from t": slice(t, None), "up to t": slice(None, t + 1)}
-    return (moved[:, seen[look]].max() > tolerance).double().reshape(1)
+def looks_ahead(block: nn.Module, x: Tensor, t: int) -> bool:
+    """Whether an output before t moves when the input changes from t on."""
+    return leak(block, x, t) > EXACT
+
+
+def has_gradient_ahead(block: Mixer, x: Tensor, t: int) -> bool:
+    """By torch's derivative of the outputs before t with respect to the inputs from t on."""
+    block.eval()
+    jacobian = torch.autograd.functional.jacobian(lambda x: block(x)[:, :t].sum((0, 2)), x)
+    block.train(block.given)
+    return bool(jacobian[:, :, t:].any())
 
 
 def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
@@ -152,8 +122,8 @@ def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
     if not changed:
         return None
     return (
-        "It came in training mode and is in evaluation mode now, so whoever trains on trains "
-        "without dropout. Note block.training first and give it back with block.train(...)."
+        "It came in training mode and is in evaluation mode now, so whoever goes on training does so "
+        "without dropout. Note block.training first and restore it with block.train(...)."
     )
 
 
@@ -163,170 +133,75 @@ def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
     return None if answer in (0.0, 1.0) else f"It is {answer:.3g}: compare it with something."
 
 
+CHANGED = "other[:, t:]"
+# fmt: off
+LEAKS = known(
+    ("x', random from t on", [
+        ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",
+         "torch.randn_like(other[:, t:])", f"{CHANGED} + 1"),
+        ("with position t alone changed", "The block may look further ahead than one token.",
+         CHANGED, "other[:, t:t + 1]"),
+        ("with the last position alone changed", "A mask that is off by one shows the next token, not the last one.",
+         CHANGED, "other[:, -1:]"),
+    ]),
+    ("x' is x before t", [
+        ("with all of x changed", "Then every output may move. Only what comes from t on may differ.",
+         CHANGED, "other[:, :]"),
+        ("with x changed from t - 1 on", "An output may well look at its own position: off by one.",
+         CHANGED, "other[:, t - 1:]"),
+    ]),
+    ("i < t", [
+        ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.",
+         "[:, :t]", "[:, t:]"),
+        ("with the output at t as well", "The output at t looks at the input at t, and rightly: off by one.",
+         "[:, :t]", "[:, :t + 1]"),
+    ]),
+    ("f, the same function both times", [
+        ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
+         "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
+    ]),
+    ("> 0", [
+        ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
+         "> EXACT", "> 0.1"),
+        ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.",
+         "> EXACT", '> float("inf")'),
+    ]),
+)
+# fmt: on
+
 leaks = NumberExercise(
     title="does a block look ahead?",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
-    reference=leaks_variant,
-    variant=leaks_variant,
+    right=looks_ahead,
+    parts=(leak,),
     draw=draw_block,
     cases=(BACK, TRAINING, AHEAD, FIRST, FAINT, PLAIN, BLANK, REPEATS),
     axes="verdict",
-    mistakes=(
-        Mistake(
-            "with a constant added, for random numbers",
-            "x', random from t on",
-            "LayerNorm subtracts the mean, and your constant with it: the block never hears of it.",
-            {"change": "constant"},
-        ),
-        Mistake(
-            "with all of x changed",
-            "x' is x before t",
-            "Then every output may move. Only what comes from t on may differ.",
-            {"places": "all"},
-        ),
-        Mistake(
-            "with x changed from t - 1 on",
-            "x' is x before t",
-            "An output may well look at its own position: off by one.",
-            {"places": "from t - 1"},
-        ),
-        Mistake(
-            "with position t alone changed",
-            "x', random from t on",
-            "The block may look further ahead than one token.",
-            {"places": "t"},
-        ),
-        Mistake(
-            "with the last position alone changed",
-            "x', random from t on",
-            "A mask that is off by one shows the next token, not the last one.",
-            {"places": "last"},
-        ),
-        Mistake(
-            "with the outputs from t on",
-            "i < t",
-            "Those may move: they look back at what you changed. Watch the ones before.",
-            {"look": "from t"},
-        ),
-        Mistake(
-            "with the output at t as well",
-            "i < t",
-            "The output at t looks at the input at t, and rightly: off by one.",
-            {"look": "up to t"},
-        ),
-        Mistake(
-            "with dropout on",
-            "f, the same function both times",
-            "In training mode two calls differ by themselves. Call block.eval() first, and give the "
-            "mode back at the end.",
-            {"mode": "as it is"},
-        ),
-        Mistake(
-            "with too large a tolerance",
-            "> 0",
-            "A mask of -7 for -inf leaves a weight of a thousandth, and training will find it. In "
-            "float64 rounding is below 1e-12.",
-            {"tolerance": 1e-1},
-        ),
-        Mistake(
-            "that never fires",
-            "> 0",
-            "It lets every block pass. Try it on one of which you know that it looks ahead.",
-            {"tolerance": math.inf},
-        ),
-    ),
+    mistakes=LEAKS,
     properties={
         "the answer is True or False": yes_or_no,
         "the block is left in the mode it came in": left_as_it_was,
     },
     next="Next: the same question for every position at once, as a picture.",
+    package=has_gradient_ahead,
 )
 
 # --- Nine names ---------------------------------------------------------------------------------
 
-
-@dataclass(frozen=True)
-class Quiz:
-    """Letters to be matched with the names of mistakes; a wrong name is answered with a measurement."""
-
-    title: str
-
-    def __call__(self, student: Any, measured: bool = True) -> Result:
-        """Check a student's function, which returns a dictionary.
-
-        Args:
-            measured: say what speaks against each wrong name. That takes some seconds a patient, once.
-        """
-        if not callable(student):
-            kind = type(student).__name__
-            said = f"This check wants the function itself, without calling it; got {kind}."
-            return Result(self.title, False, said)
-        try:
-            with limits.limited(limits.SECONDS):
-                names = student()
-        except NotImplementedError:
-            said = "Still to be written. The names to choose from: " + ", ".join(sorted(FAULTS))
-            return Result(self.title, False, said)
-        except (Exception, *limits.STOPS) as error:
-            return Result(self.title, False, stopped(student, error))
-        if not isinstance(names, dict):
-            kind = type(names).__name__
-            said = f'Your function must return a dictionary such as {{"A": "no shift"}}, it returns {kind}.'
-            return Result(self.title, False, said)
-        unknown = self.unknown(names)
-        if unknown:
-            return Result(self.title, False, "\n\n".join(unknown))
-        return self.compare(names, measured)
-
-    def unknown(self, names: dict[Any, Any]) -> list[str]:
-        """What cannot be compared: letters and names that there are not."""
-        said = [f"There is no patient {k!r}." for k in names if k not in tuple(clinic.PATIENTS)]
-        for name in names.values():
-            if name is not None and not (isinstance(name, str) and name in FAULTS):
-                near = get_close_matches(str(name), FAULTS, n=1)
-                hint = (
-                    f"Did you mean {near[0]!r}?"
-                    if near
-                    else f"There are: {', '.join(sorted(FAULTS))}."
-                )
-                said.append(f"No mistake is called {name!r}. {hint}")
-        return said
-
-    def compare(self, names: dict[str, str | None], measured: bool) -> Result:
-        """The answer to names that there are."""
-        right = dict(zip(clinic.PATIENTS, SEATS, strict=True))
-        named = {k: v for k, v in names.items() if v is not None}
-        wrong = {k: v for k, v in named.items() if v != right[k]}
-        if named == right:
-            evidence = "\n\n".join(map(treated, right)) if measured else "Every patient is named."
-            return Result(self.title, True, evidence)
-        said = [
-            f"{letter} is not a case of {name!r}"
-            + (f": {contradiction(clinic.chart(letter), name)}" if measured else ".")
-            for letter, name in wrong.items()
-        ]
-        if good := [letter for letter in named if letter not in wrong]:
-            said.append(f"Right: {', '.join(good)}.")
-        if left := [letter for letter in right if letter not in named]:
-            said.append(f"Not named yet: {', '.join(left)}.")
-        mistakes = tuple(f"{letter} taken for {name!r}" for letter, name in wrong.items())
-        return Result(self.title, False, "\n\n".join(said), mistakes)
+RIGHT = dict(zip(clinic.PATIENTS, SEATS, strict=True))
 
 
-def contradiction(chart: clinic.Chart, name: str) -> str:
-    """The measurement that speaks against a name; empty where none does.
+def contradiction(letter: str, name: str) -> str:
+    """The measurement that speaks against a name; "" if none does.
 
-    A symptom that is there and not explained says more than one that is missing.
+    A symptom that is present and unexplained says more than one that is missing.
     """
-    fault = FAULTS[name]
+    chart, fault = clinic.chart(letter), FAULTS[name]
     if fault.kind != chart.kind:
-        does = {"writer": "write characters", "reader": "sort texts"}
-        return (
-            f"that is a mistake of models that {does[fault.kind]}; this one does not "
-            f"{does[fault.kind]}."
-        )
+        does = {"writer": "write characters", "reader": "sort texts"}[fault.kind]
+        return f"that is a mistake of models that {does}; this one does not {does}."
     for symptom in clinic.SYMPTOMS:
-        if symptom.shows(chart) and symptom.name not in fault.signs:
+        if symptom.shows(chart) and symptom.name not in fault.signs | fault.sometimes:
             return f"that does not explain that {symptom.measured(chart)}."
     for symptom in clinic.SYMPTOMS:
         if symptom.name in fault.signs and not symptom.shows(chart):
@@ -336,13 +211,11 @@ def contradiction(chart: clinic.Chart, name: str) -> str:
 
 def treated(letter: str) -> str:
     """What was wrong, what shows it, and what the treatment does."""
-    ill = clinic.chart(letter)
-    cured, fault = clinic.chart(ill.kind), FAULTS[SEATS[clinic.PATIENTS.index(letter)]]
-    there = [s for s in clinic.SYMPTOMS if s.name in ill.signs]
-    seen = "; ".join(s.measured(ill) for s in there)
-    after = "; ".join(s.measured(cured) for s in there)
-    name = SEATS[clinic.PATIENTS.index(letter)]
-    return f"{letter}: {name}. {fault.story} Seen: {seen}. Treated: {after}."
+    ill, name = clinic.chart(letter), RIGHT[letter]
+    cured = clinic.chart(ill.kind)
+    present = [s for s in clinic.SYMPTOMS if s.name in ill.signs]
+    before, after = ("; ".join(s.measured(c) for s in present) for c in (ill, cured))
+    return f"{letter}: {name}. {FAULTS[name].story} Seen: {before}. Treated: {after}."
 
 
-diagnoses = Quiz("nine diagnoses")
+diagnoses = Quiz("nine diagnoses", RIGHT, tuple(FAULTS), contradiction, treated)

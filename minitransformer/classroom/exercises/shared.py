@@ -1,7 +1,8 @@
-r"""What the exercises of several notebooks share: mistakes in the scores and the softmax, and multi-head attention.
+r"""What several notebooks' exercises share: mistakes in scores and softmax, and multi-head attention.
 
-`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch `ops.softmax`.
-An exercise whose right answer calls these functions by their names lists them as its `parts`.
+`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch
+`ops.softmax`. An exercise whose right answer calls these functions lists them as its `parts`, and
+the call uses their bare names.
 """
 
 from collections.abc import Callable
@@ -15,19 +16,15 @@ from ...model.attention import merge_heads, split_heads
 from ..engine.patches import known
 
 # fmt: off
+ROOT = "math.sqrt(Q.shape[-1])"
 SCALE = known(("the denominator √d_k in QKᵀ/√d_k", [
-    ("without the factor 1/√d_k", "A sum of d_k products grows with d_k; dividing by the root brings its spread back to 1.",
-     "1 / math.sqrt(Q.shape[-1])", "1.0"),
-    ("divided by d_k, not by its root", "Variances add up, so the spread grows like the root of d_k.",
-     "math.sqrt(Q.shape[-1])", "Q.shape[-1]"),
-    ("multiplied by √d_k, not divided", "The scores should shrink.",
-     "1 / math.sqrt(Q.shape[-1])", "math.sqrt(Q.shape[-1])"),
-    ("divided by the root of the number of keys", "d_k is the width of a query, its last axis, not the number of keys.",
-     "math.sqrt(Q.shape[-1])", "math.sqrt(K.shape[-2])"),
-    ("divided by the root of the number of heads", "d_k is the width of a query: Q's last axis, size(-1).",
-     "math.sqrt(Q.shape[-1])", "math.sqrt(Q.shape[1])"),
+    ("without the factor 1/√d_k", "A sum of d_k products grows with d_k; dividing by the root brings its spread back to 1.", f"1 / {ROOT}", "1.0"),
+    ("divided by d_k, not by its root", "Variances add up, so the spread grows like the root of d_k.", ROOT, "Q.shape[-1]"),
+    ("multiplied by √d_k, not divided", "The scores should shrink.", f"1 / {ROOT}", ROOT),
+    ("divided by the root of the number of keys", "d_k is the width of a query, its last axis, not the number of keys.", ROOT, "math.sqrt(K.shape[-2])"),
+    ("divided by the root of the number of heads", "d_k is the width of a query: Q's last axis, size(-1).", ROOT, "math.sqrt(Q.shape[1])"),
     ("divided by √d_model (all heads together), not by √d_k", "Each score sums over the d_k = d_model / h numbers of one head only.",
-     "math.sqrt(Q.shape[-1])", "math.sqrt(Q.shape[-1] * Q.shape[1])"),
+     ROOT, "math.sqrt(Q.shape[-1] * Q.shape[1])"),
 ]))
 
 HIDE = "scores = scores.masked_fill(~keep, -math.inf)"
@@ -38,26 +35,16 @@ AXIS = known(("the axis of the softmax", [
 MASK = known(
     ("where the mask enters", [
         ("with the mask applied after the softmax", "Zeroing weights afterwards leaves rows that sum to less than one. Hide the scores first.",
-         HIDE, "pass", "return e / total", "return (e if keep is None else e * keep) / total"),
-    ]),
-    ("the meaning of keep: True = may attend", [
-        ("with the mask inverted", "The scores to hide are those where keep is False, ~keep.",
-         "~keep", "keep"),
-    ]),
-    ("the argument keep", [
-        ("without the mask", "It is given and never used, so hidden keys are averaged in.",
-         HIDE, "pass"),
-    ]),
+         HIDE, "pass", "return e / total", "return (e if keep is None else e * keep) / total")]),
+    ("the meaning of keep: True = may attend", [("with the mask inverted", "The scores to hide are those where keep is False, ~keep.", "~keep", "keep")]),
+    ("the argument keep", [("without the mask", "It is given and never used, so hidden keys are averaged in.", HIDE, "pass")]),
     ("the value of a hidden score", [
         ("with the mask multiplied by -inf and added", "Where nothing is hidden, 0 times infinity gives NaN, which spreads everywhere. Select the places instead, with masked_fill or torch.where.",
-         "scores.masked_fill(~keep, -math.inf)", "scores + ~keep * -math.inf"),
-    ]),
+         "scores.masked_fill(~keep, -math.inf)", "scores + ~keep * -math.inf")]),
 )
 HIDDEN = known(("the value of a hidden score", [
-    ("with hidden scores set to 0", "e⁰ is 1, an ordinary weight (and so is e to 1e-9). Which number has exponential 0?",
-     "~keep, -math.inf", "~keep, 0.0"),
-    ("with hidden scores set to -10", "A trained model has scores below that, and then it sees what is hidden. Use -inf.",
-     "~keep, -math.inf", "~keep, -10.0"),
+    ("with hidden scores set to 0", "e⁰ is 1, an ordinary weight (and so is e to 1e-9). Which number has exponential 0?", "~keep, -math.inf", "~keep, 0.0"),
+    ("with hidden scores set to -10", "A trained model has scores below that, and then it sees what is hidden. Use -inf.", "~keep, -math.inf", "~keep, -10.0"),
     ("with hidden scores set to -10,000", "A trained model can have scores below that, and then it sees what is hidden. Use -inf.",
      "~keep, -math.inf", "~keep, -1e4"),
     ("with hidden scores set to -1e9", "It works until everything is hidden: then all scores are equal, and the row averages exactly the keys that it must not see. Use -inf, and handle such a row separately.",
@@ -74,17 +61,15 @@ LARGEST = known(("the exponentials", [
     ("without subtracting the largest score", "exp(1000) is infinite. Numerator and denominator may both be divided by e to the largest score of the row.",
      "scores - top", "scores"),
     ("with the largest score of the whole tensor subtracted, not each row's", "A row far below the largest becomes all zeros, and 0/0 follows.",
-     "scores - top", "scores - scores.detach().max()"),
+     "top.masked_fill(empty", "top.max().masked_fill(empty"),
 ]))
 
 # For a block that says `if norm_position == "post":`.
+POST = 'norm_position == "post"'
 POSITION = known(("norm_position", [
-    ("with pre-LN and post-LN exchanged", '"post" norms the sum of stream and sublayer; "pre" norms the input of the sublayer.',
-     'norm_position == "post"', 'norm_position == "pre"'),
-    ("with post-LN in both cases", 'For "pre" the norm stands inside the branch, and the sum is left alone.',
-     'norm_position == "post"', "True"),
-    ("with pre-LN in both cases", 'For "post" the norm stands around the sum.',
-     'norm_position == "post"', "False"),
+    ("with pre-LN and post-LN exchanged", '"post" norms the sum of stream and sublayer; "pre" norms the input of the sublayer.', POST, 'norm_position == "pre"'),
+    ("with post-LN in both cases", 'For "pre" the norm stands inside the branch, and the sum is left alone.', POST, "True"),
+    ("with pre-LN in both cases", 'For "post" the norm stands around the sum.', POST, "False"),
 ]))
 # fmt: on
 

@@ -1,8 +1,8 @@
-"""Grading: what a class handed in, checked, with what each got wrong.
+"""Grading: checks what a class handed in, and says what each student got wrong.
 
-Each submission runs in a process of its own (`submission.py` says what that does and does not keep
-off), from an interpreter that has the package loaded already, where the system can do that. A step
-that ends the process or does not end is left out, and the others are done in a new process.
+Each submission runs in its own process (`submission.py` says what that does and does not keep off),
+forked where possible from an interpreter that has the package loaded. A step that ends the process, or
+does not end, is left out, and the other steps are done in a new process.
 """
 
 import json
@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,13 @@ EXERCISES = Path(__file__).parents[3] / "notebooks" / "exercises"
 GRACE = 5.0
 """Seconds over its time before a step is ended from outside."""
 IN_ALL = 5
-"""A submission may take so many times the limit of one cell."""
+"""A submission may take this many times the limit of one cell."""
 START = 120.0
-"""Seconds until a process, or the interpreter that it is copied from, has loaded everything."""
+"""Seconds for a process, or the interpreter that it is forked from, to load everything."""
 LONGEST_ANSWER = 2**20
 PRELOAD = f"{__package__}.preload"
 NO_SHEET = "-"
-"""Stands for sheet and exercise of a file that cannot be graded."""
+"""Sheet and exercise of a file that cannot be graded."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +72,17 @@ def grade(
     seconds: float = 120.0,
     memory: float = 4.0,
 ) -> list[Grade]:
-    """Check every submission, in the order of their names.
+    """Check every submission, in the order of the students' names.
 
     Args:
         submissions: notebooks, or folders of them.
         exercises: the folder of the student's editions that were handed out.
-        seconds: for each cell; a submission has five times that in all.
-        memory: GiB, for each submission.
+        seconds: limit for each cell; a whole submission may take five times that.
+        memory: GiB for each submission.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
-        ValueError: a file that was named is no notebook or answers no sheet, or a folder has none.
+        ValueError: a given file is no notebook or answers no sheet, or a folder contains none.
     """
     sheets = read_sheets(exercises)
     handed = collect(submissions, sheets)
@@ -109,15 +109,14 @@ def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed
             raise ValueError(found[0].wrong)
         handed += found
     names = [h.student for h in handed]
-    alike = {name for name in names if names.count(name) > 1}
-    full = [
-        replace(h, student=str(h.path.with_suffix(""))) if h.student in alike else h for h in handed
-    ]
-    return sorted(full, key=lambda h: h.student)
+    for one in handed:
+        if names.count(one.student) > 1:
+            one.student = str(one.path.with_suffix(""))
+    return sorted(handed, key=lambda h: h.student)
 
 
 def notebooks_in(folder: Path) -> list[Path]:
-    """The notebooks of a folder and those within, without Jupyter's own copies."""
+    """The notebooks of a folder and its subfolders, without Jupyter's own copies."""
     return sorted(
         path
         for path in folder.rglob("*")
@@ -128,7 +127,7 @@ def notebooks_in(folder: Path) -> list[Path]:
 
 
 def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
-    """One submission. The student's name is the file's, or the path's where files are alike."""
+    """One submission. The student's name is the file's, or the path's if the file has its sheet's name."""
     named = path.stem in {sheet.name for sheet in sheets} and path != given
     student = str(path.relative_to(given).with_suffix("")) if named else path.stem
     handed = Handed(student, path)
@@ -148,7 +147,7 @@ def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: in
     sheet = handed.sheet
     if sheet is None:
         return [Grade(handed.student, NO_SHEET, NO_SHEET, False, handed.wrong)]
-    steps = plan(sheet, handed.cells)
+    steps = steps_of(sheet, handed.cells)
     cells = {what: handed.cells[what] for kind, what in steps if kind == "cell"}
     answers: dict[Any, dict[str, Any]] = {}
     troubles: dict[int, str] = {}
@@ -182,8 +181,8 @@ def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: in
     ]
 
 
-def plan(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
-    """The cells to run, and each check after the last cell that gives its function a value."""
+def steps_of(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
+    """The cells to run, and each check after the last cell that defines its function."""
     places = cells_to_run(sheet, cells)
     last = {
         function: max((i for i in places if function in bound_and_used(cells[i])[0]), default=-1)
@@ -199,10 +198,10 @@ def plan(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
 def to_grade(
     student: str, sheet: Sheet, name: str, answer: dict[str, Any] | None, trouble: str
 ) -> Grade:
-    """A line of the table, of what the process said and of what it did not say."""
+    """A line of the table, from what the process reported about an exercise, if anything."""
     answer = answer or {"message": "Not reached: the submission's time was up."}
     before = sheet.before(name)
-    # What the sheet itself has used before may be used; but no answer needs a check.
+    # An answer may use what the sheet has used before it, but never a check.
     uses = [str(u) for u in answer.get("uses", ()) if str(u) not in before or "check" in str(u)]
     notes = [f"uses the package's own {', '.join(uses)}; look at it"] if uses else []
     notes += [trouble] if trouble else []
@@ -217,7 +216,7 @@ def to_grade(
 
 
 def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
-    """Do the steps in a new process: what it said of each, and which step it did not survive, why."""
+    """Do the steps in a new process: its report on each, the step it did not survive, and why."""
     context: Any = multiprocessing.get_context(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
@@ -229,7 +228,7 @@ def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
     said: dict[int, dict] = {}
     step, limit, why = 0, START, "ended the process"
     deadline = time.monotonic() + limit
-    # Half a message, which only a trick can send, would be waited for without end.
+    # For half a message, which only a trick can send, `recv_bytes` would wait for ever.
     last_resort = threading.Timer(max(until - time.monotonic(), 0.0) + START, process.kill)
     last_resort.daemon = True
     last_resort.start()
@@ -255,13 +254,13 @@ def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
 
 
 def heard(channel: Connection, token: str, deadline: float) -> dict[str, Any] | None:
-    """The next thing that our own code in the process says; None when nothing more comes."""
+    """The next report of our own code in the process; None if none comes any more."""
     while (left := deadline - time.monotonic()) > 0:
         try:
             if not channel.poll(left):
                 return None
             answer = json.loads(channel.recv_bytes(LONGEST_ANSWER))
-        except ValueError:  # not of ours
+        except ValueError:  # not ours
             continue
         except (EOFError, OSError):
             return None
@@ -271,7 +270,7 @@ def heard(channel: Connection, token: str, deadline: float) -> dict[str, Any] | 
 
 
 def end(process: Any) -> None:
-    """End it, and all that it started."""
+    """End a process and everything that it started."""
     with suppress(OSError):
         if hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid:
             os.killpg(process.pid, signal.SIGKILL)

@@ -1,8 +1,8 @@
-"""Exercise sheets and what came back: the code cells of a notebook, and what a sheet asks for.
+"""Exercise sheets and submissions: the code cells of a notebook, and what a sheet asks for.
 
-A sheet is the student's edition of a notebook. It asks for each function whose body it leaves to be
-written and hands to a check, `mt.check.attention(my_attention)`. The cells of a submission say
-nothing about what is checked, so a changed check changes nothing.
+A sheet is the student's edition of a notebook. It asks for every function that it leaves to be
+written and passes to a check, `mt.check.attention(my_attention)`. What is checked comes from the sheet
+alone, so editing the checks of a submission has no effect.
 """
 
 import ast
@@ -26,17 +26,17 @@ class Sheet:
     cells: tuple[str, ...]
     """The code cells as they were handed out."""
     asked: dict[str, str]
-    """For each exercise, by the name of its check, the function that students write."""
+    """The function that students write for each exercise."""
 
     def before(self, exercise: str) -> str:
-        """The code that a student has read before this exercise."""
+        """The code that comes before this exercise in the sheet."""
         stub = f"def {self.asked[exercise]}("
         at = next(i for i, cell in enumerate(self.cells) if stub in cell)
         return "\n".join(self.cells[:at])
 
 
 def code_cells(path: Path) -> list[str]:
-    """The code of a notebook, .ipynb or .py with `# %%` between cells.
+    """The code of a notebook: .ipynb, or .py with `# %%` between cells.
 
     Raises:
         ValueError: it is neither.
@@ -44,7 +44,7 @@ def code_cells(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
-        raise ValueError(f"{path} is no text file in UTF-8") from None
+        raise ValueError(f"{path} is not a text file in UTF-8") from None
     if path.suffix == ".py":
         first, *rest = PERCENT.split(text)
         cells = zip(rest[::2], rest[1::2], strict=True)
@@ -54,7 +54,7 @@ def code_cells(path: Path) -> list[str]:
         found = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
         sources = ["".join(cell["source"]) for cell in found]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is no notebook (a .ipynb of format 4)") from None
+        raise ValueError(f"{path} is no notebook (.ipynb of format 4)") from None
     return [source.strip() for source in sources if source.strip()]
 
 
@@ -64,18 +64,15 @@ def read_sheets(folder: Path) -> list[Sheet]:
     Raises:
         ValueError: there is none.
     """
-    sheets = []
-    for path in sorted(folder.glob("*.ipynb")):
-        cells = code_cells(path)
-        if asked := asked_in(cells):
-            sheets.append(Sheet(path.stem, tuple(cells), asked))
-    if not sheets:
+    cells = {path.stem: tuple(code_cells(path)) for path in sorted(folder.glob("*.ipynb"))}
+    sheets = [Sheet(name, code, asked_in(code)) for name, code in cells.items()]
+    if not any(sheet.asked for sheet in sheets):
         raise ValueError(f"no exercise sheets in {folder}; `make exercises` writes them")
-    return sheets
+    return [sheet for sheet in sheets if sheet.asked]
 
 
 def asked_in(cells: Sequence[str]) -> dict[str, str]:
-    """For each check of a function that is still to be written, the function's name."""
+    """For each check of a function that is still to be written, the name of the function."""
     trees = [ast.parse(runnable(cell)) for cell in cells]
     stubs = {
         node.name
@@ -89,7 +86,7 @@ def asked_in(cells: Sequence[str]) -> dict[str, str]:
 
 
 def check_call(statement: ast.stmt) -> tuple[str, str] | None:
-    """Of a statement such as `mt.check.attention(my_attention)` the two names; None of others."""
+    """The two names in a statement such as `mt.check.attention(my_attention)`; None for others."""
     if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Call):
         return None
     called = re.fullmatch(r"(?:\w+\.)?check\.(\w+)", ast.unparse(statement.value.func))
@@ -98,11 +95,10 @@ def check_call(statement: ast.stmt) -> tuple[str, str] | None:
 
 
 def sheet_of(cells: Sequence[str], sheets: Sequence[Sheet], name: str) -> Sheet | None:
-    """The sheet that a submission answers, by what is in it; of equals the one in its file's name.
+    """The sheet that a submission answers, by its content; the file's name settles ties.
 
-    A function that is asked for counts as much as three cells that are as they were handed out.
+    Defining a function that is asked for counts as much as three unchanged cells.
     """
-
     defined = set().union(*(bound_and_used(cell)[0] for cell in cells))
     plain = {spaceless(cell) for cell in cells}
 
@@ -115,7 +111,7 @@ def sheet_of(cells: Sequence[str], sheets: Sequence[Sheet], name: str) -> Sheet 
 
 
 def runnable(cell: str) -> str:
-    """A cell without IPython's magic, which means nothing here; lines keep their numbers."""
+    """A cell without IPython's magics, which mean nothing here; lines keep their numbers."""
     if OTHER_LANGUAGE.match(cell):
         return ""
     try:
@@ -126,11 +122,11 @@ def runnable(cell: str) -> str:
 
 
 def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
-    """The global names that a cell gives a value, and those that it (or a function in it) reads."""
+    """The global names that a cell assigns, and those that it (or a function in it) reads."""
     code = runnable(cell)
     try:
         top, tree = symtable.symtable(code, "cell", "exec"), ast.parse(code)
-    except (SyntaxError, ValueError):  # it will not run, but what it was meant to define is known
+    except (SyntaxError, ValueError):  # it will not run, but we know what it was meant to define
         return set(re.findall(r"^def (\w+)", cell, re.MULTILINE)), set()
     bound, used, tables = set(), set(), [top]
     for table in tables:
@@ -150,9 +146,9 @@ def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
 
 
 def cells_to_run(sheet: Sheet, cells: Sequence[str]) -> list[int]:
-    """What a student wrote, and of what was handed out only the cells that this uses.
+    """The cells that a student wrote, and those handed-out cells that they depend on.
 
-    So a training that stands between two exercises is not repeated for each student.
+    So a training between two exercises is not repeated for each student.
     """
     given = handed_out(sheet)
     names = [bound_and_used(cell) for cell in cells]
@@ -171,5 +167,5 @@ def handed_out(sheet: Sheet) -> set[str]:
 
 
 def spaceless(cell: str) -> str:
-    """Without the spaces at the ends of lines, which editors change."""
+    """Without trailing spaces and empty lines, which editors change."""
     return "\n".join(line.rstrip() for line in cell.strip().splitlines() if line.strip())

@@ -1,4 +1,4 @@
-"""Loaded once before a class is graded: every student's process is a copy of what stands here then."""
+"""Preloaded once before grading; each student's process is forked from this state."""
 
 from . import submission
 

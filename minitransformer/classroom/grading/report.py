@@ -29,7 +29,7 @@ border-bottom: 1px solid #ddd; vertical-align: top } .yes { background: #dcefdc 
 
 
 def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
-    """Write grades.csv, grades.html and mistakes.png; each replaces an older one only when whole."""
+    """Write grades.csv, grades.html and mistakes.png, each atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     figure = drawn(grades)
     files = {
@@ -43,12 +43,12 @@ def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
 
 
 def first_sentence(message: str) -> str:
-    """A message in short."""
+    """The beginning of a message."""
     return re.split(r"(?<=[.!?])\s", message.strip(), maxsplit=1)[0]
 
 
 def what_went_wrong(grade: Grade) -> tuple[str, ...]:
-    """Names to count by: those of the known mistakes, else how the answer begins."""
+    """Names to count by: the known mistakes, otherwise the beginning of the message."""
     if grade.passed:
         return ()
     start = re.split(r"[.:;(]", grade.message)[0].strip()
@@ -59,7 +59,7 @@ def what_went_wrong(grade: Grade) -> tuple[str, ...]:
 
 
 def table(grades: Sequence[Grade]) -> str:
-    """As CSV, a line for each student and exercise."""
+    """As CSV, one line per student and exercise."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(COLUMNS)
@@ -71,12 +71,9 @@ def table(grades: Sequence[Grade]) -> str:
 
 
 def harmless(cell: str) -> str:
-    """No formula for a spreadsheet: students choose what stands in some of the cells."""
-    return (
-        f"'{cell}"
-        if cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell != NO_SHEET
-        else cell
-    )
+    """Never a formula in a spreadsheet: students control the text of some cells."""
+    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell != NO_SHEET
+    return f"'{cell}" if formula else cell
 
 
 # --- The figure -------------------------------------------------------------------------------
@@ -102,7 +99,7 @@ def drawn(grades: Sequence[Grade]) -> bytes:
     ax.set_yticks(range(len(bars)), labels, fontsize=8)
     ax.invert_yaxis()
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set_xlabel("students; in gray what is none of the known mistakes")
+    ax.set_xlabel("students; gray: not one of the known mistakes")
     ax.set_title("What was not right" if bars else "Everything was right", fontsize=10)
     png = io.BytesIO()
     figure.savefig(png, format="png")

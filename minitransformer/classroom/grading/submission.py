@@ -1,10 +1,10 @@
-"""What runs in a process of its own: one student's cells, then our checks of their functions.
+"""What runs in a separate process: one student's cells, then our checks of their functions.
 
-Not protected: this is no sandbox. What it keeps off are accidents and clumsy tricks: a loop, a
-crash, `rmtree`, a replaced `mt.check`, a print of "passed". The checks use a copy of the package
-that the student's `import minitransformer` does not see; answers go through a pipe, each with a token
-that only this file's variables hold. Who searches the interpreter's memory or calls the operating
-system through ctypes gets past all of it. Grade strangers in a container.
+This is no sandbox. It keeps off accidents and clumsy tricks: an endless loop, a crash, `rmtree`, a
+replaced `mt.check`, a printed "passed". The checks use a copy of the package that the student's
+`import minitransformer` does not see; answers go through a pipe, each with a token known only here.
+Code that searches the interpreter's memory, or calls the operating system through ctypes, gets past
+all of it. Grade strangers in a container.
 """
 
 import ast
@@ -34,32 +34,32 @@ CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.cho
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 LARGEST_FILE = 2**28
 STUDENTS_COPY: dict[str, ModuleType] = {}
-"""What a student's `import minitransformer` finds; filled beforehand where processes are copied."""
+"""What a student's `import minitransformer` finds; filled in advance where processes are forked."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the grader wants done."""
+    """What the grader asks for."""
 
     cells: dict[int, str]
     """The code to run, by its place in the notebook."""
     steps: Sequence[tuple[str, Any]]
     """("cell", place) or ("check", (exercise, function)), in order."""
     errors: dict[int, str]
-    """Cells that were left out, and why."""
+    """Cells that are left out, and why."""
     folder: str
-    """An empty one, to work in."""
+    """An empty folder to work in."""
     hidden: frozenset[str]
-    """Files that a student may not read: solutions, and what others handed in."""
+    """Files that a student may not read: solutions, and other submissions."""
     seconds: float
-    """For each cell."""
+    """Limit for each cell."""
     memory: int
-    """In bytes, over what the process starts with."""
+    """In bytes, in addition to what the process starts with."""
     token: str
 
 
 def work(job: Job, channel: Connection) -> None:
-    """Take the steps one by one, and say of each that it begins and what came of it."""
+    """Take the steps one by one, and report the start and the result of each."""
 
     def say(**what: Any) -> None:
         channel.send_bytes(json.dumps({"token": job.token, **what}).encode())
@@ -85,7 +85,7 @@ def work(job: Job, channel: Connection) -> None:
             if function in namespace:
                 answer["uses"] = borrowed(namespace[function])
                 check = exercises[name]
-                # What speaks against a wrong diagnosis takes trainings; a table has no use for it.
+                # The evidence against a wrong diagnosis takes trainings, and the table does not show it.
                 quick = {"measured": False} if isinstance(check, registry.Quiz) else {}
                 result = check(namespace[function], **quick)
                 answer |= {"passed": result.passed, "mistakes": result.mistakes}
@@ -98,7 +98,7 @@ def work(job: Job, channel: Connection) -> None:
 
 
 def second_copy() -> dict[str, ModuleType]:
-    """The package's modules once more: whatever a student changes in them, ours stay as they are."""
+    """A second copy of the package's modules: whatever a student changes there, ours stay intact."""
     ours = take_out()
     try:
         importlib.import_module(PACKAGE)
@@ -108,13 +108,13 @@ def second_copy() -> dict[str, ModuleType]:
 
 
 def take_out() -> dict[str, ModuleType]:
-    """The package's modules, no longer found by an import."""
+    """Remove the package's modules, so that an import no longer finds them; returns them."""
     names = [name for name in sys.modules if name.split(".")[0] == PACKAGE]
     return {name: sys.modules.pop(name) for name in names}
 
 
 def run_cell(cell: str, name: str, namespace: dict[str, Any], job: Job) -> str:
-    """Run a cell without the checks in it, which are ours to make; says what stopped it, or ""."""
+    """Run a cell without its checks, which are ours to make; returns what stopped it, or ""."""
     source = runnable(cell)
     linecache.cache[name] = (len(source), None, source.splitlines(True), name)
     try:
@@ -125,7 +125,7 @@ def run_cell(cell: str, name: str, namespace: dict[str, Any], job: Job) -> str:
         return ""
     except limits.TimeUp as error:
         return f"not done after {job.seconds:.0f} seconds{line_in(name, error)}"
-    except BaseException as error:  # the cells after it still count
+    except BaseException as error:  # the next cells still count
         return f"{type(error).__name__}: {str(error)[:500]}{line_in(name, error)}"
 
 
@@ -138,15 +138,15 @@ def line_in(cell: str, error: BaseException) -> str:
 
 
 def undefined(function: str, cells: dict[int, str], errors: dict[int, str]) -> str:
-    """Why there is no such function."""
+    """Why the function does not exist."""
     for place, cell in cells.items():
         if f"def {function}" in cell and place in errors:
-            return f"{function} is not there, since its cell stops. {errors[place]}"
+            return f"{function} does not exist, since its cell stops. {errors[place]}"
     return f"The notebook defines no function {function}."
 
 
 def borrowed(function: Any) -> list[str]:
-    """What a function, or a helper of the student's that it calls, uses of this package."""
+    """What a function, or a helper of the student's that it calls, uses from this package."""
     found, seen, todo = set(), set(), [function]
     while todo:
         f = todo.pop()
@@ -169,7 +169,7 @@ def borrowed(function: Any) -> list[str]:
 
 
 def names_in(code: CodeType) -> set[str]:
-    """All names in a function's code, functions within it included."""
+    """All names in a function's code, including the functions inside it."""
     inner = [names_in(c) for c in code.co_consts if isinstance(c, CodeType)]
     return set(code.co_names).union(*inner)
 
@@ -178,7 +178,7 @@ def names_in(code: CodeType) -> set[str]:
 
 
 def shut_in(job: Job) -> None:
-    """Silence, an empty folder, bounds on memory and files, and no way to other processes."""
+    """Silence, an empty folder, bounds on files, and no access to other processes."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
@@ -199,15 +199,15 @@ def shut_in(job: Job) -> None:
 
 
 def door(folder: str, hidden: frozenset[str]) -> Callable[[str, tuple], None]:
-    """A hook that refuses what a submission has no business with."""
+    """An audit hook that forbids what a submission has no business doing."""
     home = os.path.realpath(folder) + os.sep
 
     def inside(path: Any) -> bool:
-        return isinstance(path, int) or (os.path.realpath(os.fsdecode(path)) + os.sep).startswith(
-            home
-        )
+        if isinstance(path, int):
+            return True
+        return f"{os.path.realpath(os.fsdecode(path))}{os.sep}".startswith(home)
 
-    def refuse(what: str) -> None:
+    def forbid(what: str) -> None:
         raise PermissionError(f"a submission may not {what}")
 
     def check(event: str, arguments: tuple) -> None:
@@ -216,16 +216,16 @@ def door(folder: str, hidden: frozenset[str]) -> Callable[[str, tuple], None]:
             if isinstance(path, int) or path is None:
                 return
             if (flags or 0) & WRITING and not inside(path) and path != os.devnull:
-                refuse(f"write {path}, outside its own folder")
+                forbid(f"write {path}, outside its own folder")
             if os.path.realpath(os.fsdecode(path)) in hidden:
-                refuse("read solutions or what others handed in")
+                forbid("read solutions or other submissions")
         elif event in PROCESSES:
-            refuse(f"start or end processes ({event})")
+            forbid(f"start or end processes ({event})")
         elif event.startswith("socket.") and event != "socket.__new__":
-            refuse("use the network")
+            forbid("use the network")
         elif event in CHANGES:
             paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
             if not all(inside(path) for path in paths):
-                refuse(f"change files outside its own folder ({event})")
+                forbid(f"change files outside its own folder ({event})")
 
     return check

@@ -1,0 +1,88 @@
+"""A `Quiz`: letters to be matched with names; a wrong name is answered with what speaks against it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from . import limits
+from .diagnosis import Result
+from .running import Finding, paragraphs, stopped
+
+
+@dataclass(frozen=True)
+class Quiz:
+    """Patients, called by letters, to be matched with the names of their mistakes."""
+
+    title: str
+    right: dict[str, str] = field(repr=False)
+    """The name for each letter."""
+    names: tuple[str, ...]
+    """All names to choose from."""
+    against: Callable[[str, str], str]
+    """`against(letter, name)`: the measurement that speaks against a wrong name."""
+    evidence: Callable[[str], str]
+    """`evidence(letter)`: what shows that the right name is right."""
+
+    def __call__(self, student: Any, measured: bool = True) -> Result:
+        """Check a student's function, which returns a dictionary.
+
+        Args:
+            measured: give the evidence. That takes a few seconds per patient, once.
+        """
+        try:
+            return self.compare(self.given(student), measured)
+        except Finding as finding:
+            return Result(self.title, False, str(finding))
+
+    def given(self, student: Any) -> dict[str, str | None]:
+        """What the student's function returns.
+
+        Raises: Finding, if it cannot be compared.
+        """
+        if not callable(student):
+            kind = type(student).__name__
+            raise Finding(f"This check wants the function itself, without calling it; got {kind}.")
+        choice = ", ".join(sorted(self.names))
+        try:
+            with limits.limited(limits.SECONDS):
+                given = student()
+        except NotImplementedError:
+            raise Finding(f"Still to be written. The names to choose from: {choice}") from None
+        except (Exception, *limits.STOPS) as error:
+            raise Finding(stopped(student, error)) from None
+        if not isinstance(given, dict):
+            raise Finding(
+                'Your function must return a dictionary such as {"A": "no shift"}, '
+                f"it returns {type(given).__name__}."
+            )
+        unknown = [f"There is no patient {k!r}." for k in given if k not in tuple(self.right)]
+        for name in given.values():
+            if name is not None and name not in self.names:
+                near = get_close_matches(str(name), self.names, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"There are: {choice}."
+                unknown.append(f"No mistake is called {name!r}. {hint}")
+        if unknown:
+            raise Finding(paragraphs(*unknown))
+        return given
+
+    def compare(self, given: dict[str, str | None], measured: bool) -> Result:
+        """The answer to existing names for existing letters."""
+        named = {letter: name for letter, name in given.items() if name is not None}
+        if named == self.right:
+            evidence = map(self.evidence, self.right) if measured else ["Every patient is named."]
+            return Result(self.title, True, paragraphs(*evidence))
+        wrong = {letter: name for letter, name in named.items() if name != self.right[letter]}
+        good = [letter for letter in named if letter not in wrong]
+        left = [letter for letter in self.right if letter not in named]
+        message = paragraphs(
+            *(
+                f"{letter} is not a case of {name!r}"
+                + (f": {self.against(letter, name)}" if measured else ".")
+                for letter, name in wrong.items()
+            ),
+            f"Right: {', '.join(good)}." if good else "",
+            f"Not named yet: {', '.join(left)}." if left else "",
+        )
+        mistakes = tuple(f"{letter} taken for {name!r}" for letter, name in wrong.items())
+        return Result(self.title, False, message, mistakes)

@@ -1,0 +1,124 @@
+r"""Running a student's function: a crash, a stop, a wrong type or a wrong shape becomes a message."""
+
+import inspect
+import linecache
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ...proofs.formula import Inputs
+from . import limits
+
+
+class Finding(Exception):
+    """What is wrong with an answer; never leaves the engine."""
+
+    def __init__(self, message: str, *mistakes: str) -> None:
+        super().__init__(message)
+        self.mistakes = mistakes
+        """Names of the known mistakes that explain it."""
+
+
+def copies(inputs: Inputs) -> list[Any]:
+    """The arguments, with tensors copied: a function that changes them harms nobody else."""
+    return [a.clone() if isinstance(a, Tensor) else a for a in inputs.values()]
+
+
+def run(student: Callable, inputs: Inputs, case: str) -> Any:
+    """Call the function with copies of the inputs; a crash or a changed input is a finding."""
+    given = copies(inputs)
+    try:
+        output = student(*given)
+    except NotImplementedError:
+        raise
+    except Exception as error:
+        raise Finding(crash(student, error, inputs, case)) from None
+    for name, before, after in zip(inputs, inputs.values(), given, strict=True):
+        if isinstance(before, Tensor) and not before.equal(after):
+            raise Finding(
+                f"Your function changes its argument {name} (case: {case}). The caller still needs "
+                f"it: make a new tensor instead, such as `{name} = {name}.masked_fill(...)` for "
+                f"`{name}.masked_fill_(...)`."
+            )
+    return output
+
+
+def crash(student: Callable, error: Exception, inputs: Inputs, case: str) -> str:
+    """Where in the student's own code it stopped, and what it was given."""
+    given = ", ".join(
+        f"{name} {tuple(a.shape) if isinstance(a, Tensor) else repr(a)}"
+        for name, a in inputs.items()
+        if isinstance(a, Tensor | str)
+    )
+    return paragraphs(
+        f"It does not run (case: {case}). {type(error).__name__}: {error}",
+        line_of(student, error),
+        limits.usual_cause(error),
+        f"It was called with {given}.",
+    )
+
+
+def stopped(student: Callable, stop: BaseException) -> str:
+    """Why and where the function was stopped."""
+    why = {
+        limits.TimeUp: f"Stopped after {limits.SECONDS:.0f} seconds; a right answer takes far less than one.",
+        KeyboardInterrupt: "You stopped it.",
+        SystemExit: "Your function ends the program.",
+    }.get(type(stop), f"It does not run. {type(stop).__name__}: {stop}")
+    line, cause = line_of(student, stop), limits.usual_cause(stop)
+    if isinstance(stop, limits.TimeUp) and not line:
+        cause = "It was not inside your function at that moment. Is the machine busy? Check again."
+    return paragraphs(why, line, cause)
+
+
+def paragraphs(*parts: str) -> str:
+    """The parts of a message that say something, as paragraphs."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def line_of(student: Callable, error: BaseException) -> str:
+    """The line of the student's own code at which an error arose; "" if it was elsewhere."""
+    # The last frame from the student's file: the function itself, or a helper next to it.
+    home = getattr(inspect.unwrap(student), "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if home is not None and f.filename == home.co_filename]
+    if not own or "site-packages" in own[-1].filename:
+        return ""
+    last = own[-1]
+    line = linecache.getline(last.filename, last.lineno or 0).strip() or last.line
+    return f"It stops in `{last.name}`, at the line\n\n    {line}"
+
+
+def check_type(output: Any, right: Tensor, axes: str, case: str) -> None:
+    """A tensor of the right shape and number type; anything else is a finding."""
+    if output is None:
+        raise Finding("Your function returns nothing. Is the `return` missing?")
+    if isinstance(output, tuple):
+        raise Finding(
+            f"Your function returns {len(output)} things; this exercise wants one tensor, "
+            f"({axes.replace(' ', ', ')})."
+        )
+    if not isinstance(output, Tensor):
+        raise Finding(
+            f"Your function must return a torch tensor, it returns {type(output).__name__}."
+        )
+    if output.shape != right.shape:
+        raise Finding(wrong_shape(axes.split(), output, right, case))
+    if output.dtype != right.dtype:
+        raise Finding(
+            f"The inputs are {right.dtype}, your output is {output.dtype}. Make new tensors of the "
+            "inputs' type, for instance with `x.new_zeros(...)`."
+        )
+
+
+def wrong_shape(axes: list[str], output: Tensor, right: Tensor, case: str) -> str:
+    """What the axes should be; all sizes differ, so a size tells which axis it is."""
+    wanted = ", ".join(f"{a}={n}" for a, n in zip(axes, right.shape, strict=True))
+    message = f"The shape is wrong (case: {case}): wanted ({wanted}), got {tuple(output.shape)}."
+    name = dict(zip(right.shape, axes, strict=True))
+    if len(name) == len(axes) and all(n in name for n in output.shape):
+        mine = ", ".join(name[n] for n in output.shape)
+        message += f" By their sizes your axes are ({mine})."
+    return message

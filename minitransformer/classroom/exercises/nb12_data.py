@@ -1,0 +1,69 @@
+r"""The exercises of notebook 12, on how much data it takes: what an accuracy is worth."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...lab.results import mean_and_sd
+from ...proofs.formula import Inputs
+from ..engine.diagnosis import Exercise
+from ..engine.patches import known
+
+
+def draw_shares(rng: np.random.Generator, case: str) -> Inputs:
+    return {"p": rng.uniform(0.55, 0.95, 5), "n": {"a small test": 63, "a large test": 1008}[case]}
+
+
+def right_accuracy_error(p: Tensor, n: int) -> Tensor:
+    return (p * (1 - p) / n).sqrt()
+
+
+accuracy_error = Exercise(
+    title="the standard error of an accuracy",
+    formula="√(p (1 - p) / n)",
+    right=right_accuracy_error, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
+    draw=draw_shares, cases=("a small test", "a large test"), axes="method",
+    mistakes=known(
+        ("the root", [("without the root", "p (1 - p) / n is a variance.", ".sqrt()", "")]),
+        ("what is under the root", [("with n outside the root", "Four times the test texts only halve the error.", "(p * (1 - p) / n).sqrt()", "(p * (1 - p)).sqrt() / n")]),
+        ("n", [("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)")]),
+        ("p (1 - p)", [("with p for p (1 - p)", "A model that is always right has no error at all: at p = 1 this must be 0.", "p * (1 - p)", "p")]),
+    ),
+    next="Next: this is the error of the test, that over seeds is the error of the training. Both are there.",
+)  # fmt: skip
+
+
+def draw_accuracies(rng: np.random.Generator, case: str) -> Inputs:
+    return {"accuracies": rng.uniform(0.5, 1.0, (4, {"three seeds": 3, "seven seeds": 7}[case]))}
+
+
+def right_mean_and_error(accuracies: Tensor) -> Tensor:
+    n, mean = accuracies.shape[1], accuracies.mean(1)
+    variance = ((accuracies - mean[:, None]) ** 2).sum(1) / (n - 1)
+    return torch.stack([mean, variance.sqrt() / n**0.5], 1)
+
+
+def mean_and_error_by_package(accuracies: Tensor) -> Tensor:
+    means, sds = zip(*map(mean_and_sd, accuracies.tolist()), strict=True)
+    return torch.stack(
+        [accuracies.new_tensor(means), accuracies.new_tensor(sds) / accuracies.shape[1] ** 0.5], 1
+    )
+
+
+mean_and_error = Exercise(
+    title="mean and standard error over seeds",
+    formula="m = Σ a_s / n and √(Σ (a_s - m)² / (n - 1)) / √n",
+    right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
+    mistakes=known(
+        ("the n - 1 under the root", [
+            ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too near to it. NumPy's default is n, torch's is n - 1.",
+             "(n - 1)", "n"),
+        ]),
+        ("the final / √n", [
+            ("with the standard deviation for the standard error", "How far apart single runs lie does not say how well their mean is known.", " / n**0.5", ""),
+            ("divided by n, not by its root", "Variances add up.", "n**0.5", "n"),
+        ]),
+        ("the root of the mean square", [("with the variance for its root", "An error has the units of the accuracy.", "variance.sqrt()", "variance")]),
+    ),
+    next="Next: a difference smaller than two such errors is not a result.",
+)  # fmt: skip
