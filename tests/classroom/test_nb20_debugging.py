@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from minitransformer.classroom.clinic.charts.patients import FAULTS, SEATS
+from minitransformer.classroom.clinic.patients import FAULTS, SEATS
 
 import minitransformer as mt
 from minitransformer.classroom.clinic import charts as clinic
@@ -97,6 +97,7 @@ def test_the_right_names_pass_with_the_evidence():
     assert result.message.count("Treated: ") == 9
 
 
+@pytest.mark.trains
 @pytest.mark.parametrize("letter", clinic.PATIENTS)
 def test_every_wrong_name_gets_the_measurement_that_speaks_against_it(letter):
     chart = clinic.chart(letter)
