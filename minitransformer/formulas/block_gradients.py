@@ -140,7 +140,7 @@ def sublayer(x: ndarray, f: Callable, norm: Norm, eps: float, norm_position: str
 
 def sublayer_backward(
     dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
-    norm_position: str,
+    norm_position: str
 ) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
     r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$ and what `f_backward(df, input)` has besides "x".
 
@@ -241,7 +241,7 @@ def encoder_sublayers(n_heads: int, keep: Keep, activation: str, w: dict[str, An
 
 def encoder_block(
     x: ndarray, n_heads: int, eps: float, norm_position: str, activation: str,
-    keep: Keep = None, **w: ndarray,
+    keep: Keep = None, **w: ndarray
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand.encoder_block`; `w` has the weights of attention, FFN and norms."""
     sublayers = encoder_sublayers(n_heads, keep, activation, w)

@@ -196,7 +196,7 @@ def decoder_sublayers(
 
 def decoder_block(
     y: ndarray, z: ndarray, n_heads: int, eps: float, norm_position: str, activation: str,
-    keep: Keep = None, memory_keep: Keep = None, **w: ndarray,
+    keep: Keep = None, memory_keep: Keep = None, **w: ndarray
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand_decoder.decoder_block`; the cross-attention's weights end in c."""
     keep = hide_future(keep, y.shape[-2])

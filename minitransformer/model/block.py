@@ -37,16 +37,14 @@ def residual(
     Shapes: (..., length, d_model) -> (..., wanted, d_model).
     Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
     """
+    stream = x if only == ALL else x[..., only, :]
     if norm_position == "post":
-        return norm(x[..., only, :] + dropout(f(x)))
-    return x[..., only, :] + dropout(f(norm(x)))
+        return norm(stream + dropout(f(x)))
+    return stream + dropout(f(norm(x)))
 
 
 def encoder_sublayer(
-    x: Hidden,
-    attention: MultiHeadAttention,
-    norm: LayerNorm,
-    keep: Mask = None,
+    x: Hidden, attention: MultiHeadAttention, norm: LayerNorm, keep: Mask = None
 ) -> Hidden:
     r"""$\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))$.
 
@@ -105,9 +103,9 @@ class Block(nn.Module):
         keep, bias = (rows(a, only, x.shape[1]) for a in (keep, bias))
 
         def f(n: Tensor) -> Tensor:
-            return self.attention(
-                n[:, only], None if only == ALL else n, keep, bias, causal, cache
-            )  # fmt: skip
+            if only == ALL:
+                return self.attention(n, None, keep, bias, causal, cache)
+            return self.attention(n[:, only], n, keep, bias, causal, cache)
 
         return self.sublayer(x, f, self.norm_1, only)
 

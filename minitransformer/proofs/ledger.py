@@ -79,11 +79,13 @@ def places(formula: Formula) -> dict[str, str]:
     implementations = {
         "by hand": (formula.by_hand,),
         "ours": code(formula),
-        "fused": () if formula.shows else (formula.fused,),  # a module's code serves both
+        "fused": (formula.fused,),
         "torch": (formula.reference,),
         "by-hand grad": (formula.backward_by_hand,),
     }
     found = {name: ", ".join(place(f) for f in fs if f) for name, fs in implementations.items()}
+    if formula.shows or found["fused"] == found["ours"]:
+        del found["fused"]  # the same code with torch's kernels
     return {name: where for name, where in found.items() if where}
 
 

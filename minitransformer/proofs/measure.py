@@ -84,15 +84,13 @@ def run(
     detached = [o.detach() for o in outputs]
     if not any(o.requires_grad for o in outputs):
         return detached, []
-    weights = random_weights([o.shape for o in outputs])
-    loss = sum((o * weight.to(dtype)).sum() for o, weight in zip(outputs, weights, strict=True))
+    loss = sum((o * random_weights(o.shape).to(dtype)).sum() for o in outputs)
     return detached, list(torch.autograd.grad(loss, [tensors[name] for name in wanted]))
 
 
 def run_backward(formula: Formula, inputs: Inputs, shape: tuple[int, ...]) -> list[Tensor]:
     """The gradients of the same random sum by the derivative in NumPy, in the order of `run`."""
-    d_output = random_weights([shape])[0].numpy()
-    grads = formula.backward_by_hand(d_output, **inputs)
+    grads = formula.backward_by_hand(random_weights(shape).numpy(), **inputs)
     names = differentiable(formula, inputs)
     if not isinstance(grads, dict):
         grads = dict(zip(names, as_tuple(grads), strict=True))
@@ -105,13 +103,13 @@ def differentiable(formula: Formula, inputs: Inputs) -> list[str]:
     return [name for name in real if name not in formula.no_gradient]
 
 
-def random_weights(shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """The weights of the sum of the outputs whose gradients are compared.
+def random_weights(shape: tuple[int, ...]) -> Tensor:
+    """The weights of the sum of an output whose gradient is compared.
 
     Random, since a plain sum hides errors: a row of softmax sums to one whatever the scores.
     """
     generator = torch.Generator().manual_seed(SEED)
-    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:

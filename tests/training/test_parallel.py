@@ -147,7 +147,7 @@ def train_as_two(folder, **options) -> list:
     ]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=90) for _ in processes)
+    found = sorted(results.get(timeout=600) for _ in processes)
     for process in processes:
         process.join(60)
     return found

@@ -168,7 +168,7 @@ def no_questions() -> Iterator:
     """`input()` is an error: nobody can answer during a check."""
 
     def fail(*_: Any) -> str:
-        raise RuntimeError("input() asks a question and nobody can answer: use only the arguments")
+        raise RuntimeError("input() asks a question and nobody answers: use only the arguments")
 
     ask = builtins.input
     builtins.input = fail

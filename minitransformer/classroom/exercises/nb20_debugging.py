@@ -201,7 +201,7 @@ def contradiction(letter: str, name: str) -> str:
         does = {"writer": "write characters", "reader": "sort texts"}[fault.kind]
         return f"that is a mistake of models that {does}; this one does not."
     for symptom in clinic.SYMPTOMS:
-        if symptom.shows(chart) and symptom.name not in fault.signs:
+        if symptom.shows(chart) and symptom.name not in fault.signs | fault.sometimes:
             return f"that does not explain why {symptom.measured(chart)}."
     for symptom in clinic.SYMPTOMS:
         if symptom.name in fault.signs and not symptom.shows(chart):

@@ -1,111 +1,18 @@
-"""The checks name every mistake they know, and accept every right answer, however it is written."""
+"""What a check says to answers that are no single known mistake, and how it says it."""
 
+import dataclasses
 import math
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
-from minitransformer.classroom import registry as checks
-from minitransformer.classroom.engine import limits
-from minitransformer.classroom.engine.diagnosis import Exercise
-
-EXERCISES = checks.exercises()
-MISTAKES = [(name, m) for name, e in EXERCISES.items() for m in e.mistakes]
-SEEDS = (4, 5, 6)
-
-each_exercise = pytest.mark.parametrize("name", EXERCISES)
-
-
-@each_exercise
-@pytest.mark.parametrize("seed", SEEDS)
-def test_reference_and_unswitched_variant_pass(name, seed):
-    exercise = EXERCISES[name]
-    assert exercise(exercise.reference, seed).passed
-    assert exercise(exercise.variant, seed).passed
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("name", "mistake"), MISTAKES, ids=[f"{n}: {m.name}" for n, m in MISTAKES])
-def test_every_known_mistake_is_refused_and_named(name, mistake, seed):
-    exercise = EXERCISES[name]
-    result = exercise(lambda *a: exercise.variant(*a, **mistake.change), seed)
-    assert not result.passed
-    assert result.mistakes == (mistake.name,)
-    assert mistake.name in result.message and mistake.hint in result.message
-
-
-@each_exercise
-def test_names_are_unique_and_complete(name):
-    exercise = EXERCISES[name]
-    names = [m.name for m in exercise.mistakes]
-    assert len(set(names)) == len(names)
-    for m in exercise.mistakes:
-        assert m.term and m.hint.endswith((".", "?", ".)"))
-        assert len(m.change) == 1, "a mistake is one change"
-
-
-@each_exercise
-def test_the_stub_gets_a_friendly_answer(name):
-    def stub(*args):
-        raise NotImplementedError
-
-    result = EXERCISES[name](stub)
-    assert not result.passed
-    assert result.message == f"Still to be written. The formula: {EXERCISES[name].formula}"
-
-
-@each_exercise
-def test_inputs_can_tell_axes_apart(name):
-    exercise: Exercise = EXERCISES[name]
-    right = [exercise.reference(**inputs) for inputs in exercise.inputs().values()]
-    exact = (torch.float64, torch.int64)  # or zeros and ones, which every type holds exactly
-    assert all(a.dtype in exact or ((a == 0) | (a == 1)).all() for a in right)
-    assert any(len(set(a.shape)) == a.dim() for a in right)
-
-
-# --- Right answers, written differently ---------------------------------------------------------
-
-
-def attention_by_einsum(Q, K, V, keep=None):
-    scores = torch.einsum("bhqd,bhkd->bhqk", Q, K) * K.size(3) ** -0.5
-    if keep is None:
-        return torch.einsum("bhqk,bhkv->bhqv", scores.softmax(-1), V)
-    weights = scores.masked_fill(keep.logical_not(), float("-inf")).softmax(-1)
-    weights = torch.where(keep.any(-1, keepdim=True), weights, 0.0)
-    return torch.einsum("bhqk,bhkv->bhqv", weights, V)
-
-
-def attention_by_loops(Q, K, V, keep=None):
-    batch, heads, queries, d_k = Q.shape
-    output = []
-    for b in range(batch):
-        for h in range(heads):
-            for q in range(queries):
-                kept = [k for k in range(K.shape[2]) if keep is None or keep[b, h, q, k]]
-                if not kept:
-                    output.append(0 * Q[b, h, q].sum() + 0 * V[b, h].sum(0))
-                    continue
-                s = torch.stack([Q[b, h, q] @ K[b, h, k] for k in kept]) / d_k**0.5
-                output.append(F.softmax(s, dim=0) @ V[b, h, kept])
-    return torch.stack(output).view(batch, heads, queries, V.shape[-1])
 
 
 def attention_by_torch(Q, K, V, keep=None):
     return F.scaled_dot_product_attention(Q, K, V, attn_mask=keep)
-
-
-def softmax_by_hand(scores, keep=None):
-    keep = torch.ones_like(scores, dtype=torch.bool) if keep is None else keep
-    hidden = scores.masked_fill(~keep, -math.inf)
-    e = (hidden - hidden.amax(-1, keepdim=True).clamp(min=-1e30)).exp()
-    return e / e.sum(-1, keepdim=True).clamp(min=1e-300)
-
-
-def split_by_loop(x, n_heads):
-    d_k = x.shape[-1] // n_heads
-    return torch.stack([x[:, :, i * d_k : (i + 1) * d_k] for i in range(n_heads)], 1)
 
 
 def heads_by_einsum(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
@@ -115,40 +22,20 @@ def heads_by_einsum(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
     return torch.einsum("bhtd,hdm->btm", heads, W_O.view(n_heads, -1, W_O.shape[1]))
 
 
-def block_in_one_loop(x, attention, feed_forward, norm_1, norm_2, norm_position):
-    for sublayer, norm in ((attention, norm_1), (feed_forward, norm_2)):
-        x = x + sublayer(norm(x)) if norm_position == "pre" else norm(x + sublayer(x))
-    return x
+def test_a_known_mistake_is_named_with_its_term_and_hint():
+    exercise = mt.check.layer_norm
+    for mistake in exercise.mistakes:
+        result = exercise(exercise.patched(mistake))
+        assert not result.passed and result.mistakes == (mistake.name,)
+        assert all(text in result.message for text in (mistake.name, mistake.term, mistake.hint))
 
 
-@pytest.mark.parametrize(
-    ("name", "answer"),
-    [
-        ("attention", attention_by_einsum),
-        ("attention", attention_by_loops),
-        ("attention", attention_by_torch),
-        ("attention", lambda Q, K, V, keep: mt.scaled_dot_product_attention(Q, K, V, keep)[0]),
-        ("softmax", softmax_by_hand),
-        ("scaled_scores", lambda q, k: (q / q.shape[-1] ** 0.5) @ k.transpose(-1, -2)),
-        ("split_heads", split_by_loop),
-        ("split_heads", lambda x, h: x.unflatten(-1, (h, -1)).movedim(2, 1)),
-        ("merge_heads", lambda heads: torch.einsum("bhtd->bthd", heads).flatten(2)),
-        ("multi_head_attention", heads_by_einsum),
-        ("layer_norm", lambda x, g, b, eps: F.layer_norm(x, g.shape, g, b, eps)),
-        (
-            "layer_norm",
-            lambda x, g, b, eps: g * (x - x.mean(2, True)) / (x.var(2, False, keepdim=True) + eps) ** 0.5 + b,
-        ),
-        ("feed_forward", lambda x, W, b, U, c: F.linear(F.relu(F.linear(x, W.T, b)), U.T, c)),
-        ("encoder_block", block_in_one_loop),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("seed", SEEDS)
-def test_right_answers_pass_however_written(name, answer, seed, monkeypatch):
-    monkeypatch.setattr(limits, "SECONDS", 60.0)  # the machine may be busy, and loops are slow
-    result = EXERCISES[name](answer, seed)
-    assert result.passed, result
-    assert "gradients to" in result.message
+def test_the_first_answer_to_an_unknown_mistake_comes_at_once():
+    """It is compared with every pair of mistakes."""
+    exercise = dataclasses.replace(mt.check.multi_head_attention)
+    start = time.process_time()
+    assert not exercise(lambda *inputs: 3 * exercise.right(*inputs) + 1).passed
+    assert time.process_time() - start < 2
 
 
 # --- Wrong answers that are no single known mistake ----------------------------------------------
@@ -206,7 +93,7 @@ def test_two_mistakes_together_are_both_named():
     result = mt.check.layer_norm(
         lambda x, g, b, eps: g * (x - x.mean(-1, True)) / (x.std(-1, keepdim=True) + eps) + b
     )
-    assert len(result.mistakes) == 2 and "Two mistakes, then" in result.message
+    assert len(result.mistakes) == 2 and "two mistakes" in result.message
 
 
 def test_a_mistake_is_named_although_a_later_case_crashes():
