@@ -114,7 +114,7 @@ def test_every_wrong_name_gets_the_measurement_that_speaks_against_it(letter):
 
 def test_what_a_contradiction_says():
     said = debugging_checks.contradiction(clinic.chart("B"), "sees one ahead")
-    assert said.startswith("that does not explain that the first loss is 3.")
+    assert said.startswith("that does not explain why the first loss is 3.")
     said = debugging_checks.contradiction(clinic.chart("A"), "dropout stays on")
     assert (
         said == "that mistake makes two equal calls differ; here two equal calls differ by 0e+00."
@@ -140,7 +140,7 @@ def test_some_names_at_a_time():
         (lambda: {1: "no shift"}, "There is no patient 1."),
         (lambda: {"A": ["no shift"]}, "No mistake is called ['no shift']."),
         (lambda: {"A": "no shifts"}, "Did you mean 'no shift'?"),
-        (lambda: {"A": "x"}, "There are: body is frozen, dropout stays on"),
+        (lambda: {"A": "x"}, "The names are: body is frozen, dropout stays on"),
         (lambda: None, "must return a dictionary"),
         ({"A": "no shift"}, "the function itself"),
     ],
