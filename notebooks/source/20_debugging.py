@@ -21,7 +21,7 @@ import torch
 import minitransformer as mt
 from minitransformer import plots
 from minitransformer.classroom.clinic import charts as clinic
-from minitransformer.classroom.clinic import instruments as symptoms
+from minitransformer.classroom.clinic import instruments
 
 # %% [markdown]
 # ## 1. The guide
@@ -126,8 +126,8 @@ torch.manual_seed(0)
 config = mt.TransformerConfig(vocab_size=10, d_model=20, n_heads=5, d_ff=44, norm_position="pre")
 x = torch.randn(3, 7, 20, dtype=torch.float64)
 for block in (mt.DecoderBlock(config).double(), mt.EncoderBlock(config).double()):
-    print(f"{type(block).__name__}: moves by {symptoms.leak(block, x, 4):.0e}")
-assert symptoms.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < symptoms.leak(block, x, 4)
+    print(f"{type(block).__name__}: moves by {instruments.leak(block, x, 4):.0e}")
+assert instruments.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < instruments.leak(block, x, 4)
 
 # %% [markdown]
 # The same question can be asked for every pair of positions at once: exchange token $j$, and see how
@@ -161,7 +161,7 @@ assert healthy["writer"].future == 0.0
 #
 # ### Alone, twice, and backwards
 #
-# Three more instruments, each a few lines of `minitransformer/classroom/symptoms.py`. A text alone
+# Three more instruments, each a few lines of `classroom/clinic/instruments.py`. A text alone
 # must get what it gets in a padded batch; two equal calls must agree; the gradient must arrive in every
 # layer, and be fresh at every step.
 
@@ -192,7 +192,7 @@ assert abs(healthy["writer"].random - math.log(8)) < 0.05
 #
 # Now all of it for the nine patients. (`clinic.chart(letter)` measures; `clinic.patient(letter)` gives
 # you the patient: its `model`, `predict(batch)`, `loss(batch)`, `step(batch)`, to measure what you like.
-# The mistakes are in `minitransformer/classroom/broken.py`. Do not look.)
+# The mistakes are in `minitransformer/classroom/clinic/patients.py`. Do not look.)
 
 # %%
 charts = {name: clinic.chart(name) for name in ("writer", "reader", *clinic.PATIENTS)}
@@ -354,7 +354,7 @@ mt.check.diagnoses(my_diagnoses)
 #
 # ## What to read next
 #
-# - `minitransformer/classroom/symptoms.py`: the instruments, for your own models. Then `broken.py` beside it:
+# - `minitransformer/classroom/clinic/instruments.py`, for your own models. Then `patients.py` beside it:
 #   each mistake is a few lines.
 # - Andrej Karpathy, "A Recipe for Training Neural Networks" (2019), on building up from what is known
 #   to work; notebook 03 on why blocks have residuals and norms, notebook 04 on the causal mask.
