@@ -108,16 +108,16 @@ softmax = Exercise(
 
 # fmt: off
 AVERAGE = known(
-    ("the axis of the softmax", [
-        ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
-         "(-1, keepdim=True)", "(1, keepdim=True)")]),
-    ("softmax(...)", [
-        ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
-         "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)")]),
-    ("the denominator √d_k, inside the softmax", [
-        ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
-         " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
-         "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V")]),
+    "the axis of the softmax",
+    ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
+     "(-1, keepdim=True)", "(1, keepdim=True)"),
+    "softmax(...)",
+    ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
+     "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)"),
+    "the denominator √d_k, inside the softmax",
+    ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
+     " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
+     "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
 )
 # fmt: on
 
