@@ -12,18 +12,16 @@ from torch import Tensor
 from ...formulas import ops
 from ...model.attention import causal_mask
 from ...model.transformer import EncoderDecoder
-from ...proofs.draws import BATCH, D_MODEL, HEADS, KEYS, QUERIES, matrix
+from ...proofs.draws import BATCH, D_MODEL, KEYS, QUERIES
 from ...proofs.formula import Inputs
 from ...training import objectives
-from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.diagnosis import EXACT, Exercise
 from ..engine.patches import known
-from .shared import LOG
+from .shared import LOG, moved, random_attention
 
 VOCAB = 11
 LENGTHS = (QUERIES, QUERIES - 3, 2)
 """Real tokens of each target, including the end token."""
-
-# --- What the decoder reads -------------------------------------------------------------------
 
 
 def draw_target(rng: np.random.Generator, case: str) -> Inputs:
@@ -40,12 +38,10 @@ def reads_what_it_is_asked_for(f: Callable, inputs: Inputs) -> str | None:
     for t in range(target.shape[1]):
         other = target.clone()
         other[:, t:] += 100
-        moved = (f(target, start_id) != f(other, start_id)).any(0).nonzero().flatten()
-        if len(moved) and int(moved[0]) <= t:
-            return (
-                f"Changing the target from position {t} on changed your input at position "
-                f"{int(moved[0])}: there the decoder can copy."
-            )
+        changed = (f(target, start_id) != f(other, start_id)).any(0).tolist()
+        if True in changed[: t + 1]:
+            said = f"Changing the target from position {t} on changed your input at position"
+            return f"{said} {changed.index(True)}: there the decoder can copy."
     return None
 
 
@@ -78,8 +74,6 @@ shift_right = Exercise(
     next="Next: the end token. Your input never holds the last token of the longest target, since nothing is written after it.",
     package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
 )  # fmt: skip
-
-# --- The loss ---------------------------------------------------------------------------------
 
 
 def draw_loss(rng: np.random.Generator, case: str) -> Inputs:
@@ -128,35 +122,25 @@ target_loss = Exercise(
     package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
 )  # fmt: skip
 
-# --- Both halves ------------------------------------------------------------------------------
-
 
 def draw_encoder_decoder(rng: np.random.Generator, case: str) -> Inputs:
     """Embedded source and target, and an encoder and a decoder with random weights."""
-
-    def attention() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        W_Q, W_K, W_V, W_O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))
-
-        def attend(x: Tensor, z: Tensor, keep: Tensor | None) -> Tensor:
-            QKV = (x @ W_Q, z @ W_K, z @ W_V)
-            Q, K, V = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in QKV)
-            return x + ops.attention(Q, K, V, keep).transpose(1, 2).flatten(2) @ W_O
-
-        return attend
-
-    reads, writes, looks = attention(), attention(), attention()
+    reads, writes, looks = (random_attention(rng) for _ in range(3))
     padding = {"no padding": (0, 0, 0), "padding on the right": (0, 2, 4)}.get(case, (3, 0, 1))
     keep = np.arange(KEYS) < KEYS - np.array(padding)[:, None]
     if case == "padding on the left":
         keep = keep[:, ::-1].copy()
+
+    def decoder(y: Tensor, z: Tensor, keep=None, memory_keep=None) -> Tensor:
+        y = y + writes(y, y, keep)
+        return y + looks(y, z, memory_keep)
+
     return {
         "source": rng.standard_normal((BATCH, KEYS, D_MODEL)),
         "target": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
         "source_keep": keep[:, None, None],
-        "encoder": lambda x, keep=None: reads(x, x, keep),
-        "decoder": lambda y, z, keep=None, memory_keep=None: looks(
-            writes(y, y, keep), z, memory_keep
-        ),
+        "encoder": lambda x, keep=None: x + reads(x, x, keep),
+        "decoder": decoder,
     }
 
 
@@ -187,22 +171,14 @@ def package_transformer(
 
 def sees_the_future(f: Callable, inputs: Inputs) -> str | None:
     """Whether a later token of the target changes an earlier output."""
-    source, target, *rest = inputs.values()
-    other = target.clone()
-    other[:, -1] += torch.randn(target.shape[-1], dtype=target.dtype)
-    moved = (f(source, target, *rest) - f(source, other, *rest)).abs().amax((0, 2))[:-1]
-    wrong = (moved > EXACT).nonzero().flatten().tolist()
-    last = target.shape[1] - 1
-    return f"Changing the target at {last} changed your output at {wrong}." if wrong else None
+    *off, _ = moved(f, inputs, "target", np.s_[:, -1]).amax((0, 2)).tolist()
+    wrong = [t for t, by in enumerate(off) if by > EXACT]
+    return f"Changing the target at {len(off)} changed your output at {wrong}." if wrong else None
 
 
 def sees_padding(f: Callable, inputs: Inputs) -> str | None:
     """Whether the values in the source's padding change anything."""
-    source, target, keep, *rest = inputs.values()
-    hidden = ~keep[:, 0, 0]
-    other = source.clone()
-    other[hidden] += torch.randn(int(hidden.sum()), source.shape[-1], dtype=source.dtype)
-    off = distance(f(source, target, keep, *rest), f(other, target, keep, *rest))
+    off = float(moved(f, inputs, "source", ~inputs["source_keep"][:, 0, 0]).max())
     return f"Different padding changed your output by {off:.2f}." if off > EXACT else None
 
 

@@ -2,6 +2,7 @@ r"""The exercises of notebook 06: three formulas backward, as derived there, and
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,15 @@ from ..engine.diagnosis import EXACT, Exercise, copies
 from ..engine.patches import known
 from ..engine.several import ExerciseOfSeveral
 
-# --- Softmax ----------------------------------------------------------------------------------
+
+def by_autograd(f: Callable[..., Tensor], n: int) -> Callable[..., tuple[Tensor, ...]]:
+    """The gradients of the first n inputs of f, given that of its output."""
+
+    def backward(d_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
+        first, rest = inputs[:n], inputs[n:]
+        return torch.func.vjp(lambda *first: f(*first, *rest), *first)[1](d_output)
+
+    return backward
 
 
 def draw_softmax_backward(rng: np.random.Generator, case: str) -> Inputs:
@@ -39,14 +48,11 @@ def rows_sum_to_zero(f: Callable, inputs: Inputs) -> str | None:
 
 
 SUM = " - (dP * P).sum(-1, keepdim=True)"
-# fmt: off
 softmax_backward = Exercise(
     title="softmax backward",
     formula="dS = P ⊙ (dP - Σ_j dP_j P_j)",
-    right=right_softmax_backward,
-    draw=draw_softmax_backward,
-    cases=draws.MASKS,
-    axes="batch queries keys",
+    right=right_softmax_backward, package=softmax_by_autograd,
+    draw=draw_softmax_backward, cases=draws.MASKS, axes="batch queries keys",
     mistakes=known(
         "the term - Σ_j dP_j P_j",
         ("without the sum, dS = P ⊙ dP", "All weights of a row share one denominator: raising one score lowers every other weight.", SUM, ""),
@@ -59,12 +65,8 @@ softmax_backward = Exercise(
         "the factor P", ("without the factor P in front", "A weight that is nearly 0 hardly moves when its score does.", "return P * ", "return "),
     ),
     properties={"every row of dS sums to 0": rows_sum_to_zero},
-    package=softmax_by_autograd,
     next="Next: the same idea one step further, in LayerNorm.",
-)
-# fmt: on
-
-# --- LayerNorm --------------------------------------------------------------------------------
+)  # fmt: skip
 
 
 def draw_layer_norm_backward(rng: np.random.Generator, case: str) -> Inputs:
@@ -86,20 +88,11 @@ def right_layer_norm_backward(
     return dx / s, (dy * x_hat).sum((0, 1)), dy.sum((0, 1))
 
 
-def layer_norm_by_autograd(
-    dy: Tensor, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
-) -> tuple[Tensor, ...]:
-    return torch.func.vjp(lambda x, g, b: ops.layer_norm(x, g, b, eps), x, gamma, beta)[1](dy)
-
-
-# fmt: off
 layer_norm_backward = ExerciseOfSeveral(
     title="LayerNorm backward",
     formula="dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ⊙ x̂)) / s with dx̂ = dy ⊙ γ; dγ = Σ dy ⊙ x̂, dβ = Σ dy",
-    right=right_layer_norm_backward,
-    draw=draw_layer_norm_backward,
-    cases=("plain", "tiny", "one token"),
-    axes="entry",
+    right=right_layer_norm_backward, package=by_autograd(ops.layer_norm, 3), outputs=("dx", "dγ", "dβ"), like=("x", "gamma", "beta"),
+    draw=draw_layer_norm_backward, cases=("plain", "tiny", "one token"), axes="entry",
     mistakes=known(
         "the first mean", ("without - mean(dx̂)", "μ depends on every number of the token, so x_j also acts through μ.", " - along_mean", ""),
         "the second mean",
@@ -125,14 +118,9 @@ layer_norm_backward = ExerciseOfSeveral(
         ("with γ in dγ", "The derivative of γ x̂ with respect to γ is x̂.", "(dy * x_hat)", "(dy * gamma * x_hat)"),
         "dβ = Σ dy", ("with γ in dβ", "β is added last: it sees dy as it comes.", ", dy.", ", (dy * gamma)."),
     ),
-    outputs=("dx", "dγ", "dβ"),
-    like=("x", "gamma", "beta"),
-    package=layer_norm_by_autograd,
     next="Next: with two matrix products, softmax's derivative becomes attention's.",
-)
-# fmt: on
+)  # fmt: skip
 
-# --- Attention --------------------------------------------------------------------------------
 
 SQUARE = "as many queries as keys"
 
@@ -158,22 +146,12 @@ def right_attention_backward(
     return dS @ K / root, dS.mT @ Q / root, P.mT @ dO
 
 
-def attention_by_autograd(
-    dO: Tensor, Q: Tensor, K: Tensor, V: Tensor, keep: Tensor | None
-) -> tuple[Tensor, ...]:
-    return torch.func.vjp(lambda Q, K, V: ops.attention(Q, K, V, keep), Q, K, V)[1](dO)
-
-
 ROOT = "S = QKᵀ/√d_k: what was divided on the way forward is divided on the way back."
-# fmt: off
 attention_backward = ExerciseOfSeveral(
     title="attention backward",
     formula="dV = Pᵀ dO, dP = dO Vᵀ, dS = P ⊙ (dP - rowsum(dP ⊙ P)), dQ = dS K/√d_k, dK = dSᵀ Q/√d_k",
-    right=right_attention_backward,
-    parts=(right_softmax_backward,),
-    draw=draw_attention_backward,
-    cases=(SQUARE, *draws.MASKS),
-    axes="entry",
+    right=right_attention_backward, parts=(right_softmax_backward,), package=by_autograd(ops.attention, 3),
+    draw=draw_attention_backward, cases=(SQUARE, *draws.MASKS), axes="entry", outputs=("dQ", "dK", "dV"), like=("Q", "K", "V"),
     mistakes=known(
         "the factors 1/√d_k of dQ and dK",
         ("without 1/√d_k in dQ", ROOT, "@ K / root", "@ K"),
@@ -193,25 +171,17 @@ attention_backward = ExerciseOfSeveral(
         ("with P for Pᵀ in dV", "dV has one row per key, P has one row per query. Key j collects from all queries: column j of P.", "P.mT @ dO", "P @ dO"),
         "dK = dSᵀ Q / √d_k", ("with dS for dSᵀ in dK", "dK has one row per key, dS has one row per query.", "dS.mT @ Q", "dS @ Q"),
     ),
-    outputs=("dQ", "dK", "dV"),
-    like=("Q", "K", "V"),
-    package=attention_by_autograd,
     next="Next: everything else in a block is matrix products, sums and this.",
-)
-# fmt: on
+)  # fmt: skip
 
-# --- AdamW ------------------------------------------------------------------------------------
 
 DECAY = " - lr * weight_decay * theta"
-# fmt: off
 adamw_step = ExerciseOfSeveral(
     title="one step of AdamW",
     formula="m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², θ ← θ - ηλθ - η m̂/(√v̂ + ε) "
     "with m̂ = m/(1 - β₁ᵗ), v̂ = v/(1 - β₂ᵗ)",
-    right=ops.adamw_step,
-    draw=draws.draw_adamw,
-    cases=("step 12", "first step"),
-    axes="entry",
+    right=ops.adamw_step, rows=("adamw",), differentiated=False, outputs=("θ", "m", "v"), like=("theta", "m", "v"),
+    draw=draws.draw_adamw, cases=("step 12", "first step"), axes="entry",
     mistakes=known(
         "the bias correction, m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ)",
         ("without the bias correction of m", "m starts at 0; after one step it is only (1 - β₁) g.", "m_hat = m / (1 - beta_1**t)", "m_hat = m"),
@@ -239,10 +209,5 @@ adamw_step = ExerciseOfSeveral(
         ("with m̂ and v̂ returned for m and v", "The corrected ones are for this step only; the next continues from m and v.",
          "return theta, m, v", "return theta, m_hat, v_hat"),
     ),
-    outputs=("θ", "m", "v"),
-    like=("theta", "m", "v"),
-    differentiated=False,
-    rows=("adamw",),
     next="Next: a whole Transformer that trains with nothing but what you wrote.",
-)
-# fmt: on
+)  # fmt: skip

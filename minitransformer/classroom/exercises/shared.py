@@ -1,4 +1,4 @@
-r"""What several notebooks' exercises share: mistakes in scores and softmax, and multi-head attention.
+r"""What several notebooks' exercises share: mistakes in scores and softmax, and the two sublayers.
 
 `SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch
 `ops.softmax`. An exercise whose right answer calls these functions lists them as its `parts`, and
@@ -6,13 +6,17 @@ the call uses their bare names.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...formulas.ops import attention, layer_norm
+from ...formulas import ops
+from ...formulas.ops import attention
 from ...model.attention import merge_heads, split_heads
+from ...proofs.draws import D_MODEL, FEED_FORWARD, HEADS, draw, matrix
+from ...proofs.formula import Inputs
 from ..engine.patches import known
 
 # fmt: off
@@ -92,7 +96,36 @@ def multi_head_attention(
     return merge_heads(attention(Q, K, V, keep)) @ W_O
 
 
-def random_norm(rng: np.random.Generator, d_model: int) -> Callable[[Tensor], Tensor]:
+def feed_forward(x: Tensor, W_1: Tensor, b_1: Tensor, W_2: Tensor, b_2: Tensor) -> Tensor:
+    """The formula; the package has it as a module only."""
+    return ops.relu(x @ W_1 + b_1) @ W_2 + b_2
+
+
+def random_attention(rng: np.random.Generator) -> Callable[..., Tensor]:
+    """`multi_head_attention` with random maps: a function of x, z and keep."""
+    maps = [torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4)]
+    return lambda x, z, keep: multi_head_attention(x, z, *maps, HEADS, keep)
+
+
+def random_feed_forward(rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+    """`feed_forward` with random maps and biases."""
+    maps = [torch.from_numpy(a) for a in draw(FEED_FORWARD)(rng, "").values()]
+    return lambda x: feed_forward(x, *maps)
+
+
+def random_norm(rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
     """A LayerNorm with random gain and shift."""
-    gamma, beta = (torch.from_numpy(rng.standard_normal(d_model)) for _ in range(2))
-    return lambda x: layer_norm(x, gamma, beta, 0.1)
+    gamma, beta = (torch.from_numpy(rng.standard_normal(D_MODEL)) for _ in range(2))
+    return lambda x: ops.layer_norm(x, gamma, beta, 0.1)
+
+
+def moved(f: Callable[..., Tensor], inputs: Inputs, name: str, where: Any) -> Tensor:
+    """How far each output moves when one of the inputs changes at these places."""
+    other = inputs[name].clone()
+    other[where] += torch.randn_like(other[where])
+    return (f(*(inputs | {name: other}).values()) - f(*inputs.values())).abs()
+
+
+def filled(ids: list[int], length: int, pad_id: int) -> Tensor:
+    """The ids as a tensor of that length, padded on the right."""
+    return torch.tensor((ids + [pad_id] * length)[:length])
