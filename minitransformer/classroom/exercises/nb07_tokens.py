@@ -12,16 +12,9 @@ from torch import Tensor
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
+from .shared import filled
 
 PAD = -1
-
-
-def filled(ids: list[int], length: int, pad_id: int) -> Tensor:
-    """The ids as a tensor of that length, padded on the right."""
-    return torch.tensor((ids + [pad_id] * length)[:length])
-
-
-# --- The most frequent pair -------------------------------------------------------------------
 
 
 def draw_words(rng: np.random.Generator, case: str) -> Inputs:
@@ -109,8 +102,6 @@ best_pair = Exercise(
     differentiated=False, package=learned_pair,
 )  # fmt: skip
 
-# --- One merge --------------------------------------------------------------------------------
-
 
 def draw_text(rng: np.random.Generator, case: str) -> Inputs:
     """The pair at many places, alone and in runs; the last and the first token would make a pair."""
@@ -181,14 +172,8 @@ merge_pair = Exercise(
     differentiated=False, package=merged_by_the_library,
 )  # fmt: skip
 
-# --- Word pieces ------------------------------------------------------------------------------
 
-CUTS = {
-    "several pieces": "abcdefg",
-    "a whole word": "hijk",
-    "a dead end": "lmno",
-    "no first piece": "zabc",
-}
+CUTS = {"several pieces": "abcdefg", "a whole word": "hijk", "a dead end": "lmno", "no first piece": "zabc"}  # fmt: skip
 PIECES = """
 a ab abc ##ab ##a ##b ##c ##bcd ##d ##de def ##e ##f ##g ##efg fg d e f g ##defz
 hijk hij h ##i ##ij ##j ##k ##hijk

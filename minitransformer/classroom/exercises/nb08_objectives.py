@@ -16,7 +16,7 @@ from ...proofs.draws import BATCH
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
-from .shared import LOG
+from .shared import LOG, filled
 
 N_SPECIAL, VOCAB, LENGTH = 5, 31, 67
 
@@ -145,12 +145,12 @@ def right_corrupt_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: i
             used += 1
         if not hidden[t]:
             source.append(token)
-    return torch.tensor((source + [pad_id] * len(ids))[: len(ids)])
+    return filled(source, len(ids), pad_id)
 
 
 def spans_by_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
     source, _ = spans.corrupt_spans(ids.tolist(), noise.tolist(), sentinels.tolist())
-    return torch.tensor(source + [pad_id] * (len(ids) - len(source)))
+    return filled(source, len(ids), pad_id)
 
 
 corrupt_spans = Exercise(
@@ -175,7 +175,7 @@ corrupt_spans = Exercise(
          "t > 0 and hidden[t - 1]", "hidden[t - 1]"),
         "source",
         ("with the closing sentinel in the source", "It belongs to the target, where it says that no span follows.",
-         "(source + [pad_id]", "(source + [int(sentinels[used])] + [pad_id]"),
+         "filled(source,", "filled([*source, int(sentinels[used])],"),
     ),
     next="Next: the target, which has the same sentinels, each followed by its span.",
 )  # fmt: skip

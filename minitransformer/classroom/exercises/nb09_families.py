@@ -9,12 +9,10 @@ from torch import Tensor
 
 from ...formulas import ops
 from ...pretrained import gpt2
-from ...proofs.draws import KEYS, QUERIES
+from ...proofs.draws import KEYS, QUERIES, draw
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import EXACT, Exercise, distance
 from ..engine.patches import known
-
-# --- Relative positions: which distances share a bucket ---------------------------------------
 
 N_BUCKETS, MAX_DISTANCE = 20, 33
 """With these no bucket ends at a whole number, so that rounding cannot decide."""
@@ -82,15 +80,6 @@ relative_bucket = Exercise(
     package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
 )  # fmt: skip
 
-# --- GPT-2's c_attn ---------------------------------------------------------------------------
-
-D_IN, D_OUT = 12, 20
-
-
-def draw_c_attn(rng: np.random.Generator, case: str) -> Inputs:
-    """A fused matrix; its parts are not square, so that the axes can be told apart."""
-    return {"c_attn": rng.standard_normal((D_IN, 3 * D_OUT))}
-
 
 def three_maps(c_attn: Tensor) -> Tensor:
     """The blocks of columns, each one transposed."""
@@ -115,7 +104,7 @@ ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    right=three_maps, draw=draw_c_attn, cases=("random numbers",), axes="which d_out d_in",
+    right=three_maps, draw=draw("c_attn: 12 60"), cases=("random numbers",), axes="which d_out d_in",
     mistakes=known(
         "[W_Q | W_K | W_V]",
         ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),

@@ -3,6 +3,7 @@ r"""The exercises of notebook 10, on fine-tuning: one vector per text, and the l
 import numpy as np
 
 from ...model import heads
+from ...proofs.draws import draw
 from ...proofs.formula import Inputs
 from ...training import optim
 from ..engine.diagnosis import Exercise, NumberExercise
@@ -14,7 +15,7 @@ RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
 def draw_hidden(rng: np.random.Generator, case: str) -> Inputs:
     position, lengths = np.arange(7), np.array([[7], [4], [1]])
     real = {RIGHT: position < lengths, LEFT: position >= 7 - lengths, FULL: position >= 0 * lengths}
-    return {"hidden": rng.standard_normal((3, 7, 5)), "real": real[case]}
+    return draw("hidden: 3 7 5", real=real[case])(rng, case)
 
 
 REAL, COUNT = "real.unsqueeze(-1)", "weight.sum(1).clamp(min=1)"
@@ -48,10 +49,6 @@ PLACES = {
 }  # fmt: skip
 
 
-def draw_step(rng: np.random.Generator, case: str) -> Inputs:
-    return {"step": PLACES[case], "steps": 23, "warmup": 5}
-
-
 def right_warmup_then_linear(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
@@ -63,7 +60,7 @@ warmup_then_linear = NumberExercise(
     title="warm up, then fall",
     formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
     right=right_warmup_then_linear, package=lambda s, S, w: optim.warmup_then_linear(s, S, (w - 0.5) / S),  # the warm-up is a share there, rounded up
-    draw=draw_step, cases=tuple(PLACES), axes="factor",
+    draw=draw(step=PLACES.get, steps=23, warmup=5), cases=tuple(PLACES), axes="factor",
     mistakes=known(
         "(s + 1)/w",
         ("starting at 0", "A factor of 0 wastes the first step. Steps are counted from 0, so s + 1.", "(step + 1) / warmup", "step / warmup"),

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...proofs.draws import draw
 from ...proofs.formula import Inputs
 from ...training.lora import LoRALinear
 from ...training.strategies import GradualUnfreezing, Progress
@@ -11,10 +12,6 @@ from ..engine.diagnosis import Exercise
 from ..engine.patches import known
 
 STEPS = {"at the start": 0, "early": 11, "half way": 35, "at the end": 69}
-
-
-def draw_progress(rng: np.random.Generator, case: str) -> Inputs:
-    return {"n_layers": 7, "step": STEPS[case], "steps": 70}
 
 
 def right_gradual_rates(n_layers: int, step: int, steps: int) -> Tensor:
@@ -26,7 +23,7 @@ gradual_rates = Exercise(
     title="gradual unfreezing",
     formula="layer l learns once step/steps ≥ (L - 1 - l)/L, layers counted from 0 at the bottom",
     right=right_gradual_rates, package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
-    draw=draw_progress, cases=tuple(STEPS), axes="layer",
+    draw=draw(n_layers=7, step=STEPS.get, steps=70), cases=tuple(STEPS), axes="layer",
     mistakes=known(
         "the order of the layers",
         ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
@@ -39,16 +36,11 @@ gradual_rates = Exercise(
     next="Next: compare with GradualUnfreezing.rates in training/strategies.py, which takes a few lines.",
 )  # fmt: skip
 
-LENGTH, D_IN, D_OUT, RANK = 5, 6, 7, 4
-
 
 def draw_lora(rng: np.random.Generator, case: str) -> Inputs:
-    return {
-        "x": rng.standard_normal((3, LENGTH, D_IN)), "W": rng.standard_normal((D_OUT, D_IN)),
-        "A": rng.standard_normal((RANK, D_IN)),
-        "B": np.zeros((D_OUT, RANK)) if case == "B = 0" else rng.standard_normal((D_OUT, RANK)),
-        "alpha": 9.0,
-    }  # fmt: skip
+    inputs = draw("x: 3 5 6, W: 7 6, A: 4 6, B: 7 4", alpha=9.0)(rng, case)
+    inputs["B"] *= case != "B = 0"
+    return inputs
 
 
 def right_lora(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) -> Tensor:

@@ -45,10 +45,8 @@ def right_mean_and_error(accuracies: Tensor) -> Tensor:
 
 
 def mean_and_error_by_package(accuracies: Tensor) -> Tensor:
-    means, sds = zip(*map(mean_and_sd, accuracies.tolist()), strict=True)
-    return torch.stack(
-        [accuracies.new_tensor(means), accuracies.new_tensor(sds) / accuracies.shape[1] ** 0.5], 1
-    )
+    moments = accuracies.new_tensor([mean_and_sd(row) for row in accuracies.tolist()])
+    return moments / accuracies.new_tensor([1, accuracies.shape[1] ** 0.5])
 
 
 mean_and_error = Exercise(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...proofs.draws import draw
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
@@ -11,10 +12,7 @@ from ..engine.patches import known
 
 def draw_linear(rng: np.random.Generator, case: str) -> Inputs:
     n = {"nine examples": 9, "one example": 1}[case]
-    return {
-        "X": rng.standard_normal((n, 6)), "y": rng.standard_normal(n),
-        "v": rng.standard_normal(4), "B": rng.standard_normal((4, 6)),
-    }  # fmt: skip
+    return draw(f"X: {n} 6, y: {n}, v: 4, B: 4 6")(rng, case)
 
 
 def right_feature_gradient(X: Tensor, y: Tensor, v: Tensor, B: Tensor) -> Tensor:

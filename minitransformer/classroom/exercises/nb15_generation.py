@@ -14,8 +14,6 @@ from ..engine.patches import known
 
 VOCAB = 11
 
-# --- Temperature ------------------------------------------------------------------------------
-
 
 def draw_logits(rng: np.random.Generator, case: str) -> Inputs:
     """Logits away from zero, and the temperature of the case."""
@@ -60,8 +58,6 @@ temperature = Exercise(
     next="Next: the tail. However low T is, no token's probability is ever 0.",
     package=lambda logits, temperature: torch.distributions.Categorical(logits=logits / temperature).probs,
 )  # fmt: skip
-
-# --- Top-p ------------------------------------------------------------------------------------
 
 
 def draw_probabilities(rng: np.random.Generator, case: str) -> Inputs:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...proofs.draws import draw
 from ...proofs.formula import Inputs
 from ..clinic import charts as clinic
 from ..clinic.instruments import chance_loss as chance_of
@@ -15,12 +16,7 @@ from ..engine.diagnosis import EXACT, NumberExercise
 from ..engine.patches import known
 from ..engine.quiz import Quiz
 
-# --- The first loss -----------------------------------------------------------------------------
-
-
-def draw_answers(rng: np.random.Generator, case: str) -> Inputs:
-    """How many answers there are to choose from."""
-    return {"n": {"two classes": 2, "65 characters": 65, "GPT-2's vocabulary": 50257}[case]}
+ANSWERS = {"two classes": 2, "65 characters": 65, "GPT-2's vocabulary": 50257}
 
 
 def loss_of_equal_logits(n: int) -> Tensor:
@@ -28,33 +24,23 @@ def loss_of_equal_logits(n: int) -> Tensor:
     return nn.functional.cross_entropy(torch.zeros(1, n, dtype=torch.float64), torch.tensor([0]))
 
 
-# fmt: off
-CHANCE = known(
-    "ln",
-    ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
-    ("with the logarithm to base 10", "math.log is the natural one.", "math.log(", "math.log10("),
-    ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
-     "math.log(n)", "(1 - 1 / n)"),
-    "the minus in front",
-    ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
-     "return ", "return -"),
-    "1/n", ("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)"),
-)
-# fmt: on
-
 chance_loss = NumberExercise(
     title="the loss of a model that knows nothing",
     formula="-ln(1/n) = ln n",
-    right=chance_of,
-    draw=draw_answers,
-    cases=("two classes", "65 characters", "GPT-2's vocabulary"),
-    axes="value",
-    mistakes=CHANCE,
+    right=chance_of, package=loss_of_equal_logits, draw=draw(n=ANSWERS.get), cases=tuple(ANSWERS), axes="value",
+    mistakes=known(
+        "ln",
+        ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
+        ("with the logarithm to base 10", "math.log is the natural one.", "math.log(", "math.log10("),
+        ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
+         "math.log(n)", "(1 - 1 / n)"),
+        "the minus in front",
+        ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
+         "return ", "return -"),
+        "1/n", ("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)"),
+    ),
     next="Next: measure it. If the first loss is anything else, there is a reason, and you find it before training.",
-    package=loss_of_equal_logits,
-)
-
-# --- Does a block look ahead? -------------------------------------------------------------------
+)  # fmt: skip
 
 BACK, TRAINING, BLANK = "looks back", "looks back, in training mode", "its last output is blank"
 AHEAD, FAINT, PLAIN = "one token ahead", "a mask of -7", "one token ahead, no norm"
@@ -130,47 +116,37 @@ def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
 
 
 CHANGED = "other[:, t:]"
-# fmt: off
-LEAKS = known(
-    "x', random from t on",
-    ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",
-     "torch.randn_like(other[:, t:])", f"{CHANGED} + 1"),
-    ("with position t alone changed", "The block may look further ahead than one token.", CHANGED, "other[:, t:t + 1]"),
-    ("with the last position alone changed", "A mask that is off by one shows the next token, not the last one.", CHANGED, "other[:, -1:]"),
-    "x' is x before t",
-    ("with all of x changed", "Then every output may move. Only what comes from t on may differ.", CHANGED, "other[:, :]"),
-    ("with x changed from t - 1 on", "An output may look at its own position: off by one.", CHANGED, "other[:, t - 1:]"),
-    "i < t",
-    ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.", "[:, :t]", "[:, t:]"),
-    ("with the output at t as well", "The output at t rightly looks at the input at t: off by one.", "[:, :t]", "[:, :t + 1]"),
-    "f, the same function both times",
-    ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
-     "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
-    "> 0",
-    ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
-     "> EXACT", "> 0.1"),
-    ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.", "> EXACT", '> float("inf")'),
-)
-# fmt: on
-
 leaks = NumberExercise(
     title="does a block look ahead?",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
-    right=looks_ahead,
-    parts=(leak,),
-    draw=draw_block,
-    cases=(BACK, TRAINING, AHEAD, FIRST, FAINT, PLAIN, BLANK, REPEATS),
-    axes="verdict",
-    mistakes=LEAKS,
+    right=looks_ahead, parts=(leak,), package=has_gradient_ahead,
+    draw=draw_block, cases=(BACK, TRAINING, AHEAD, FIRST, FAINT, PLAIN, BLANK, REPEATS), axes="verdict",
+    mistakes=known(
+        "x', random from t on",
+        ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",
+         "torch.randn_like(other[:, t:])", f"{CHANGED} + 1"),
+        ("with position t alone changed", "The block may look further ahead than one token.", CHANGED, "other[:, t:t + 1]"),
+        ("with the last position alone changed", "A mask that is off by one shows the next token, not the last one.", CHANGED, "other[:, -1:]"),
+        "x' is x before t",
+        ("with all of x changed", "Then every output may move. Only what comes from t on may differ.", CHANGED, "other[:, :]"),
+        ("with x changed from t - 1 on", "An output may look at its own position: off by one.", CHANGED, "other[:, t - 1:]"),
+        "i < t",
+        ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.", "[:, :t]", "[:, t:]"),
+        ("with the output at t as well", "The output at t rightly looks at the input at t: off by one.", "[:, :t]", "[:, :t + 1]"),
+        "f, the same function both times",
+        ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
+         "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
+        "> 0",
+        ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
+         "> EXACT", "> 0.1"),
+        ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.", "> EXACT", '> float("inf")'),
+    ),
     properties={
         "the answer is True or False": yes_or_no,
         "the block is left in the mode it came in": left_as_it_was,
     },
     next="Next: the same question for every position at once, as a picture.",
-    package=has_gradient_ahead,
-)
-
-# --- Nine names ---------------------------------------------------------------------------------
+)  # fmt: skip
 
 RIGHT = dict(zip(clinic.PATIENTS, SEATS, strict=True))
 
