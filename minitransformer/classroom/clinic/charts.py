@@ -134,7 +134,7 @@ SYMPTOMS = (
     Symptom("copies", lambda c: c.copies is not None and c.copies > 0.5,
             lambda c: f"in {c.copies:.0%} of the places it predicts the token just read",
             "repeats the token just read"),
-    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - c.majority < 0.12,
+    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - (c.majority or 0.0) < 0.12,
             lambda c: f"on new texts it has {c.accuracy:.2f}, and the larger class {c.majority:.2f}",
             "is hardly better on new texts than the larger class"),
 )

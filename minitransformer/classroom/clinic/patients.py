@@ -113,13 +113,13 @@ def healthy(kind: str, seed: int = 0) -> Patient:
     with reproducible(seed):
         if kind == "writer":
             config = TransformerConfig.gpt2(**sizes, start_id=3, eos_id=3)
-            model = CausalLM(Decoder(config))
-            return Patient(kind, model, train, valid, vocab_size, causal_lm_loss, 5e-3)
+            writer = CausalLM(Decoder(config))
+            return Patient(kind, writer, train, valid, vocab_size, causal_lm_loss, 5e-3)
         config = TransformerConfig(
             **sizes, norm_position="pre", positions="learned", scale_embeddings=False
         )
-        model = SequenceClassifier(Encoder(config), 2, pooling="mean")
-        return Patient(kind, model, train, valid, 2, classification_loss, 3e-3)
+        reader = SequenceClassifier(Encoder(config), 2, pooling="mean")
+        return Patient(kind, reader, train, valid, 2, classification_loss, 3e-3)
 
 
 # --- One change each ----------------------------------------------------------------------------
