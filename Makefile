@@ -40,6 +40,9 @@ test: $(READY) $(DATA)  ## run all tests, notebooks included (about half an hour
 quick: $(READY) $(DATA)  ## run the tests without the notebooks
 	$(BIN)/python -m pytest --ignore tests/test_notebooks.py
 
+portable: $(READY) $(DATA)  ## run the tests that train as other machines would compute them
+	$(BIN)/python tests/portable.py
+
 verify: $(READY)  ## check every formula and print the ledger
 	$(BIN)/python -m minitransformer verify
 
@@ -64,4 +67,4 @@ help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*##[ ]*/\1|/' | \
 		awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
 
-.PHONY: setup data notebooks exercises test quick verify mistakes lab bench lint clean help
+.PHONY: setup data notebooks exercises test quick portable verify mistakes lab bench lint clean help

@@ -11,7 +11,7 @@ COMMANDS = (verify, mistakes, finetune, pretrain, experiment, predict, evaluate,
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; errors of the user's making print one clear line and exit with 2."""
+    """Run one command; an error of the user's prints one clear line and exits with 2."""
     args = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():

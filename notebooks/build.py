@@ -18,7 +18,6 @@ recorded, and stderr (progress bars, warnings) is not stored.
 import argparse
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +38,10 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
 }
+
+
+LIMIT = 3600
+"""Seconds for one whole notebook: many times what a slow machine needs, so only a hang meets it."""
 
 
 class BuildError(Exception):
@@ -97,8 +100,15 @@ def execute(notebook: NotebookNode, name: str) -> NotebookNode:
 
     Raises: BuildError with the notebook's name, the cell and the traceback.
     """
+    until, at = time.monotonic() + LIMIT, {"cell": 0}
+
+    def where() -> str:
+        return f"{name}, cell {at['cell'] + 1} of {len(notebook.cells)}"
+
     client = NotebookClient(
-        notebook, timeout=900, kernel_name="python3", record_timing=False,
+        notebook, kernel_name="python3", record_timing=False,
+        timeout_func=lambda cell: max(1, round(until - time.monotonic())),
+        on_cell_start=lambda cell, cell_index: at.update(cell=cell_index),
         resources={"metadata": {"path": str(HERE)}},
         extra_arguments=["--IPKernelApp.log_level=ERROR"],  # no word on each kernel's start
     )  # fmt: skip
@@ -109,9 +119,14 @@ def execute(notebook: NotebookNode, name: str) -> NotebookNode:
     try:
         client.execute(env=environment)
     except CellExecutionError as error:
-        raise BuildError(f"{name} failed in a cell\n\n{ANSI.sub('', str(error))}") from None
-    except (CellTimeoutError, DeadKernelError) as error:  # too long, or killed (out of memory?)
-        raise BuildError(f"{name} did not finish: {error}") from None
+        raise BuildError(f"{where()} failed:\n\n{ANSI.sub('', str(error))}") from None
+    except CellTimeoutError:
+        late = notebook.cells[at["cell"]].source
+        raise BuildError(
+            f"{where()}: not done {LIMIT} seconds after the notebook was started:\n\n{late}"
+        ) from None
+    except DeadKernelError as error:  # killed: out of memory?
+        raise BuildError(f"{where()} did not finish: {error}") from None
     for cell in notebook.cells:
         if cell.cell_type == "code":
             outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
@@ -188,7 +203,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.check and arguments.exercises:
         parser.error("--check writes nothing, so it goes without --exercises")
-    failed = 0
+    failed, begun = 0, time.perf_counter()
     try:
         chosen = sources(arguments.numbers)
     except BuildError as error:
@@ -205,10 +220,12 @@ def main() -> int:
                 students(source, HERE)
             else:
                 build(source)
-            print(f"{time.perf_counter() - start:.1f} s, {word}")
+            print(f"{time.perf_counter() - start:.0f} s, {word}", flush=True)
         except BuildError as error:
             failed += 1
-            print(f"failed\n\n{error}", file=sys.stderr)
+            print(f"failed after {time.perf_counter() - start:.0f} s\n\n{error}\n", flush=True)
+    took = f"{time.perf_counter() - begun:.0f} s"
+    print(f"{len(chosen)} notebooks in {took}, {failed} of them failed or out of date")
     return 1 if failed else 0
 
 

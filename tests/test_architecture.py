@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import re
@@ -80,7 +81,7 @@ def test_every_public_name_explains_itself(name):
     assert len(inspect.getdoc(getattr(mt, name)) or "") > 20
 
 
-@pytest.mark.parametrize("module", ["formulas.ops", "formulas.positions", "formulas.by_hand",
+@pytest.mark.parametrize("module", ["formulas.ops", "formulas.masks", "formulas.by_hand",
                                     "formulas.by_hand_decoder", "model.attention", "model.block",
                                     "model.layers", "model.transformer", "model.heads"])  # fmt: skip
 def test_what_implements_a_formula_gives_formula_shapes_and_source(module):
@@ -108,7 +109,7 @@ def test_every_operation_has_its_formula_source_and_a_fused_twin(name):
 )
 def test_every_public_function_and_method_explains_itself(room):
     for path in (PACKAGE / room).rglob("*.py"):
-        if path.name.endswith("rows.py"):  # the ledger's rows explain themselves
+        if path.name.startswith("rows_"):  # the ledger's rows explain themselves
             continue
         tree = ast.parse(path.read_text())
         inner = {
@@ -171,37 +172,78 @@ def test_doctests(module):
     assert results.failed == 0
 
 
-def test_no_file_is_too_long_to_read():
-    # The ledger's rows and the classroom's mistakes are lists, not code to be read in one go.
-    lists = ("mistakes.py", "checks.py", "diagnosis.py")
+BUDGETS = {
+    "formulas": 2100,
+    "model": 1700,
+    "data": 1500,
+    "training": 2100,
+    "pretrained": 900,
+    "inference": 500,
+    "proofs": 1550,
+    "lab": 500,
+    "classroom": 5000,
+    "commands": 530,
+    ".": 300,
+}
+"""Lines of each room's files; "." is what stands in the package's own folder."""
+
+
+def lines_of(path):
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_house_keeps_its_budgets():
+    """Small is the promise: the table shows where the lines are."""
+    rooms = dict.fromkeys(BUDGETS, 0)
     for path in PACKAGE.rglob("*.py"):
-        if (
-            not path.name.endswith(lists)
-            and path.parent.name != "exercises"
-            and not path.name.startswith("rows_")
-        ):
-            assert len(path.read_text().splitlines()) <= 400, path.name
+        place = path.relative_to(PACKAGE).parts
+        rooms[place[0] if len(place) > 1 else "."] += lines_of(path)
+    over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
+    for room, n in rooms.items():
+        print(f"{room:12} {n:6,} of {BUDGETS[room]:6,}")
+    print(f"{'all':12} {sum(rooms.values()):6,} of 16,000")
+    assert not over and sum(rooms.values()) <= 16_000
+
+
+def test_no_file_is_too_long_to_read():
+    long = {
+        str(p.relative_to(PACKAGE)): n for p in PACKAGE.rglob("*.py") if (n := lines_of(p)) > 400
+    }
+    assert not long
+
+
+README = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_readme_points_to_what_is_there():
     root = PACKAGE.parent
-    readme = (root / "README.md").read_text()
-    links = re.findall(r"\]\(([^)#:]+)\)", readme) + re.findall(r"`(tests/[\w/.]+)`", readme)
-    assert len(links) > 20 and not [link for link in links if not (root / link).exists()]
-    article = readme.split("From the article to the code")[1].split("\n\n")[2]
-    rows = {
-        id
-        for line in article.splitlines()[2:]
-        for id in re.findall("`([a-z_]+)`", line.split("|")[2])
-    }
-    assert len(rows) > 10 and rows <= set(mt.ledger.LEDGER)
+    links = re.findall(r"\]\(([^)#:]+)(?:#L\d+)?\)", README)
+    assert len(links) > 40 and not [link for link in links if not (root / link).exists()]
     for source in (root / "notebooks" / "source").glob("*.py"):
-        assert f"notebooks/{source.stem}.ipynb" in readme
+        assert f"notebooks/{source.stem}.ipynb" in README
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_readmes_map_leads_to_the_code():
+    """Every formula's id leads to the file that defines it, at its line; every file has its length."""
+    spec = importlib.util.spec_from_file_location("map", PACKAGE.parent / "notebooks/readme_map.py")
+    readme_map = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(readme_map)
+    assert readme_map.written(README) == README, "run: python notebooks/readme_map.py"
+    ids = {i for _, _, places, _ in readme_map.MAP for i in places.split() if "." not in i}
+    assert len(ids) > 15
+    for id in ids:
+        file, line = mt.ledger.where(id).split(":")
+        code = (PACKAGE / file).read_text(encoding="utf-8").splitlines()[int(line) - 1 :]
+        assert re.match(r"\s*(def|class|@)", code[0]), id
+        assert f"{PACKAGE.name}/{file}#L{line}" in README, id
 
 
 def test_the_readme_has_the_switches_of_the_families():
-    readme = (PACKAGE.parent / "README.md").read_text()
-    head, _, *lines = readme.split("turns them one by one.")[1].split("\n\n")[1].splitlines()
+    head, _, *lines = README.split("turns them one by one.")[1].split("\n\n")[1].splitlines()
     names = [cell.strip() for cell in head.split("|")[2:-1]]
     assert names == ["Vaswani et al. 2017", "BERT", "GPT-2", "T5", "T5 v1.1"]
     c = mt.TransformerConfig

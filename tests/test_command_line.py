@@ -44,6 +44,7 @@ def trained(tiny, table, tmp_path_factory) -> str:
     return folder
 
 
+@pytest.mark.trains
 def test_finetune_then_predict_from_the_shell(trained):
     run = subprocess.run(
         [sys.executable, "-m", "minitransformer", "predict", trained, GOOD, BAD],
@@ -77,6 +78,7 @@ def test_finetune_saves_a_model_with_its_labels(tiny, table, tmp_path, strategy,
     assert model.labels == ("bad", "good") and model.pooling == pooling
 
 
+@pytest.mark.trains
 def test_predict_files(trained, tmp_path, capsys):
     (tmp_path / "lines.txt").write_text(f"{GOOD}\n{BAD}\n")
     out = tmp_path / "labels.csv"
@@ -217,6 +219,7 @@ def test_verify_from_the_shell_prints_the_whole_ledger():
         assert row.title in run.stdout and row.source in run.stdout
 
 
+@pytest.mark.trains
 def test_finetune_the_samples_with_the_real_model(tmp_path, capsys):
     """The README's first command, one epoch of it: real weights, our own sentences."""
     samples, out = str(SAMPLES), str(tmp_path / "my-model")
@@ -236,7 +239,7 @@ def test_finetune_refuses_a_foreign_folder_before_it_trains(
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("precious")
     monkeypatch.setattr(
-        "minitransformer.commands.finetune.finetune", lambda *a, **k: pytest.fail("trained")
+        "minitransformer.training.finetune.finetune", lambda *a, **k: pytest.fail("trained")
     )
     out = str(tmp_path / "thesis")
     assert main(["finetune", "--data", table, "--model", tiny, "--out", out]) == 2

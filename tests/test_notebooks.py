@@ -1,9 +1,11 @@
 """The notebooks run, are what their sources say, and give no solution away."""
 
 import ast
+import contextlib
 import json
 import re
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -42,13 +44,25 @@ def check_outputs(notebook: dict) -> None:
         assert not re.search(r"/(home|root|tmp|work|usr)/|site-packages", words), "a machine's path"
 
 
+@contextlib.contextmanager
+def announced(source: Path, capsys):
+    """Which notebook is running and how long it took, although pytest keeps what tests print."""
+    start = time.perf_counter()
+    with capsys.disabled():
+        print(f"\n{source.stem} ... ", end="", flush=True)
+    yield
+    with capsys.disabled():
+        print(f"{time.perf_counter() - start:.0f} s ", end="", flush=True)
+
+
 @each_source
-def test_runs_from_top_to_bottom_and_all_exercises_pass(source):
+def test_runs_from_top_to_bottom_and_all_exercises_pass(source, capsys):
     """The solved edition; then, in the same kernel, the exercises again with nothing written."""
     notebook = build.read(source, "solved")
     n = len(notebook.cells)
     notebook.cells += exercises(source, "student")
-    build.execute(notebook, source.stem)
+    with announced(source, capsys):
+        build.execute(notebook, source.stem)
     solved, stubs = notebook.cells[:n], notebook.cells[n:]
     check_outputs(notebook)
     for cell in solved:
@@ -140,9 +154,9 @@ def test_first_cells_say_what_a_reader_needs(source):
     assert "What to read next" in source.read_text(encoding="utf-8")
 
 
-def write_source(folder: Path, code: str) -> Path:
+def write_source(folder: Path, code: str, number: int = 99) -> Path:
     (folder / "source").mkdir(exist_ok=True)
-    path = folder / "source" / "99_test.py"
+    path = folder / "source" / f"{number}_test.py"
     path.write_text(code, encoding="utf-8")
     return path
 
@@ -169,10 +183,31 @@ def test_an_error_names_the_cell_and_leaves_the_old_notebook(tmp_path):
     solved, _ = build.build(source, tmp_path)
     before = solved.read_bytes()
     write_source(tmp_path, "# %%\nx = 1\n\n# %%\nassert x == 2, 'not so'\n")
-    with pytest.raises(build.BuildError, match=r"99_test(.|\n)*assert x == 2(.|\n)*not so"):
+    told = r"99_test, cell 3 of 3 failed(.|\n)*assert x == 2(.|\n)*not so"
+    with pytest.raises(build.BuildError, match=told):
         build.build(source, tmp_path)
     assert solved.read_bytes() == before
     assert build.stale(source, tmp_path)
+
+
+def test_the_limit_is_the_whole_notebooks_and_names_the_cell(tmp_path, monkeypatch):
+    code = "# %%\nimport time\n\n# %%\ntime.sleep(3600)\n"
+    monkeypatch.setattr(build, "LIMIT", 5)
+    with pytest.raises(build.BuildError, match=r"99_test, cell \d of 3(.|\n)*not done 5 seconds"):
+        build.build(write_source(tmp_path, code), tmp_path)
+
+
+def test_a_failing_notebook_is_named_and_the_others_are_built(tmp_path, monkeypatch, capsys):
+    write_source(tmp_path, "# %%\n1 / 0\n", 98)
+    write_source(tmp_path, "# %%\n1 + 1\n")
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["build.py"])
+    monkeypatch.setattr(build.build, "__defaults__", (tmp_path,))
+    assert build.main() == 1
+    said = capsys.readouterr().out
+    assert "98_test ... failed after" in said and "98_test, cell 2 of 2 failed" in said
+    assert re.search(r"99_test \.\.\. \d+ s, written\n2 notebooks in \d+ s, 1 of them", said)
+    assert [p.name for p in tmp_path.glob("*.ipynb")] == ["99_test.ipynb"]
 
 
 def test_unpaired_markers_are_refused(tmp_path):

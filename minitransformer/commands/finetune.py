@@ -4,49 +4,32 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
-
-from .. import data
-from ..data.domains import DOMAINS
-from ..model.heads import SequenceClassifier
-from ..pretrained import save_pretrained
-from ..pretrained.checkpoints import refuse_foreign
-from ..training.evaluate import evaluate
-from ..training.finetune import finetune
-from ..training.precision import Precision
-from ..training.strategies import STRATEGIES, named
-from ..training.summary import plan
-from .inputs import TABLE, load_encoder, read_labelled
+from ..options import STRATEGIES, Pooling, Precision
+from .inputs import LABELLED, load_encoder, read_labelled
 
 
 def add(commands: Any) -> None:
-    """Put the command and its options into the parser."""
+    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "finetune",
         help="train a classifier on your texts",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="example: python -m minitransformer finetune --data reviews.csv --out my-model",
     )
-    p.add_argument("--data", required=True, help=f"{TABLE}; or a domain: {', '.join(DOMAINS)}")
+    p.add_argument("--data", required=True, help=LABELLED)
     p.add_argument("--out", required=True, help="folder to write the model to")
-    p.add_argument(
-        "--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model"
-    )
+    p.add_argument("--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model")  # fmt: skip
     p.add_argument("--strategy", default="full", metavar="NAME[:NUMBER]",
                    help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 the last two, lora:8 rank 8")  # fmt: skip
-    p.add_argument("--pooling", choices=("mean", "cls"), default="mean",
+    p.add_argument("--pooling", choices=get_args(Pooling), default="mean",
                    help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
     p.add_argument("--epochs", type=int, default=3, help="passes over the data")
     p.add_argument("--lr", type=float, help="learning rate; the strategy's own if not given")
     p.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
-    p.add_argument(
-        "--max-length", type=int, help="cut texts to so many tokens; the model's if not given"
-    )
+    p.add_argument("--max-length", type=int, help="cut texts to this many tokens; the model's if not given")  # fmt: skip
     p.add_argument("--precision", choices=get_args(Precision), default="auto",
-                   help="of matrix products; auto is bfloat16 on a CPU that has it, else medium")  # fmt: skip
-    p.add_argument(
-        "--seed", type=int, default=0, help="of the split, the new head, order and dropout"
-    )
+                   help="of matrix products; auto is bfloat16 on a CPU that has it")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of the split, the new head, order and dropout")  # fmt: skip
     p.set_defaults(run=run)
 
 
@@ -54,13 +37,25 @@ def run(args: argparse.Namespace) -> int:
     """From a file of labelled texts to a folder with a model, and its figures on unseen texts."""
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1")
+    labelled = read_labelled(args.data)
+
+    import torch
+
+    from ..data import encode
+    from ..model.heads import SequenceClassifier
+    from ..pretrained.checkpoints import refuse_foreign, save_pretrained
+    from ..training.evaluate import evaluate
+    from ..training.finetune import finetune
+    from ..training.strategies import named
+    from ..training.summary import plan
+
     refuse_foreign(Path(args.out))  # now, not after an hour of training
-    strategy, labelled = named(args.strategy), read_labelled(args.data)
+    strategy = named(args.strategy)
     train, valid, test = labelled.split(seed=args.seed)
     encoder, tokenizer = load_encoder(args.model)
     torch.manual_seed(args.seed)
     model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
-    encoded = [data.encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
+    encoded = [encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
     print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
     print(plan(model, strategy, epochs=args.epochs, lr=args.lr), "\n")
     history = finetune(

@@ -1,20 +1,32 @@
 """What several commands read: labelled texts, and models."""
 
-from .. import data
-from ..data.datasets import LabelledTexts, read_table
-from ..data.domains import DOMAINS
-from ..model.heads import MaskedLM, SequenceClassifier
-from ..model.transformer import Encoder
-from ..pretrained import load_pretrained
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.datasets import LabelledTexts
+from ..data.domains import DOMAINS, load
+from ..data.tables import existing, read_table
+
+if TYPE_CHECKING:
+    from ..data import Tokenizer
+    from ..model.heads import SequenceClassifier
+    from ..model.transformer import Encoder
 
 TABLE = "a .csv, .tsv or .jsonl file with the columns text and label"
+LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
+
+
+def check_source(source: str) -> None:
+    """A missing file is reported now, not after a model was loaded."""
+    if source not in DOMAINS:
+        existing(source)
 
 
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
     """A file, or one of the domains by name."""
     if source not in DOMAINS:
         return read_table(source, label_names)
-    domain = data.load(source)
+    domain = load(source)
     if label_names not in (None, domain.label_names):
         raise ValueError(
             f"{source} has the labels {', '.join(domain.label_names)}, the model knows "
@@ -23,8 +35,12 @@ def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> La
     return domain
 
 
-def load_encoder(name: str) -> tuple[Encoder, data.Tokenizer]:
-    """The encoder of a folder, to go on from: a head that it has is left behind."""
+def load_encoder(name: str) -> "tuple[Encoder, Tokenizer]":
+    """The encoder of a pretrained model; a head that it has is dropped."""
+    from ..model.heads import MaskedLM, SequenceClassifier
+    from ..model.transformer import Encoder
+    from ..pretrained import load_pretrained
+
     model, tokenizer = load_pretrained(name)
     if isinstance(model, SequenceClassifier | MaskedLM):
         model = model.encoder
@@ -33,8 +49,13 @@ def load_encoder(name: str) -> tuple[Encoder, data.Tokenizer]:
     return model, tokenizer
 
 
-def load_classifier(folder: str) -> tuple[SequenceClassifier, data.Tokenizer]:
+def load_classifier(folder: str) -> "tuple[SequenceClassifier, Tokenizer]":
     """A folder that holds a classifier."""
+    if not Path(folder).is_dir():  # said before torch is loaded
+        raise FileNotFoundError(f"there is no folder {folder}; finetune --out {folder} writes one")
+    from ..model.heads import SequenceClassifier
+    from ..pretrained import load_pretrained
+
     model, tokenizer = load_pretrained(folder)
     if not isinstance(model, SequenceClassifier):
         raise ValueError(f"{folder} is a model without a classifier; train one with finetune")

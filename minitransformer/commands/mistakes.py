@@ -3,21 +3,21 @@
 import argparse
 from typing import Any
 
-from ..classroom.audit import catalogue, listed
-
 
 def add(commands: Any) -> None:
-    """Put the command and its options into the parser."""
+    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "mistakes", help="make every mistake that the exercises know; exit 1 if one goes unseen"
     )
     p.add_argument("exercises", nargs="*", help="names such as attention softmax; all by default")
-    p.add_argument("--list", action="store_true", help="only print them, with the term they break")
+    p.add_argument("--list", action="store_true", help="only list them, with the term they break")
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print how well the exercises know their mistakes, or which they know."""
+    from ..classroom.audit import catalogue, listed
+
     if args.list:
         print(listed(args.exercises or None))
         return 0

@@ -6,20 +6,18 @@ import io
 from pathlib import Path
 from typing import Any
 
-from .. import data
 from ..data.atomic import write_whole
-from ..data.datasets import read_texts
-from ..training.evaluate import predict
+from ..data.tables import read_texts
 from .inputs import load_classifier
 
 
 def add(commands: Any) -> None:
-    """Put the command and its options into the parser."""
+    """Add the command and its options to the parser."""
     p = commands.add_parser("predict", help="label texts with a trained model")
     p.add_argument("model", help="folder that finetune wrote")
     p.add_argument("texts", nargs="*", help="texts, each in quotes")
     p.add_argument(
-        "--file", help="texts to label: .csv, .tsv, .jsonl with a column text, or one a line"
+        "--file", help="texts to label: .csv, .tsv, .jsonl with a column text, or one per line"
     )
     p.add_argument("--out", help="write a CSV (text, label, probability) instead of printing")
     p.set_defaults(run=run)
@@ -31,8 +29,10 @@ def run(args: argparse.Namespace) -> int:
     if not texts:
         raise ValueError('give texts in quotes, or --file: predict my-model "I liked it"')
     model, tokenizer = load_classifier(args.model)
-    encoded = data.encode(texts, tokenizer)
-    probabilities = predict(model, encoded, progress=len(texts) > 500).softmax(-1)
+    from ..data import encode
+    from ..training.evaluate import predict
+
+    probabilities = predict(model, encode(texts, tokenizer), progress=len(texts) > 500).softmax(-1)
     rows = [
         (text, model.labels[int(p.argmax())], f"{p.max():.3f}")
         for text, p in zip(texts, probabilities, strict=True)

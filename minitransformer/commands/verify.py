@@ -3,11 +3,9 @@
 import argparse
 from typing import Any
 
-from ..proofs.verify import verify
-
 
 def add(commands: Any) -> None:
-    """Put the command and its options into the parser."""
+    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "verify", help="check every formula of the ledger; exit 1 if one is off"
     )
@@ -18,6 +16,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ledger."""
+    from ..proofs.verify import verify
+
     found = verify(args.formulas or None, args.seed)
     print(found)
     return 0 if found.ok else 1

@@ -1,41 +1,27 @@
-"""Text becomes batches: sources, tokenizer, splits, padding."""
+"""Text becomes batches: sources, tokenizers, splits, padding, masks.
 
-from .batches import Batch, EncodedTexts, pad
-from .corpora import CORPORA, corpus
-from .datasets import LabelledTexts, read_table, read_texts, samples
-from .domains import DOMAINS, load, newspaper
-from .downloads import data_folder
-from .masking import MaskedBatch, MaskedTexts
-from .sequences import EncodedPairs, PairBatch, encode_pairs, pack
-from .spans import CorruptedSpans
-from .stream import BlockFile, write_blocks
-from .tokenizers import Tokenizer, encode
-from .vocabulary import train_tokenizer
+Reading order: `datasets` (labelled texts and their splits), `tables` (your own files), `downloads`,
+`domains`, `corpora`, `vocabulary` and `tokenizers`, `batches`, `sequences`, `masking`, `spans`,
+`stream` (texts larger than memory), `atomic` (files written whole).
+"""
 
-__all__ = [
-    "CORPORA",
-    "DOMAINS",
-    "Batch",
-    "BlockFile",
-    "CorruptedSpans",
-    "EncodedPairs",
-    "EncodedTexts",
-    "LabelledTexts",
-    "MaskedBatch",
-    "MaskedTexts",
-    "PairBatch",
-    "Tokenizer",
-    "corpus",
-    "data_folder",
-    "encode",
-    "encode_pairs",
-    "load",
-    "newspaper",
-    "pack",
-    "pad",
-    "read_table",
-    "read_texts",
-    "samples",
-    "train_tokenizer",
-    "write_blocks",
-]
+from ..lazy import lazily
+
+__all__, __getattr__, __dir__ = lazily(
+    __name__,
+    names={
+        "batches": "Batch EncodedTexts pad",
+        "corpora": "CORPORA corpus",
+        "datasets": "LabelledTexts",
+        "tables": "read_table read_texts samples",
+        "domains": "DOMAINS load newspaper",
+        "downloads": "data_folder",
+        "masking": "MaskedBatch MaskedTexts",
+        "sequences": "EncodedPairs PairBatch encode_pairs pack",
+        "spans": "CorruptedSpans",
+        "stream": "BlockFile write_blocks",
+        "tokenizers": "Tokenizer encode",
+        "vocabulary": "train_tokenizer",
+    },
+    modules={},
+)

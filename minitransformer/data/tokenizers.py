@@ -9,7 +9,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .batches import Batch, EncodedTexts, pad
-from .datasets import LabelledTexts, lines_of
+from .datasets import LabelledTexts
+from .tables import lines_of
 
 FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
 """Padding tokens; GPT-2 has none, and fills with a text's end: the mask of a batch tells them apart."""

@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Literal, get_args
+from typing import get_args
 
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
+from ..options import TokenizerKind
 from .tokenizers import Tokenizer, framed
 
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
@@ -14,12 +15,10 @@ SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Those of an encoder, ids 0 to 4. Encoding puts [CLS] before a text and [SEP] after it."""
 
-Kind = Literal["characters", "bytes", "words"]
-
 
 def train_tokenizer(
     texts: Iterable[str],
-    kind: Kind = "bytes",
+    kind: TokenizerKind = "bytes",
     vocab_size: int = 2000,
     max_length: int = 512,
     *,
@@ -60,8 +59,8 @@ def train_tokenizer(
     >>> tokenizer.tokens(tokenizer.encode("bac?"))
     ['[CLS]', 'b', 'a', 'c', '[UNK]', '[SEP]']
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r} is not known; choose one of {get_args(Kind)}")
+    if kind not in get_args(TokenizerKind):
+        raise ValueError(f"kind={kind!r} is not known; choose one of {get_args(TokenizerKind)}")
     if min_count < 1:
         raise ValueError(f"min_count={min_count} must be at least 1")
     bert = kind == "words" if bert is None else bert

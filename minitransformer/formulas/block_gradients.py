@@ -1,12 +1,12 @@
-r"""Backward through what is made of parts: multi-head attention, feed-forward, residuals, the blocks.
+r"""Backward through composites: multi-head attention, feed-forward, residuals, the blocks.
 
-Nothing new is derived here. A sublayer's backward calls those of `gradients` in reverse order, and
-adds where a value was used twice: at every residual, and for $x$ in self-attention, which is query,
-key and value. Notation and shapes as in `gradients`; $f'(dy)$ is short for "$f$ backward, given
-$dy$". The results are dictionaries by the name of the input.
+Nothing new is derived here: the functions of `gradients` are called in reverse order, and gradients
+are added where a value was used twice: at every residual, and for $x$ in self-attention, which is
+query, key and value. Notation and shapes as in `gradients`; $f'(dy)$ is short for "$f$ backward,
+given $dy$". The results are dictionaries by the name of the input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -37,14 +37,17 @@ def concat(heads: ndarray) -> ndarray:
     return y.reshape(*y.shape[:-2], -1)
 
 
+def project(x: ndarray, z: ndarray, n_heads: int, w: dict[str, Any]) -> Iterator[ndarray]:
+    """Queries, keys and values of every head."""
+    inputs = ((x, "Q"), (z, "K"), (z, "V"))
+    return (split(linear(a, w[f"W_{i}"], w[f"b_{i}"]), n_heads) for a, i in inputs)
+
+
 def multi_head_attention(
     x: ndarray, z: ndarray, n_heads: int, keep: Keep = None, **w: ndarray
 ) -> ndarray:
     r"""$\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O$; `w` has W_Q b_Q ... W_O b_O."""
-    Q, K, V = (
-        split(linear(a, w[f"W_{i}"], w[f"b_{i}"]), n_heads)
-        for a, i in ((x, "Q"), (z, "K"), (z, "V"))
-    )
+    Q, K, V = project(x, z, n_heads, w)
     return linear(concat(attention(Q, K, V, keep)), w["W_O"], w["b_O"])
 
 
@@ -60,15 +63,13 @@ def multi_head_attention_backward(
 
     $$dC = dy\,W^{O\top}, \qquad dW^O = C^\top dy, \qquad C = \mathrm{Concat}(\mathrm{head}_1, \dots)$$
 
-    The gradient of a concatenation is cut where it was joined; each head then goes back on its own,
-    and $x$ and $z$ add up what comes from all of them: one product with the wide $W^{Q\top}$ does
-    that. $db^K$ is always 0, since a constant added to every key moves all scores of a query alike.
+    The gradient of a concatenation is cut where it was joined. Each head then goes back on its own,
+    and $x$ and $z$ sum over all heads: one product with the wide $W^{Q\top}$ does that. $db^K$ is
+    always 0, since a constant added to every key shifts all scores of a query by the same amount.
 
     Shapes: the gradients are shaped like the inputs; $W^Q, W^K, W^V$ hold the heads side by side.
     """
-    Q = split(linear(x, w["W_Q"], w["b_Q"]), n_heads)
-    K = split(linear(z, w["W_K"], w["b_K"]), n_heads)
-    V = split(linear(z, w["W_V"], w["b_V"]), n_heads)
+    Q, K, V = project(x, z, n_heads, w)
     C = concat(attention(Q, K, V, keep))
     dC, dW_O, db_O = linear_backward(dy, C, w["W_O"])
     dQ, dK, dV = attention_backward(split(dC, n_heads), Q, K, V, keep)
@@ -126,6 +127,35 @@ def feed_forward_backward(
 # --- Residuals and blocks ---------------------------------------------------------------------
 
 
+Norm = tuple[ndarray, ndarray]  # gain and shift
+Sublayers = list[tuple[str, Callable, Callable]]  # the name of the norm, f, and f backward
+
+
+def sublayer(x: ndarray, f: Callable, norm: Norm, eps: float, norm_position: str) -> ndarray:
+    r"""Residual and norm around $f$: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$."""
+    if norm_position == "post":
+        return layer_norm(x + f(x), *norm, eps)
+    return x + f(layer_norm(x, *norm, eps))
+
+
+def sublayer_backward(
+    dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
+    norm_position: str
+) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
+    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$, and the other gradients of `f_backward(df, input)`.
+
+    post-LN: $dr = \mathrm{LN}'(dout), \ dx = dr + f'(dr)$.
+    pre-LN: $dx = dout + \mathrm{LN}'(f'(dout))$.
+    """
+    if norm_position == "post":
+        dr, dgamma, dbeta = layer_norm_backward(dout, x + f(x), *norm, eps)
+        grads = f_backward(dr, x)
+        return dr + grads.pop("x"), dgamma, dbeta, grads
+    grads = f_backward(dout, layer_norm(x, *norm, eps))
+    dn, dgamma, dbeta = layer_norm_backward(grads.pop("x"), x, *norm, eps)
+    return dout + dn, dgamma, dbeta, grads
+
+
 def decoder_sublayer_backward(
     dout: Float[ndarray, "... queries d_model"],
     y: Float[ndarray, "... queries d_model"],
@@ -145,10 +175,11 @@ def decoder_sublayer_backward(
 
     Shapes: the gradients are shaped like the inputs.
     """
-    r = y + multi_head_attention(y, z, n_heads, keep, **w)
-    dr, dgamma, dbeta = layer_norm_backward(dout, r, gamma, beta, eps)
-    grads = multi_head_attention_backward(dr, y, z, n_heads, keep, **w)
-    dy = dr + grads.pop("x")
+    options: dict[str, Any] = dict(z=z, n_heads=n_heads, keep=keep, **w)
+    mha = partial(multi_head_attention, **options)
+    mha_backward = partial(multi_head_attention_backward, **options)
+    norm = (gamma, beta)
+    dy, dgamma, dbeta, grads = sublayer_backward(dout, y, mha, mha_backward, norm, eps, "post")
     return {"y": dy, "gamma": dgamma, "beta": dbeta} | grads
 
 
@@ -164,35 +195,6 @@ def encoder_sublayer_backward(
     return {"x": dx} | grads
 
 
-Norm = tuple[ndarray, ndarray]  # gain and shift
-Sublayers = list[tuple[str, Callable, Callable]]  # the name of the norm, f, and f backward
-
-
-def sublayer(x: ndarray, f: Callable, norm: Norm, eps: float, norm_position: str) -> ndarray:
-    r"""Residual and norm around $f$: post-LN $\mathrm{LN}(x + f(x))$, pre-LN $x + f(\mathrm{LN}(x))$."""
-    if norm_position == "post":
-        return layer_norm(x + f(x), *norm, eps)
-    return x + f(layer_norm(x, *norm, eps))
-
-
-def sublayer_backward(
-    dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
-    norm_position: str,
-) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
-    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$ and what `f_backward(df, input)` has besides "x".
-
-    post-LN: $dr = \mathrm{LN}'(dout), \ dx = dr + f'(dr)$.
-    pre-LN: $dx = dout + \mathrm{LN}'(f'(dout))$.
-    """
-    if norm_position == "post":
-        dr, dgamma, dbeta = layer_norm_backward(dout, x + f(x), *norm, eps)
-        grads = f_backward(dr, x)
-        return dr + grads.pop("x"), dgamma, dbeta, grads
-    grads = f_backward(dout, layer_norm(x, *norm, eps))
-    dn, dgamma, dbeta = layer_norm_backward(grads.pop("x"), x, *norm, eps)
-    return dout + dn, dgamma, dbeta, grads
-
-
 def block(x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any) -> list[ndarray]:
     """The stream before each sublayer, and after the last; `how`: eps and norm_position."""
     stream = [x]
@@ -204,7 +206,7 @@ def block(x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any) -> list[nd
 def block_backward(
     dout: ndarray, x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any
 ) -> Gradients:
-    """Sublayer by sublayer, the last one first; what reaches the stream's beginning is called "x"."""
+    """Sublayer by sublayer, the last one first; the gradient of the block's input is called "x"."""
     stream, all_grads = block(x, sublayers, w, **how), Gradients()
     for (name, f, f_backward), x in reversed(list(zip(sublayers, stream[:-1], strict=True))):
         dout, dgamma, dbeta, grads = sublayer_backward(
@@ -239,7 +241,7 @@ def encoder_sublayers(n_heads: int, keep: Keep, activation: str, w: dict[str, An
 
 def encoder_block(
     x: ndarray, n_heads: int, eps: float, norm_position: str, activation: str,
-    keep: Keep = None, **w: ndarray,
+    keep: Keep = None, **w: ndarray
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand.encoder_block`; `w` has the weights of attention, FFN and norms."""
     sublayers = encoder_sublayers(n_heads, keep, activation, w)

@@ -1,9 +1,8 @@
-r"""Every formula in NumPy, index by index: the slowest and plainest way to say it.
+r"""Every formula in NumPy, index by index: the slowest and plainest way to write it.
 
-Nothing here is vectorised on purpose. A sum over $j$ is a sum over `j`, an entry $w_{ij}$ is
+On purpose nothing here is vectorised. A sum over $j$ is a sum over `j`, an entry $w_{ij}$ is
 `weights[i, j]`, and a reader with paper and pencil can follow every number. The functions take one
-sequence (no batch axis) in float64; `over_batch` runs them over leading axes for comparison with
-torch.
+sequence (no batch axis) in float64.
 
 Symbols: $Q, K, V$ queries, keys, values; $d_k$ their width; $h$ heads; $\gamma, \beta$ gain and
 shift of a norm; `keep[i, j]` is True where query $i$ may attend to key $j$.
@@ -73,7 +72,7 @@ def attention(
     Index by index: $s_{ij} = \frac{1}{\sqrt{d_k}} \sum_l Q_{il} K_{jl}$,
     $w_{i\cdot} = \mathrm{softmax}(s_{i\cdot})$, $o_{ic} = \sum_j w_{ij} V_{jc}$.
 
-    Not in the paper, but in T5: a bias $b_{ij}$ added to $s_{ij}$, another scale than $1/\sqrt{d_k}$.
+    T5 adds a bias $b_{ij}$ to $s_{ij}$, and uses another scale than $1/\sqrt{d_k}$.
 
     Shapes: see the annotations; returns the output and the weights.
     Source: Vaswani et al. 2017, equation 1.
@@ -148,7 +147,7 @@ def layer_norm(
     beta: Float[ndarray, "d_model"],
     eps: float,
 ) -> Float[ndarray, "length d_model"]:
-    r"""Layer normalisation: every position on its own gets mean 0 and variance 1, then gain and shift.
+    r"""Layer normalisation: each position gets mean 0 and variance 1, then a learned gain and shift.
 
     $$\mathrm{LayerNorm}(x)_j = \gamma_j \frac{x_j - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta_j,
     \quad \mu = \frac1d \sum_j x_j, \quad \sigma^2 = \frac1d \sum_j (x_j - \mu)^2$$
@@ -218,9 +217,9 @@ def feed_forward(
     b_2: Float[ndarray, "d_model"],
     activation: str = "relu",
 ) -> Float[ndarray, "length d_model"]:
-    r"""The same two-layer network at every position: $\mathrm{FFN}(x) = \max(0, xW_1 + b_1)W_2 + b_2$.
+    r"""The same two-layer network at each position: $\mathrm{FFN}(x) = \max(0, xW_1 + b_1)W_2 + b_2$.
 
-    BERT and GPT-2 put a GELU where the paper has the maximum.
+    BERT and GPT-2 have a GELU instead of the maximum.
 
     Shapes: (length, d_model) -> the same, through (length, d_ff).
     Source: Vaswani et al. 2017, equation 2.
@@ -229,7 +228,7 @@ def feed_forward(
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Float[ndarray, "length d_model"]:
-    r"""A fixed vector for each position, sines and cosines of falling frequency, interleaved.
+    r"""A fixed vector per position: interleaved sines and cosines of falling frequency.
 
     $$PE_{pos, 2i} = \sin\!\left(pos / 10000^{2i/d}\right), \qquad
     PE_{pos, 2i+1} = \cos\!\left(pos / 10000^{2i/d}\right)$$
@@ -257,9 +256,7 @@ def encoder_sublayer(
 
     Shapes: (length, d_model) -> the same.  Source: article, section 4.
     """
-    return layer_norm(
-        x + multi_head_attention(x, x, keep=keep, **attention_weights), gamma, beta, eps
-    )
+    return decoder_sublayer(x, x, gamma, beta, eps, keep, **attention_weights)
 
 
 def decoder_sublayer(
@@ -312,13 +309,13 @@ def cross_entropy(
     ignore: int = -100,
     label_smoothing: float = 0.0,
 ) -> float:
-    r"""The mean surprise at the right answer.
+    r"""The mean surprise at the correct class.
 
     $$L = -\frac1N \sum_{n:\ y_n \neq \text{ignore}} \sum_c q_{nc} \log p_{nc}, \quad
     p_n = \mathrm{softmax}(\ell_n), \quad q_{nc} = (1 - \alpha)\,[c = y_n] + \frac{\alpha}{C}$$
 
-    $N$ counts the positions that are not ignored; with none the loss is 0. $\alpha$ is the label
-    smoothing, the unit is nats.
+    $N$ counts the targets that are not ignored; without any the loss is 0. $\alpha$ is the label
+    smoothing; the unit is nats.
 
     Shapes: (examples, classes), (examples) -> a number.
     Source: article, section 3.2; smoothing Szegedy et al. 2016, section 7.
@@ -375,22 +372,3 @@ def entry_by_entry(f: Callable[[float], float], x: ndarray) -> ndarray:
     for i in np.ndindex(x.shape):
         y[i] = f(float(x[i]))
     return y
-
-
-def over_batch(f: Callable, *batched: str) -> Callable:
-    """Run `f` once for every example: the arguments named in `batched` lose their first axis.
-
-    An argument that is None stays None; the results are stacked again.
-    """
-
-    def run(**inputs):
-        size = len(next(inputs[name] for name in batched if inputs.get(name) is not None))
-        results = []
-        for n in range(size):
-            one = {k: a[n] if k in batched and a is not None else a for k, a in inputs.items()}
-            results.append(f(**one))
-        if isinstance(results[0], tuple):
-            return tuple(np.stack(part) for part in zip(*results, strict=True))
-        return np.stack(results)
-
-    return run

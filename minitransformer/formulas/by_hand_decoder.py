@@ -1,7 +1,7 @@
-r"""What a decoder adds, in NumPy, index by index: as in `by_hand`.
+r"""What a decoder adds, in NumPy, index by index, as in `by_hand`.
 
-Symbols: $y$ the decoder's stream, $z$ the encoder's output, $E$ a table of embeddings, one row for
-each word or each bucket.
+Symbols: $y$ the decoder's stream, $z$ the encoder's output, $E$ a table of embeddings with one row
+per word or bucket.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from .by_hand import ACTIVATIONS, linear
 
 
 def causal_mask(queries: int, keys: int) -> Bool[ndarray, "queries keys"]:
-    r"""Query $i$ may see key $j$ when $j \le i + (\text{keys} - \text{queries})$: none sees the future.
+    r"""Query $i$ may see key $j$ if $j \le i + (\text{keys} - \text{queries})$: no query sees the future.
 
     Shapes: (queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
     """
@@ -35,7 +35,7 @@ def relative_bucket(r: int, n_buckets: int, max_distance: int, bidirectional: bo
     \min\!\left(n - 1,\ \tfrac n2 + \left\lfloor \frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}
     \cdot \tfrac n2 \right\rfloor\right)$$
 
-    Bidirectional: keys behind the query have the second half of the buckets. Causal: they are in 0.
+    Bidirectional: later keys have the second half of the buckets. Causal: they are in bucket 0.
 
     Shapes: a number -> a number.  Source: Raffel et al. 2020, section 2.1, and its code.
     """
@@ -49,7 +49,7 @@ def relative_bucket(r: int, n_buckets: int, max_distance: int, bidirectional: bo
     if r < n // 2:
         return first + r
     share = log(r / (n / 2)) / log(max_distance / (n / 2))
-    # The logarithm of a power may end a hair below the whole number that it is.
+    # Rounding may leave the logarithm of a power just below a whole number.
     return first + min(n - 1, n // 2 + floor(share * (n / 2) + 1e-9))
 
 
@@ -75,7 +75,7 @@ def relative_position_bias(
     max_distance: int,
     bidirectional: bool,
 ) -> Float[ndarray, "1 heads queries keys"]:
-    r"""What is added to the scores of head $h$: $B_{hij} = E_{b(j-i),\,h}$.
+    r"""The bias that is added to the scores of head $h$: $B_{hij} = E_{b(j-i),\,h}$.
 
     Shapes: (1, heads, queries, keys), the 1 for the batch.
     Source: Raffel et al. 2020, section 2.1.
@@ -116,7 +116,7 @@ def decoder_block(
     norm_2: Callable,
     norm_position: str = "post",
 ) -> Float[ndarray, "length d_model"]:
-    r"""A full decoder block; `attention` is causal, `cross_attention(a, z)` has its queries from $a$.
+    r"""A full decoder block; `attention` is causal, and `cross_attention(a, z)` has its queries from $a$.
 
     post-LN: $a = \mathrm{LN}_1(y + \mathrm{MHA}(y)), \quad c = \mathrm{LN}_c(a + \mathrm{MHA}_c(a, z)),
     \quad y' = \mathrm{LN}_2(c + \mathrm{FFN}(c))$
@@ -139,18 +139,16 @@ def decoder_block(
 def tied_logits(
     h: Float[ndarray, "length d_model"], E: Float[ndarray, "vocab d_model"], scaled: bool = False
 ) -> Float[ndarray, "length vocab"]:
-    r"""How well word $v$ fits at $t$: $\ell_{tv} = \sum_j h_{tj} E_{vj}$, with the table of the embeddings.
+    r"""How well word $v$ fits at $t$: $\ell_{tv} = \sum_j h_{tj} E_{vj}$, with the embedding table $E$.
 
-    Scaled, as in T5 v1.0, by $d_{model}^{-1/2}$.
+    With `scaled` multiplied by $d_{model}^{-1/2}$, as in T5 v1.0.
 
     Shapes: (length, d_model) -> (length, vocab).
     Source: Vaswani et al. 2017, section 3.4; Press and Wolf 2017.
     """
     (length, d), vocab = h.shape, len(E)
-    logits = np.zeros((length, vocab))
+    logits, scale = np.zeros((length, vocab)), 1 / sqrt(d) if scaled else 1.0
     for t in range(length):
         for v in range(vocab):
-            logits[t, v] = sum(h[t, j] * E[v, j] for j in range(d))
-            if scaled:
-                logits[t, v] /= sqrt(d)
+            logits[t, v] = scale * sum(h[t, j] * E[v, j] for j in range(d))
     return logits

@@ -1,4 +1,4 @@
-r"""Backward through what a decoder adds: a bias on the scores, a gate, causal and cross-attention, tied logits.
+r"""Backward through the decoder's additions: bias on the scores, gate, causal and cross-attention, tied logits.
 
 Notation, shapes and the short $f'(dy)$ as in `gradients` and `block_gradients`.
 """
@@ -40,7 +40,7 @@ def biased_attention_backward(
     scale: float,
     keep: Keep = None,
 ) -> tuple[ndarray, ndarray, ndarray, ndarray]:
-    r"""$O = \mathrm{softmax}(cQK^\top + B)\,V$ backward: as without $B$, which gets what the scores get.
+    r"""$O = \mathrm{softmax}(cQK^\top + B)\,V$ backward: as without $B$, whose gradient is that of the scores.
 
     $$dQ = c\,dS\,K, \qquad dK = c\,dS^\top Q, \qquad dB = \sum_{\text{shared axes}} dS$$
 
@@ -64,8 +64,6 @@ def attention_and_weights_backward(
     r"""Attention that also returns its weights $P$: these are used twice, so their gradients are added.
 
     $$dS = \mathrm{softmax}'(dP + dO\,V^\top), \qquad dV = P^\top dO$$
-
-    Shapes: as the annotations say.
     """
     c = 1 / sqrt(Q.shape[-1])
     scores = c * Q @ K.swapaxes(-1, -2)
@@ -82,7 +80,7 @@ def relative_position_bias_backward(
     max_distance: int,
     bidirectional: bool,
 ) -> Float[ndarray, "n_buckets heads"]:
-    r"""$B_{hij} = E_{b(j-i),\,h}$ backward: a bucket collects from all pairs at its distances.
+    r"""$B_{hij} = E_{b(j-i),\,h}$ backward: a bucket sums over all pairs at its distances.
 
     $$dE_{b,h} = \sum_{ij:\ b(j-i) = b} dB_{hij}$$
 
@@ -105,7 +103,7 @@ def causal_self_attention_backward(
     keep: Keep = None,
     **w: ndarray,
 ) -> Gradients:
-    r"""$\mathrm{MultiHeadAttention}(x, x)$ that hides the future, backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$.
+    r"""Causal $\mathrm{MultiHeadAttention}(x, x)$ backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$.
 
     Where a weight is hidden, $P = 0$ and so $dS = 0$: the future gets no gradient from the past.
 
@@ -148,7 +146,7 @@ def tied_logits_backward(
 ) -> tuple[Float[ndarray, "... length d_model"], Float[ndarray, "vocab d_model"]]:
     r"""$\ell = c\,hE^\top$ backward: $dh = c\,d\ell\,E$ and $dE = c\,d\ell^\top h$.
 
-    $E$ is also the table of the embeddings; what comes from there, $\sum_{t: id_t = v} dx_t$, is added.
+    $E$ is also the embedding table; the gradient of the lookup, $\sum_{t: id_t = v} dx_t$, is added.
 
     Shapes: the gradients are shaped like the inputs.
     """
@@ -182,7 +180,7 @@ def lookup_and_tied_logits_backward(
 def decoder_sublayers(
     z: ndarray, n_heads: int, keep: Keep, memory_keep: Keep, activation: str, w: Gradients
 ) -> Sublayers:
-    """Self-attention, cross-attention and feed-forward; `keep` hides the future already."""
+    """Self-attention, cross-attention and feed-forward; `keep` already hides the future."""
     own, ffn = encoder_sublayers(n_heads, keep, activation, w)
     cross = {f"{a}_{i}": w[f"{a}_{i}c"] for a in "Wb" for i in "QKVO"}
 
@@ -198,7 +196,7 @@ def decoder_sublayers(
 
 def decoder_block(
     y: ndarray, z: ndarray, n_heads: int, eps: float, norm_position: str, activation: str,
-    keep: Keep = None, memory_keep: Keep = None, **w: ndarray,
+    keep: Keep = None, memory_keep: Keep = None, **w: ndarray
 ) -> ndarray:  # fmt: skip
     """A block forward, as `by_hand_decoder.decoder_block`; the cross-attention's weights end in c."""
     keep = hide_future(keep, y.shape[-2])

@@ -49,33 +49,26 @@ def fused_attention(
     # No mask to store: at most causality, which a single query, the last one, does not need.
     bare = keep is None and bias is None and (not causal or queries in (1, keys))
     writing = bare and queries == 1 and not Q.requires_grad  # then fused is faster at any length
-    if keys <= FEW_KEYS and Q.device.type == "cpu" and not writing:
-        return few_keys_attention(Q, K, V, keep, dropout, bias, scale, causal)
+    few = keys <= FEW_KEYS and Q.device.type == "cpu" and not writing
     options: dict[str, Any] = dict(dropout_p=dropout, scale=scale)
-    if bare:
+    if bare and not few:
         return F.scaled_dot_product_attention(Q, K, V, is_causal=causal and queries > 1, **options)
     mask = visible(keep, causal, queries, keys, Q.device)
+    if few:
+        return few_keys_attention(Q, K, V, mask, dropout, bias, scale)
     if bias is not None:
         mask = bias if mask is None else bias.masked_fill(~mask, -math.inf)
     return F.scaled_dot_product_attention(Q, K, V, attn_mask=mask, **options)
 
 
 def few_keys_attention(
-    Q: Float[Tensor, "... queries d_k"],
-    K: Float[Tensor, "... keys d_k"],
-    V: Float[Tensor, "... keys d_v"],
-    keep: Keep = None,
-    dropout: float = 0.0,
-    bias: Bias = None,
-    scale: float | None = None,
-    causal: bool = False,
-) -> Float[Tensor, "... queries d_v"]:
+    Q: Tensor, K: Tensor, V: Tensor, keep: Keep, dropout: float, bias: Bias, scale: float | None
+) -> Tensor:
     """`attention` by torch's matmul and softmax; it stores the scores, so it is for few keys only."""
     scores = (Q * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)) @ K.mT
     if bias is not None:
         scores = scores + bias
-    weights = fused_softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))
-    return inverted_dropout(weights, dropout) @ V
+    return inverted_dropout(fused_softmax(scores, keep), dropout) @ V
 
 
 def fused_layer_norm(

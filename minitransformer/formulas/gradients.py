@@ -1,12 +1,12 @@
 r"""The derivative of every formula, derived on paper, in NumPy.
 
 The notation: $L$ is the loss, a number, and $dY$ is short for $\partial L / \partial Y$, an array
-shaped like $Y$. A function `f_backward(dY, ...)` takes $dY$ and the inputs of the formula
-$Y = f(...)$, computes again what it needs of the way forward, and returns the gradient of each
-input: a tuple in the order of the inputs, or for formulas of several parts a dictionary by name.
+shaped like $Y$. A function `f_backward(dY, ...)` takes $dY$ and the inputs of $Y = f(...)$,
+recomputes what it needs of the forward pass, and returns the gradient of each input: a tuple in the
+order of the inputs, or a dictionary by name for formulas with several parts.
 
-Two rules carry everything. A matrix product $Y = AB$ has $dA = dY\,B^\top$ and $dB = A^\top dY$, the
-only products whose shapes fit. And where a value is used twice, its two gradients are added.
+Two rules suffice. A matrix product $Y = AB$ has $dA = dY\,B^\top$ and $dB = A^\top dY$, the only
+products whose shapes fit. And where a value is used twice, its two gradients are added.
 
 Shapes: `...` stands for any leading axes (batch, heads). A mask `keep` is True = may attend.
 """
@@ -32,7 +32,7 @@ def linear_backward(
     W: Float[ndarray, "d_in d_out"],
     b: Float[ndarray, "d_out"] | None = None,
 ) -> tuple[Float[ndarray, "... d_in"], Float[ndarray, "d_in d_out"], Float[ndarray, "d_out"]]:
-    r"""$y = xW + b$ backward, the positions stacked to one long matrix for $dW$ and $db$:
+    r"""$y = xW + b$ backward, with all positions stacked into one matrix for $dW$ and $db$:
 
     $$dx = dy\,W^\top, \qquad dW = x^\top dy, \qquad db = \sum_t dy_t$$
 
@@ -63,7 +63,7 @@ def softmax_backward(
 
     $$dS_m = \sum_j dP_j\,P_j([j = m] - P_m) = P_m \Big(dP_m - \sum_j dP_j P_j\Big)$$
 
-    Where `keep` is False $P = 0$, hence $dS = 0$; so it is in a row with nothing kept.
+    Where `keep` is False $P = 0$, hence $dS = 0$; likewise in a row with nothing kept.
 
     Shapes: (..., keys) -> the same.
     """
@@ -87,14 +87,12 @@ def attention_backward(
     Float[ndarray, "... keys d_k"],
     Float[ndarray, "... keys d_v"],
 ]:
-    r"""$S = QK^\top / \sqrt{d_k}$, $P = \mathrm{softmax}(S)$, $O = PV$, backward from the last:
+    r"""$S = QK^\top / \sqrt{d_k}$, $P = \mathrm{softmax}(S)$, $O = PV$, backward, the last step first:
 
     $$dV = P^\top dO, \quad dP = dO\,V^\top, \quad dS = P \odot (dP - \mathrm{rowsum}(dP \odot P))$$
     $$dQ = dS\,K / \sqrt{d_k}, \qquad dK = dS^\top Q / \sqrt{d_k}$$
 
-    A query without keys has $P = 0$: it gets the gradient 0 and gives none.
-
-    Shapes: as the annotations say.
+    A query without keys has $P = 0$: it receives the gradient 0 and passes none on.
     """
     d_k = Q.shape[-1]
     scores = Q @ K.swapaxes(-1, -2) / sqrt(d_k)
@@ -149,8 +147,8 @@ def layer_norm_backward(
     $$dx = \frac1s \Big( d\hat x - \mathrm{mean}(d\hat x) - \hat x\,\mathrm{mean}(d\hat x \odot \hat x) \Big)$$
     $$d\gamma = \sum_t dy_t \odot \hat x_t, \qquad d\beta = \sum_t dy_t$$
 
-    The first mean is what $\mu$ takes away (moving all of $x$ changes nothing), the second what $s$
-    takes away (with $\epsilon = 0$ stretching $x$ changes nothing).
+    The first mean comes from $\mu$ (shifting all of $x$ changes nothing), the second from $s$ (with
+    $\epsilon = 0$ stretching $x$ changes nothing).
 
     Shapes: $dx$ as $x$; $d\gamma, d\beta$ (d_model), summed over all positions.
     """
@@ -230,7 +228,7 @@ ACTIVATIONS = {
 def embedding_backward(
     dx: Float[ndarray, "... d_model"], ids: Int[ndarray, "..."], E: Float[ndarray, "vocab d_model"]
 ) -> Float[ndarray, "vocab d_model"]:
-    r"""$x_t = E_{id_t}$ backward: a row collects from every place where it was looked up.
+    r"""$x_t = E_{id_t}$ backward: a row sums over all places where it was looked up.
 
     $$dE_v = \sum_{t:\ id_t = v} dx_t$$
 
@@ -288,7 +286,6 @@ def cross_entropy_backward(
     Shapes: (examples, classes).
     """
     counts = targets != ignore
-    classes = logits.shape[1]
-    q = np.full(logits.shape, label_smoothing / classes)
+    q = np.full(logits.shape, label_smoothing / logits.shape[1])
     q[counts, targets[counts]] += 1 - label_smoothing
     return dL / max(counts.sum(), 1) * counts[:, None] * (softmax(logits) - q)

@@ -1,7 +1,7 @@
 r"""Whole models in NumPy, forward and backward: a decoder alone, and encoder and decoder together.
 
-The parameters have the names and the shapes of the modules' state dicts. What several places use is
-added up: the memory $z$ by every decoder block, the table $E$ by source, target and logits.
+The parameters have the names and shapes of the modules' state dicts. The gradients of a value that
+is used in several places are added: $z$ by every decoder block, $E$ by source, target and logits.
 """
 
 from math import sqrt

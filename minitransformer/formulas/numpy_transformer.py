@@ -3,8 +3,8 @@ r"""A Transformer classifier that learns without autograd: forward, backward and
 $$x_0 = \sqrt{d_{model}}\,E_{ids} + PE, \quad x_l = \mathrm{EncoderBlock}_l(x_{l-1}), \quad
 \text{logits} = \mathrm{mean}(x_N)\,W + b, \quad L = \text{cross-entropy}$$
 
-The parameters have the names and the shapes of the state dict of `SequenceClassifier` (pooling
-"mean"), so the two can start from the same weights and be compared name by name after every step.
+The parameters have the names and shapes of the state dict of `SequenceClassifier` (pooling "mean"),
+so that both can start from the same weights and be compared name by name after every step.
 """
 
 from math import sqrt
@@ -53,10 +53,10 @@ def turned(name: str, a: Any) -> Any:
 
 
 class Stack:
-    """A stack of blocks and the norm behind it, with the parameters under one prefix.
+    """A stack of blocks and the norm after it, with its parameters under one prefix.
 
     Args:
-        parameters: a state dict; those whose names begin with `prefix` are meant.
+        parameters: a state dict, of which the names that begin with `prefix` are used.
         cross: whether the blocks are decoder blocks with cross-attention.
         switches: n_heads, eps, norm_position, activation.
     """
@@ -71,7 +71,7 @@ class Stack:
             self.depth += 1
 
     def name(self, i: int, name: str) -> str:
-        """The name in the state dict of a parameter of block i."""
+        """The state dict's name of a parameter of block i."""
         return f"{self.prefix}blocks.{i}.{self.names[name]}"
 
     def block(self, i: int) -> dict[str, Any]:
@@ -79,14 +79,12 @@ class Stack:
         return {n: turned(n, self.parameters[self.name(i, n)]) for n in self.names} | self.switches
 
     def norm(self) -> tuple[Any, Any] | None:
-        """Gain and shift of the last norm, which a pre-LN stack has."""
-        names = [f"{self.prefix}norm.{kind}" for kind in ("weight", "bias")]
-        if names[0] not in self.parameters:
-            return None
-        return self.parameters[names[0]], self.parameters[names[1]]
+        """Gain and shift of the last norm, if there is one (pre-LN)."""
+        gain, shift = (self.parameters.get(f"{self.prefix}norm.{n}") for n in ("weight", "bias"))
+        return None if gain is None else (gain, shift)
 
     def forward(self, x: ndarray, keep: Keep, z: ndarray | None = None) -> list[ndarray]:
-        """The stream before each block, behind the last, and behind the norm; z for decoders."""
+        """The stream before each block, after the last, and after the norm; z for decoders."""
         stream = [x]
         for i in range(self.depth):
             if z is not None:
@@ -101,7 +99,7 @@ class Stack:
     def backward(
         self, dx: ndarray, stream: list[ndarray], keep: Keep, z: ndarray | None = None
     ) -> tuple[ndarray, ndarray, Gradients]:
-        """From the gradient of the output: that of the input, that of z, those of the parameters."""
+        """The gradients of the input, of z and of the parameters, given that of the output."""
         grads, dz = Gradients(), np.zeros(())
         norm = self.norm()
         if norm is not None:
@@ -193,26 +191,20 @@ def mean_pool(hidden: ndarray, real: ndarray) -> Float[ndarray, "batch d_model"]
 class AdamW:
     r"""`ops.adamw_step` for a dictionary of parameters, which are changed in place.
 
+    Args:
+        options: lr, beta_1, beta_2, eps and weight_decay, as there.
+
     Source: Loshchilov and Hutter 2019, algorithm 2.  Reference: `torch.optim.AdamW`.
     """
 
-    def __init__(
-        self,
-        parameters: dict[str, ndarray],
-        lr: float,
-        beta_1: float = 0.9,
-        beta_2: float = 0.999,
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-    ):
-        self.parameters, self.t = parameters, 0
-        self.options = lr, beta_1, beta_2, eps, weight_decay
+    def __init__(self, parameters: dict[str, ndarray], *options: float, **named: float):
+        self.parameters, self.t, self.options, self.named = parameters, 0, options, named
         self.m, self.v = ({n: np.zeros_like(a) for n, a in parameters.items()} for _ in "mv")
 
     def step(self, gradients: Gradients) -> None:
         """Change every parameter by one step."""
         self.t += 1
-        for name, theta in self.parameters.items():
-            theta[...], self.m[name], self.v[name] = adamw_step(
-                theta, gradients[name], self.m[name], self.v[name], self.t, *self.options
+        for n, theta in self.parameters.items():
+            theta[...], self.m[n], self.v[n] = adamw_step(
+                theta, gradients[n], self.m[n], self.v[n], self.t, *self.options, **self.named
             )

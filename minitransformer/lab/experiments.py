@@ -9,10 +9,10 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 
@@ -20,17 +20,18 @@ from ..data.datasets import LabelledTexts
 from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier
 from ..model.transformer import Encoder
+from ..options import Pooling, Precision
 from ..training.evaluate import evaluate
 from ..training.finetune import finetune
 from ..training.history import History
 from ..training.loop import reproducible
-from ..training.precision import Precision
 from ..training.strategies import named
 from ..training.summary import most_trained
 from .baseline import tf_idf
 from .forgetting import moved, pairing_accuracy
+from .grid import TF_IDF, Grid
 from .memory import PeakMemory
-from .results import TF_IDF, Result, Trial, by_validation, read
+from .results import Result, Trial, by_validation, read
 
 PAIRS = 300
 """Texts to measure forgetting on."""
@@ -54,7 +55,7 @@ class Lab:
         tokenizer: Tokenizer,
         domains: dict[str, LabelledTexts],
         unrelated: Sequence[str],
-        pooling: Literal["cls", "mean"] = "mean",
+        pooling: Pooling = "mean",
         precision: Precision = "auto",
     ):
         self.encoder, self.tokenizer, self.pooling = encoder, tokenizer, pooling
@@ -139,53 +140,26 @@ class Lab:
         return pairing_accuracy(self.encoder, self.tokenizer, self.unrelated)
 
 
-@dataclass(frozen=True)
-class Grid:
-    """Which trials to make, with the same number of steps for every strategy."""
-
-    domains: tuple[str, ...] = ("movies",)
-    methods: tuple[str, ...] = ("full", "last-layers:2", "head-only", TF_IDF)
-    labels: tuple[int, ...] = (16, 64, 256, 1024)
-    seeds: tuple[int, ...] = (0, 1, 2)
-    lr_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
-    """Multiples of each strategy's own rate, tried with the first seed."""
-    tune_up_to: int = 1024
-    """With more labels than this the rate is not searched but taken over from fewer."""
-    min_steps: int = 100
-    epochs: int = 2
-    batch_size: int = 32
-
-    def steps(self, labels: int) -> int:
-        """So many epochs, and with few labels at least so many steps."""
-        return max(self.min_steps, self.epochs * -(-labels // self.batch_size))
-
-    def run(self, do: Callable[[Trial], Result]) -> Iterator[Result]:
-        """Every result in turn: for each cell the search for a rate, then the other seeds."""
-        for domain in self.domains:
-            for method in self.methods:
-                own = best = 0.0 if method == TF_IDF else named(method).learning_rate
-                for labels in sorted(self.labels):
-                    search = own > 0 and labels <= self.tune_up_to
-                    # six digits, so that 3 * 5e-5 and 1.5e-4 are one
-                    rates = [float(f"{own * f:.6g}") for f in self.lr_factors] if search else [best]
-                    steps = self.steps(labels) if own else 0
-                    cell = partial(
-                        Trial, domain, method, labels, steps=steps, batch_size=self.batch_size
-                    )
-                    tried = []
-                    for rate in rates:
-                        tried.append(do(cell(seed=self.seeds[0], lr=rate)))
-                        yield tried[-1]
-                    best = max(tried, key=by_validation).trial.lr
-                    for seed in self.seeds[1:]:
-                        yield do(cell(seed=seed, lr=best))
-
-    def __len__(self) -> int:
-        """The number of trials."""
-        searched = sum(n <= self.tune_up_to for n in self.labels) * (len(self.lr_factors) - 1)
-        strategies = sum(m != TF_IDF for m in self.methods)
-        seeds = len(self.labels) * len(self.seeds)
-        return len(self.domains) * (len(self.methods) * seeds + strategies * searched)
+def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
+    """Every result in turn: for each cell the search for a rate, then the other seeds."""
+    for domain in grid.domains:
+        for method in grid.methods:
+            own = best = 0.0 if method == TF_IDF else named(method).learning_rate
+            for labels in sorted(grid.labels):
+                search = own > 0 and labels <= grid.tune_up_to
+                # six digits, so that 3 * 5e-5 and 1.5e-4 are one
+                rates = [float(f"{own * f:.6g}") for f in grid.lr_factors] if search else [best]
+                steps = grid.steps(labels) if own else 0
+                cell = partial(
+                    Trial, domain, method, labels, steps=steps, batch_size=grid.batch_size
+                )
+                tried = []
+                for rate in rates:
+                    tried.append(do(cell(seed=grid.seeds[0], lr=rate)))
+                    yield tried[-1]
+                best = max(tried, key=by_validation).trial.lr
+                for seed in grid.seeds[1:]:
+                    yield do(cell(seed=seed, lr=best))
 
 
 def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[Result]:
@@ -213,4 +187,4 @@ def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[R
         return known[trial]
 
     with tqdm(total=len(grid), unit=" trials", disable=not progress) as bar:
-        return list(grid.run(do))
+        return list(trials(grid, do))

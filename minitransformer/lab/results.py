@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.atomic import write_whole
-
-TF_IDF = "tf-idf"
-"""The method that is no strategy: the bar to clear."""
+from .grid import TF_IDF
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,23 @@ One convention everywhere: a mask `keep` is boolean, True = may attend, broadcas
 has the opposite one.
 """
 
+from collections.abc import Iterator
+from functools import partial
+
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..formulas import ops
 from ..formulas.ops import operations
 from .kv_cache import KeyValues
 from .layers import starts
+from .shapes import Bias, Mask
 
 
-def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "batch 1 1 keys"]:
+def padding_mask(
+    ids: Int[Tensor, "batch keys"], pad_id: int | None
+) -> Bool[Tensor, "batch 1 1 keys"]:
     """True where the key is a real token: padding is hidden as a *key* (a column), never as a query.
 
     Shapes: (batch, keys) -> (batch, 1, 1, keys).
@@ -23,7 +29,7 @@ def padding_mask(ids: Int[Tensor, "batch keys"], pad_id: int) -> Bool[Tensor, "b
     >>> padding_mask(torch.tensor([[7, 8, 0]]), pad_id=0)[0, 0, 0].tolist()
     [True, True, False]
     """
-    return (ids != pad_id)[:, None, None, :]
+    return (ids != (-1 if pad_id is None else pad_id))[:, None, None, :]  # no id is -1
 
 
 def token_positions(keep: Bool[Tensor, "batch 1 1 keys"]) -> Int[Tensor, "batch keys"]:
@@ -86,8 +92,8 @@ def scaled_dot_product_attention(
     Q: Float[Tensor, "... queries d_k"],
     K: Float[Tensor, "... keys d_k"],
     V: Float[Tensor, "... keys d_v"],
-    keep: Shaped[Tensor, "..."] | None = None,
-    bias: Float[Tensor, "..."] | None = None,
+    keep: Mask = None,
+    bias: Bias = None,
     scale: float | None = None,
 ) -> tuple[Float[Tensor, "... queries d_v"], Float[Tensor, "... queries keys"]]:
     r"""Each query averages the values, weighted by how well its key matches; returns the weights too.
@@ -96,9 +102,9 @@ def scaled_dot_product_attention(
 
     Args:
         keep: True = may attend, broadcastable to (..., queries, keys). A query that may attend to
-            nothing gets weights and output zero.
+            nothing gets zero weights and a zero output.
         bias: added to the scores, broadcastable to (..., queries, keys); not in the formula.
-        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
+        scale: the factor of the scores, by default $1 / \sqrt{d_k}$.
 
     Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v) and
     (..., queries, keys).
@@ -154,7 +160,6 @@ class MultiHeadAttention(nn.Module):
         n_heads: $h$; must divide `d_model`, unless `d_head` is given.
         bias: whether the four maps have biases (not in the formula; in BERT and GPT-2).
         dropout: probability of dropping an attention weight in training.
-        ops: "formula" or "fused".
         d_head: $d_k$, by default $d_{model} / h$.
         scale: whether scores are divided by $\sqrt{d_k}$.
 
@@ -190,8 +195,8 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        keep: Mask = None,
+        bias: Bias = None,
         causal: bool = False,
         cache: KeyValues | None = None,
     ) -> Float[Tensor, "batch queries d_model"]:
@@ -205,7 +210,7 @@ class MultiHeadAttention(nn.Module):
         Raises: TypeError, ValueError as `check_keep`.
         """
         if cache is None:
-            Q, K, V = self.project(x, x if memory is None else memory, keep)
+            Q, K, V = self.project(x, memory, keep)
         else:
             Q, K, V = self.project_cached(x, memory, keep, cache)
         dropout = self.dropout if self.training else 0.0
@@ -216,8 +221,8 @@ class MultiHeadAttention(nn.Module):
         self,
         x: Float[Tensor, "batch queries d_model"],
         memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        keep: Mask = None,
+        bias: Bias = None,
         causal: bool = False,
         cache: None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
@@ -225,34 +230,32 @@ class MultiHeadAttention(nn.Module):
 
         A hook can pass on the arguments of `forward`, except a cache, which reading would change.
         """
-        Q, K, V = self.project(x, x if memory is None else memory, keep)
+        Q, K, V = self.project(x, memory, keep)
         keep = ops.visible(keep, causal, Q.shape[2], K.shape[2], x.device)
         return scaled_dot_product_attention(Q, K, V, keep, bias, self.scale)[1]
 
-    def project(self, x: Tensor, z: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of x, keys and values of z, one slice of d_k numbers per head."""
+    def project(self, x: Tensor, memory: Tensor | None, keep: Mask) -> Iterator[Tensor]:
+        """Queries of x, keys and values of memory or x, cut into heads."""
+        z = x if memory is None else memory
         check_keep(keep, (len(x), self.n_heads, x.shape[1], z.shape[1]))
-        return self.split(self.W_Q(x)), self.split(self.W_K(z)), self.split(self.W_V(z))
+        return (split_heads(y, self.n_heads) for y in (self.W_Q(x), self.W_K(z), self.W_V(z)))
 
     def project_cached(
-        self, x: Tensor, memory: Tensor | None, keep: Tensor | None, cache: KeyValues
+        self, x: Tensor, memory: Tensor | None, keep: Mask, cache: KeyValues
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`project`, with the keys and values of the cache."""
+        """`project`, with the keys and values of the cache before the new ones."""
         if memory is None:
             y = cache.project(x, self.W_Q, self.W_K, self.W_V)
             y = y.view(*x.shape[:2], 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
             Q, (K, V) = y[0], cache.update(lambda: y[1:])
         else:
-            Q = self.split(self.W_Q(x))
+            split = partial(split_heads, n_heads=self.n_heads)
+            Q = split(self.W_Q(x))
             K, V = cache.update(
-                lambda: torch.stack([self.split(self.W_K(memory)), self.split(self.W_V(memory))])
+                lambda: torch.stack([split(self.W_K(memory)), split(self.W_V(memory))])
             )
         check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
         return Q, K, V
-
-    def split(self, y: Tensor) -> Tensor:
-        """`split_heads` into this module's number of heads."""
-        return split_heads(y, self.n_heads)
 
 
 class RelativePositionBias(nn.Module):

@@ -2,13 +2,14 @@ r"""The blocks: sublayers, each with a residual and a norm; and the article's tw
 
 from collections.abc import Callable
 
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import MultiHeadAttention
 from .config import TransformerConfig
 from .kv_cache import KeyValues
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
+from .shapes import Bias, Hidden, Mask, Memory
 
 Function = Callable[[Tensor], Tensor]
 ALL = slice(None)
@@ -36,17 +37,15 @@ def residual(
     Shapes: (..., length, d_model) -> (..., wanted, d_model).
     Source: Vaswani et al. 2017, section 3.1; Xiong et al. 2020.
     """
+    stream = x if only == ALL else x[..., only, :]
     if norm_position == "post":
-        return norm(x[..., only, :] + dropout(f(x)))
-    return x[..., only, :] + dropout(f(norm(x)))
+        return norm(stream + dropout(f(x)))
+    return stream + dropout(f(norm(x)))
 
 
 def encoder_sublayer(
-    x: Float[Tensor, "batch length d_model"],
-    attention: MultiHeadAttention,
-    norm: LayerNorm,
-    keep: Shaped[Tensor, "..."] | None = None,
-) -> Float[Tensor, "batch length d_model"]:
+    x: Hidden, attention: MultiHeadAttention, norm: LayerNorm, keep: Mask = None
+) -> Hidden:
     r"""$\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))$.
 
     The attention half of a post-LN encoder block; `EncoderBlock` adds the feed-forward half.
@@ -58,10 +57,10 @@ def encoder_sublayer(
 
 def decoder_sublayer(
     y: Float[Tensor, "batch queries d_model"],
-    z: Float[Tensor, "batch keys d_model"],
+    z: Memory,
     attention: MultiHeadAttention,
     norm: LayerNorm,
-    keep: Shaped[Tensor, "..."] | None = None,
+    keep: Mask = None,
 ) -> Float[Tensor, "batch queries d_model"]:
     r"""$\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))$.
 
@@ -98,15 +97,15 @@ class Block(nn.Module):
 
     def attend(
         self, x: Tensor, only: slice, keep: Tensor | None, bias: Tensor | None, causal: bool = False,
-        cache: KeyValues | None = None,
+        cache: KeyValues | None = None
     ) -> Tensor:  # fmt: skip
         """The sublayer of self-attention, for the queries in `only`."""
         keep, bias = (rows(a, only, x.shape[1]) for a in (keep, bias))
 
         def f(n: Tensor) -> Tensor:
-            return self.attention(
-                n[:, only], None if only == ALL else n, keep, bias, causal, cache
-            )  # fmt: skip
+            if only == ALL:
+                return self.attention(n, None, keep, bias, causal, cache)
+            return self.attention(n[:, only], n, keep, bias, causal, cache)
 
         return self.sublayer(x, f, self.norm_1, only)
 
@@ -136,19 +135,14 @@ class EncoderBlock(Block):
         super().__init__(config)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
-        first: int | None = None,
+        self, x: Hidden, keep: Mask = None, bias: Bias = None, first: int | None = None
     ) -> Float[Tensor, "batch first d_model"]:
         """Transform the stream.
 
         Args:
             keep: which keys each position may attend to.
             bias: added to the scores of attention (relative positions).
-            first: compute only the first `first` positions; the others still serve as keys and
-                values. All of them by default.
+            first: compute only the first `first` positions; the others still serve as keys and values.
         """
         x = self.attend(x, ALL if first is None else slice(first), keep, bias)
         return self.sublayer(x, self.feed_forward, self.norm_2)
@@ -179,11 +173,11 @@ class DecoderBlock(Block):
 
     def forward(
         self,
-        y: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        memory: Float[Tensor, "batch keys d_model"] | None = None,
-        memory_keep: Shaped[Tensor, "..."] | None = None,
-        bias: Float[Tensor, "..."] | None = None,
+        y: Hidden,
+        keep: Mask = None,
+        memory: Memory | None = None,
+        memory_keep: Mask = None,
+        bias: Bias = None,
         cache: tuple[KeyValues, KeyValues] | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch last d_model"]:
@@ -194,8 +188,7 @@ class DecoderBlock(Block):
             memory: the encoder's output $z$; `memory_keep` masks its positions.
             bias: added to the scores of self-attention (relative positions).
             cache: keys and values of earlier tokens, and those of the memory.
-            last: compute only the last `last` positions; the others still serve as keys and
-                values. All of them by default.
+            last: compute only the last `last` positions; the others still serve as keys and values.
 
         Raises:
             ValueError: a memory without `cross`, or `cross` without a memory.

@@ -1,4 +1,4 @@
-"""Configs side by side: in which switches do two models differ?"""
+"""Configs side by side: which switches differ between models?"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,59 +8,53 @@ from torch import nn
 
 from .config import TransformerConfig
 
-MARK = "*"
-
 
 @dataclass(frozen=True)
 class SwitchTable:
-    """A row a switch, a column a model; prints as text, a notebook shows it as a table."""
+    """One row per switch, one column per model; prints as text, renders as a table in a notebook."""
 
     names: tuple[str, ...]
     rows: dict[str, tuple[object, ...]]
     different: tuple[str, ...]
-    """The switches in which the models are not all equal."""
+    """The switches in which the models differ."""
 
     def __repr__(self) -> str:
-        head = ("", "switch", *self.names)
-        body = [
-            (MARK if switch in self.different else "", switch, *map(shown, values))
-            for switch, values in self.rows.items()
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
-        rule = tuple("-" * w for w in widths)
-        lines = [
+        if not self.rows:
+            return "no switch differs"
+        table = [("", "switch", *self.names)]
+        for switch, values in self.rows.items():
+            table.append(("*" if switch in self.different else "", switch, *map(shown, values)))
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        table.insert(1, tuple("-" * w for w in widths))
+        return "\n".join(
             "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in (head, rule, *body)
-        ]
-        return "\n".join(lines if self.rows else ["no switch differs"])
+            for row in table
+        )
 
     def _repr_html_(self) -> str:
         if not self.rows:
             return "<p>no switch differs</p>"
-        lines = ["<table><tr><th>switch</th>"]
-        lines += [f"<th>{escape(name)}</th>" for name in self.names] + ["</tr>"]
+        html = "".join(f"<th>{escape(name)}</th>" for name in ("switch", *self.names))
         for switch, values in self.rows.items():
             name = f"<b>{switch}</b>" if switch in self.different else switch
             cells = "".join(f"<td>{escape(shown(value))}</td>" for value in values)
-            lines.append(f"<tr><td style='text-align:left'>{name}</td>{cells}</tr>")
-        return "".join([*lines, "</table>"])
+            html += f"</tr><tr><td style='text-align:left'>{name}</td>{cells}"
+        return f"<table><tr>{html}</tr></table>"
 
 
 def compare_switches(
-    *models: TransformerConfig | nn.Module,
-    names: Sequence[str] = (),
-    only_different: bool = True,
+    *models: TransformerConfig | nn.Module, names: Sequence[str] = (), only_different: bool = True
 ) -> SwitchTable:
     """The switches of models side by side.
 
     Args:
         models: configs, or models that have one.
-        names: the columns' headings; otherwise the models' classes.
-        only_different: leave out what all have in common; else what differs is marked.
+        names: the columns' headings, by default the models' classes.
+        only_different: leave out what all have in common; otherwise differences are marked.
 
     Raises:
-        TypeError: something that has no config of this package.
-        ValueError: no model, or not as many names as models.
+        TypeError: an object without a config of this package.
+        ValueError: no model, or another number of names than of models.
 
     >>> bert, gpt2 = TransformerConfig.bert(), TransformerConfig.gpt2()
     >>> compare_switches(bert, bert.with_(norm_eps=1e-5), names=("one", "other"))
@@ -89,14 +83,13 @@ def config_of(model: TransformerConfig | nn.Module) -> TransformerConfig:
     config = getattr(getattr(model, "encoder", model), "config", None)
     if not isinstance(config, TransformerConfig):
         raise TypeError(
-            f"a {type(model).__name__} has no TransformerConfig; give a model of this package or its "
-            "config"
+            f"a {type(model).__name__} has no TransformerConfig; give a model of this package or its config"
         )
     return config
 
 
 def shown(value: object) -> str:
-    """A value as a table has it."""
+    """A value as text."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "-" if value is None else str(value)

@@ -15,8 +15,8 @@ class TransformerConfig:
     `t5()` and `t5_v1_1()` give others.
 
     Raises:
-        ValueError: a value out of its set or range, or `d_model` that `n_heads` does not divide
-            while no `d_head` is given.
+        ValueError: a value outside its set or range, or `n_heads` that does not divide `d_model`
+            when no `d_head` is given.
 
     >>> TransformerConfig(vocab_size=100, d_model=30, n_heads=5).d_head
     6
@@ -28,10 +28,10 @@ class TransformerConfig:
     d_model: int = 512
     n_heads: int = 8
     d_head: int = 0
-    r"""Width $d_k$ of one head; not given, it is $d_{model} / h$ (T5 chooses it freely)."""
+    r"""Width $d_k$ of one head, by default $d_{model} / h$ (T5 chooses it freely)."""
     n_layers: int = 6
     n_decoder_layers: int | None = None
-    """Blocks of a decoder, where it has another depth than the encoder."""
+    """Blocks of a decoder, if its depth is not the encoder's."""
     d_ff: int = 2048
     max_len: int = 512
     n_segments: int = 0
@@ -45,16 +45,16 @@ class TransformerConfig:
     positions: Literal["sinusoidal", "learned", "relative", "none"] = "sinusoidal"
     """Added to the embeddings, or "relative": a bias on the scores of attention (T5)."""
     n_buckets: int = 32
-    """Relative positions: how many distances are told apart ..."""
+    """Relative positions: the number of distances that are told apart ..."""
     max_distance: int = 128
-    """... and from which distance on they all count as one."""
+    """... and the distance from which on all count as one."""
     scale_embeddings: bool = True
     r"""Multiply token embeddings by $\sqrt{d_{model}}$ (Vaswani et al. 2017, section 3.4)."""
     scale_attention: bool = True
     r"""Divide the scores by $\sqrt{d_k}$; T5 does not, its initial $W^Q$ is smaller instead."""
     activation: Literal["relu", "gelu", "gelu_tanh"] = "relu"
     gated: bool = False
-    """A second linear map multiplies what the activation gives (T5 v1.1)."""
+    """A second linear map multiplies the activation's output (T5 v1.1)."""
     bias: bool = True
     """Biases in the linear maps of attention and feed-forward."""
     pooler: bool = False
@@ -73,15 +73,15 @@ class TransformerConfig:
     final_dropout: float = 0.0
     """On the output of the stack (T5)."""
     init: Literal["normal", "depth", "fan_in"] = "normal"
-    """How weights start, see `init_weights`."""
+    """The initial weights, see `init_weights`."""
     init_std: float = 0.02
     pad_id: int | None = 0
     start_id: int | None = None
-    """What a decoder reads first."""
+    """The token that a decoder reads first."""
     eos_id: int | None = None
-    """What ends a text."""
+    """The token that ends a text."""
     ops: Literal["formula", "fused"] = "fused"
-    """Which set of operations computes: written out, or torch's kernels."""
+    """The set of operations: formulas written out, or torch's kernels."""
 
     def __post_init__(self):
         for field in fields(self):
@@ -120,7 +120,7 @@ class TransformerConfig:
         return self.d_model // self.n_heads
 
     def with_(self, **changes: Any) -> "TransformerConfig":
-        """The same with some switches changed; heads that shared `d_model` share it again."""
+        """A copy with some switches changed; a derived `d_head` is derived again."""
         if self.d_head * self.n_heads == self.d_model:
             changes = {"d_head": 0} | changes
         return replace(self, **changes)

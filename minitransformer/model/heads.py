@@ -3,7 +3,7 @@
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..formulas.ops import operations
@@ -11,12 +11,11 @@ from .attention import padding_mask
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
 from .layers import Dropout, init_weights, make_norm
+from .shapes import Hidden, Ids, Logits, Mask
 from .transformer import Decoder, Encoder, EncoderDecoder
 
 
-def mean_pool(
-    hidden: Float[Tensor, "batch length d_model"], real: Bool[Tensor, "batch length"]
-) -> Float[Tensor, "batch d_model"]:
+def mean_pool(hidden: Hidden, real: Bool[Tensor, "batch length"]) -> Float[Tensor, "batch d_model"]:
     r"""The mean over the real positions: $\frac{1}{|\text{real}|} \sum_{t \in \text{real}} h_t$.
 
     Padding must not count: otherwise the vector of a text would depend on its batch.
@@ -34,8 +33,6 @@ class SequenceClassifier(nn.Module):
     $$\text{logits} = \mathrm{pool}(\mathrm{Encoder}(ids))\,W + b$$
 
     Args:
-        encoder: any `Encoder`.
-        n_classes: number of classes.
         pooling: "cls" (tanh of the first position, needs `config.pooler`) or "mean" (over the real
             positions).
         dropout: on the pooled vector, by default the encoder's.
@@ -64,8 +61,7 @@ class SequenceClassifier(nn.Module):
             raise ValueError(f"a classifier needs at least 2 classes, got {n_classes}")
         self.encoder, self.pooling, self.n_classes = encoder, pooling, n_classes
         self.first = 1 if pooling == "cls" else None
-        """How many positions are read: the last block computes no others, a seventh of the work
-        with 6 layers."""
+        """Positions to read; the last block computes no others, which saves a seventh of 6 layers."""
         self.labels: tuple[str, ...] = tuple(str(c) for c in range(n_classes))
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
@@ -73,32 +69,23 @@ class SequenceClassifier(nn.Module):
         init_weights(self.classifier, encoder.config)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        segments: Int[Tensor, "batch length"] | None = None,
+        self, ids: Ids, keep: Mask = None, segments: Ids | None = None
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits for each sequence; `keep` as from `padding_mask`, by default of `config.pad_id`."""
         return self.classify(self.encoder(ids, keep, segments, self.first), ids, keep)
 
     def classify(
-        self,
-        hidden: Float[Tensor, "batch positions d_model"],
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
+        self, hidden: Float[Tensor, "batch positions d_model"], ids: Ids, keep: Mask = None
     ) -> Float[Tensor, "batch n_classes"]:
         """Logits from the encoder's output."""
         return self.classifier(self.dropout(self.pool(hidden, ids, keep)))
 
-    def pool(
-        self, hidden: Tensor, ids: Tensor, keep: Tensor | None
-    ) -> Float[Tensor, "batch d_model"]:
+    def pool(self, hidden: Tensor, ids: Ids, keep: Mask) -> Float[Tensor, "batch d_model"]:
         """One vector for each sequence."""
         if self.pooling == "cls":
             return self.encoder.pooler(hidden)
         if keep is None:
-            pad_id = self.encoder.config.pad_id
-            keep = padding_mask(ids, -1 if pad_id is None else pad_id)
+            keep = padding_mask(ids, self.encoder.config.pad_id)
         if keep.shape != (len(ids), 1, 1, ids.shape[1]):
             raise ValueError(
                 f"pooling='mean' reads from keep which tokens are real and needs (batch, 1, 1, length)"
@@ -132,9 +119,7 @@ class LanguageModelHead(nn.Module):
         if bias:
             self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(
-        self, hidden: Float[Tensor, "batch length d_model"], E: Float[Tensor, "vocab d_model"]
-    ) -> Float[Tensor, "batch length vocab"]:
+    def forward(self, hidden: Hidden, E: Float[Tensor, "vocab d_model"]) -> Logits:
         """Logits; `E`, the embedding table, is used only when tied."""
         if self.scale is not None:
             hidden = hidden * self.scale
@@ -158,17 +143,15 @@ class CausalLM(nn.Module):
 
     def forward(
         self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
+        ids: Ids,
+        keep: Mask = None,
         cache: KeyValueCache | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length vocab"]:
+        positions: Ids | None = None,
+    ) -> Logits:
         """Logits of each next token; arguments as in `Decoder`."""
         return self.logits(self.decoder(ids, keep, cache=cache, positions=positions))
 
-    def logits(
-        self, hidden: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch length vocab"]:
+    def logits(self, hidden: Hidden) -> Logits:
         """The head alone; generation needs it only at the last position."""
         return self.head(hidden, self.decoder.embeddings.tokens.weight)
 
@@ -191,16 +174,14 @@ class Seq2SeqLM(nn.Module):
     def forward(
         self,
         source: Int[Tensor, "batch keys"],
-        target: Int[Tensor, "batch length"],
-        source_keep: Shaped[Tensor, "..."] | None = None,
-        target_keep: Shaped[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch length vocab"]:
+        target: Ids,
+        source_keep: Mask = None,
+        target_keep: Mask = None,
+    ) -> Logits:
         """Logits of each next token of the target; arguments as in `EncoderDecoder`."""
         return self.logits(self.encoder_decoder(source, target, source_keep, target_keep))
 
-    def logits(
-        self, hidden: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch length vocab"]:
+    def logits(self, hidden: Hidden) -> Logits:
         """The head alone, for hidden states of `encoder_decoder.decode`."""
         return self.head(hidden, self.encoder_decoder.encoder.embeddings.tokens.weight)
 
@@ -225,18 +206,11 @@ class MaskedLM(nn.Module):
         self.head = LanguageModelHead(config, bias=True)
         init_weights(self.dense, config)
 
-    def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        segments: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length vocab"]:
+    def forward(self, ids: Ids, keep: Mask = None, segments: Ids | None = None) -> Logits:
         """Logits of the token at each position; arguments as in `Encoder`."""
         return self.logits(self.encoder(ids, keep, segments))
 
-    def logits(
-        self, hidden: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch length vocab"]:
+    def logits(self, hidden: Hidden) -> Logits:
         """Everything above the encoder; training needs it only at the chosen positions."""
         h = self.norm(self.f(self.dense(hidden)))
         return self.head(h, self.encoder.embeddings.tokens.weight)

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..formulas.ops import inverted_dropout, operations, sinusoidal_positions
 from .config import TransformerConfig
+from .shapes import Ids
 
 
 class LayerNorm(nn.Module):
@@ -136,11 +137,7 @@ class Embeddings(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        segments: Int[Tensor, "batch length"] | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-        first: int = 0,
+        self, ids: Ids, segments: Ids | None = None, positions: Ids | None = None, first: int = 0
     ) -> Float[Tensor, "batch length d_model"]:
         """Look up and add.
 
@@ -154,10 +151,7 @@ class Embeddings(nn.Module):
                 not fit.
         """
         config, places = self.config, slice(first, first + ids.shape[1])
-        check_ids(ids, config)
-        check_segments(segments, ids, config)
-        if config.positions in ("learned", "sinusoidal"):
-            check_positions(positions, ids, first, config)
+        check_inputs(ids, segments, positions, first, config)
         x = self.tokens(ids)
         if config.scale_embeddings:
             x = x * math.sqrt(config.d_model)
@@ -177,10 +171,7 @@ class Embeddings(nn.Module):
 
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module has its own mode back.
-
-    Not `model.train()` afterwards: frozen layers stay in evaluation mode while others train.
-    """
+    """Evaluation mode inside; afterwards each module has its own mode back (frozen layers differ)."""
     modes = {m: m.training for m in model.modules()}
     model.eval()
     try:
@@ -227,56 +218,44 @@ def init_weights(module: nn.Module, config: TransformerConfig) -> None:
 # --- What does not fit --------------------------------------------------------------------------
 
 
-def check_ids(ids: Tensor, config: TransformerConfig) -> None:
-    """Reject ids that the token table does not have."""
+def check_inputs(
+    ids: Tensor, segments: Tensor | None, positions: Tensor | None, first: int, c: TransformerConfig
+) -> None:
+    """Reject ids, segments and positions that no table has, and shapes that would broadcast."""
     low, high = smallest_and_largest(ids)
-    if low < 0 or high >= config.vocab_size:
+    if low < 0 or high >= c.vocab_size:
         bad = low if low < 0 else high
         b, t = (ids == bad).nonzero()[0].tolist()
         raise ValueError(
-            f"id {bad} at example {b}, position {t} is outside the vocabulary of "
-            f"{config.vocab_size}; do the tokenizer and the model belong together?"
+            f"id {bad} at example {b}, position {t} is outside the vocabulary of {c.vocab_size}; "
+            "do the tokenizer and the model belong together?"
         )
-
-
-def check_segments(segments: Tensor | None, ids: Tensor, config: TransformerConfig) -> None:
-    """Reject unknown segments, and segments of another shape, which would broadcast."""
-    if segments is None or not segments.numel():
-        return
-    check_shape("segment", segments, ids)
-    low, high = smallest_and_largest(segments)
-    if low < 0 or high >= config.n_segments:
-        raise ValueError(
-            f"segment {low if low < 0 else high} is not one of the model's {config.n_segments} "
-            "(counted from 0); TransformerConfig(n_segments=...) says how many there are"
-        )
-
-
-def check_positions(
-    positions: Tensor | None, ids: Tensor, first: int, config: TransformerConfig
-) -> None:
-    """Reject positions that the model does not have, and positions of another shape."""
-    low, high = first, first + ids.shape[1] - 1
-    if positions is not None:
-        check_shape("position", positions, ids)
-        low, high = smallest_and_largest(positions)
-    if low < 0:
-        raise ValueError(f"position {low} is negative; the first token's is 0")
-    if high >= config.max_len:
-        raise ValueError(
-            f"the input has {high + 1} positions, the model {config.max_len}; truncate it "
-            f"(max_length={config.max_len} when encoding)"
-            + (f"; {first} of them are in the cache" if first else "")
-        )
-
-
-def check_shape(what: str, a: Tensor, ids: Tensor) -> None:
-    """Reject anything but one entry per token."""
-    if a.shape != ids.shape:
-        raise ValueError(
-            f"{what}s of shape {tuple(a.shape)} must have the shape of the ids, "
-            f"{tuple(ids.shape)}: one {what} for each token"
-        )
+    absolute = c.positions in ("learned", "sinusoidal")
+    for name, a in (("segment", segments), ("position", positions if absolute else None)):
+        if a is not None and a.shape != ids.shape:
+            raise ValueError(
+                f"{name}s of shape {tuple(a.shape)} must have the shape of the ids, "
+                f"{tuple(ids.shape)}: one {name} for each token"
+            )
+    if segments is not None and segments.numel():
+        low, high = smallest_and_largest(segments)
+        if low < 0 or high >= c.n_segments:
+            raise ValueError(
+                f"segment {low if low < 0 else high} is not one of the model's {c.n_segments} "
+                "(counted from 0); TransformerConfig(n_segments=...) says how many there are"
+            )
+    if absolute:
+        low, high = first, first + ids.shape[1] - 1
+        if positions is not None:
+            low, high = smallest_and_largest(positions)
+        if low < 0:
+            raise ValueError(f"position {low} is negative; the first token's is 0")
+        if high >= c.max_len:
+            raise ValueError(
+                f"the input has {high + 1} positions, the model {c.max_len}; truncate it "
+                f"(max_length={c.max_len} when encoding)"
+                + (f"; {first} of them are in the cache" if first else "")
+            )
 
 
 def smallest_and_largest(a: Tensor) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from .attention import RelativePositionBias, check_keep, padding_mask
@@ -11,6 +11,7 @@ from .block import DecoderBlock, EncoderBlock
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
 from .layers import Dropout, Embeddings, init_weights, make_norm
+from .shapes import Hidden, Ids, Mask, Memory
 
 
 class Pooler(nn.Module):
@@ -24,9 +25,7 @@ class Pooler(nn.Module):
         super().__init__()
         self.dense = nn.Linear(d_model, d_model)
 
-    def forward(
-        self, hidden: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch d_model"]:
+    def forward(self, hidden: Hidden) -> Float[Tensor, "batch d_model"]:
         """Pool the first position."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
@@ -54,9 +53,7 @@ class Stack(nn.Module):
         """The bias that every block adds to its scores, if positions are relative."""
         return None if self.relative_positions is None else self.relative_positions(queries, keys)
 
-    def finish(
-        self, x: Float[Tensor, "batch length d_model"]
-    ) -> Float[Tensor, "batch length d_model"]:
+    def finish(self, x: Hidden) -> Hidden:
         """The norm after the last block of a pre-LN stack, and dropout if there is any."""
         return self.dropout(self.norm(x))
 
@@ -79,11 +76,7 @@ class Encoder(Stack):
         init_weights(self, config)
 
     def forward(
-        self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        segments: Int[Tensor, "batch length"] | None = None,
-        first: int | None = None,
+        self, ids: Ids, keep: Mask = None, segments: Ids | None = None, first: int | None = None
     ) -> Float[Tensor, "batch first d_model"]:
         """Encode token ids.
 
@@ -101,8 +94,8 @@ class Encoder(Stack):
 
     def run(
         self,
-        x: Float[Tensor, "batch length d_model"],
-        keep: Shaped[Tensor, "..."] | None = None,
+        x: Hidden,
+        keep: Mask = None,
         start: int = 0,
         stop: int | None = None,
         first: int | None = None,
@@ -134,12 +127,12 @@ class Decoder(Stack):
 
     def forward(
         self,
-        ids: Int[Tensor, "batch length"],
-        keep: Shaped[Tensor, "..."] | None = None,
-        memory: Float[Tensor, "batch memory d_model"] | None = None,
-        memory_keep: Shaped[Tensor, "..."] | None = None,
+        ids: Ids,
+        keep: Mask = None,
+        memory: Memory | None = None,
+        memory_keep: Mask = None,
         cache: KeyValueCache | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
+        positions: Ids | None = None,
         last: int | None = None,
     ) -> Float[Tensor, "batch last d_model"]:
         """Decode token ids.
@@ -178,7 +171,7 @@ class Decoder(Stack):
         pad_id = None if self.cross else self.config.pad_id
         if pad_id is None and before is None:
             return None
-        now = padding_mask(ids, -1 if pad_id is None else pad_id)
+        now = padding_mask(ids, pad_id)
         if before is None:
             if now.all():
                 return None
@@ -210,10 +203,10 @@ class EncoderDecoder(nn.Module):
     def forward(
         self,
         source: Int[Tensor, "batch keys"],
-        target: Int[Tensor, "batch length"],
-        source_keep: Shaped[Tensor, "..."] | None = None,
-        target_keep: Shaped[Tensor, "..."] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        target: Ids,
+        source_keep: Mask = None,
+        target_keep: Mask = None,
+    ) -> Hidden:
         """The decoder's output at each position of the target, from the tokens up to there.
 
         Args:
@@ -227,27 +220,23 @@ class EncoderDecoder(nn.Module):
         memory = self.encode(source, source_keep)
         return self.decode(target, memory, source_keep, target_keep)
 
-    def encode(
-        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
-    ) -> Float[Tensor, "batch keys d_model"]:
+    def encode(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Memory:
         """The first half: the memory $z$ of the source."""
         return self.encoder(source, keep)
 
     def decode(
         self,
-        target: Int[Tensor, "batch length"],
-        memory: Float[Tensor, "batch keys d_model"],
-        memory_keep: Shaped[Tensor, "..."] | None = None,
-        keep: Shaped[Tensor, "..."] | None = None,
+        target: Ids,
+        memory: Memory,
+        memory_keep: Mask = None,
+        keep: Mask = None,
         cache: KeyValueCache | None = None,
-        positions: Int[Tensor, "batch length"] | None = None,
-    ) -> Float[Tensor, "batch length d_model"]:
+        positions: Ids | None = None,
+    ) -> Hidden:
         """The second half; `memory_keep` is `source_keep(source)`, the rest as in `Decoder`."""
         return self.decoder(target, keep, memory, memory_keep, cache, positions)
 
-    def source_keep(
-        self, source: Int[Tensor, "batch keys"], keep: Shaped[Tensor, "..."] | None = None
-    ) -> Shaped[Tensor, "..."] | None:
+    def source_keep(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Mask:
         """The mask of the source that both halves need: `keep`, or all but `config.pad_id`."""
         if keep is None and self.config.pad_id is not None:
             return padding_mask(source, self.config.pad_id)

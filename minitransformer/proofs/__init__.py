@@ -1,3 +1,11 @@
-"""The ledger: every formula's row, and what compares its implementations.
+"""The proofs: every formula compared with every other implementation of it.
 
-Reading order: `ledger`, `verify`, `draws`, then the rows."""
+Reading order:
+
+- `formula`: one row, a formula and everything that computes it;
+- `draws`: random inputs;
+- `rows_formulas`, `rows_modules`, `rows_decoder`, `rows_models`: the rows;
+- `measure`: the errors of one row;
+- `ledger`: all rows, and `show`, a row on a card;
+- `verify`: the errors of all rows as a table.
+"""

@@ -1,14 +1,59 @@
-"""Random inputs for the ledger's rows and for the exercises: float64, weights of order 1, no two sizes equal."""
+"""Random inputs for the ledger and for the exercises: float64, of order 1, no two sizes equal."""
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .formula import Inputs
 
-# Every dimension has its own size, so that no axis can be mistaken for another.
-BATCH, HEADS, QUERIES, KEYS, D_K, D_V = 3, 5, 7, 11, 4, 13
+# Every dimension has a size of its own, so that no axis can be mistaken for another.
+SIZES = {
+    "batch": 3, "heads": 5, "queries": 7, "keys": 11, "d_k": 4, "d_v": 13, "d_model": 20, "d_ff": 44,
+}  # fmt: skip
+BATCH, HEADS, QUERIES, KEYS, D_K, D_V, D_MODEL, D_FF = SIZES.values()
 MASKS = ("no mask", "causal", "left padding", "right padding", "a query without keys")
+PADDING = ("no mask", "left padding", "right padding")
 HUGE = "huge scores"
-D_MODEL, D_FF = 20, 44
+EPS = 0.1  # large, so that its place in a formula matters
+
+ATTENTION = "W_Q W_K W_V W_O: d_model d_model, b_Q b_K b_V b_O: d_model"
+CROSS_ATTENTION = "W_Qc W_Kc W_Vc W_Oc: d_model d_model, b_Qc b_Kc b_Vc b_Oc: d_model"
+FEED_FORWARD = "W_1: d_model d_ff, b_1: d_ff, W_2: d_ff d_model, b_2: d_model"
+
+
+def draw(*shapes: str, **switches: Any) -> Callable[[np.random.Generator, str], Inputs]:
+    """A row's `draw(rng, case)`, from shapes such as "Q: batch heads queries d_k, b_1 b_2: d_model".
+
+    The name decides what is drawn: matrices for W, a mask for keep, tokens for ids, source and
+    target, normally distributed numbers otherwise. A switch is passed on as it is, or called with
+    the case if it is a function.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    for line in ", ".join(shapes).split(", ") if shapes else ():
+        names, axes = line.split(":")
+        shape = tuple(SIZES[axis] if axis in SIZES else int(axis) for axis in axes.split())
+        sizes |= dict.fromkeys(names.split(), shape)
+
+    def drawn(rng: np.random.Generator, case: str) -> Inputs:
+        inputs = {name: draw_one(rng, case, name, shape) for name, shape in sizes.items()}
+        return inputs | {k: s(case) if callable(s) else s for k, s in switches.items()}
+
+    return drawn
+
+
+def draw_one(rng: np.random.Generator, case: str, name: str, shape: tuple[int, ...]) -> Any:
+    """One input, by its name."""
+    if name.endswith("keep"):
+        return draw_keep(rng, case, shape)
+    if name in ("ids", "source", "target"):
+        return rng.integers(0, 8, shape)  # tables of embeddings have a ninth row, never looked up
+    return matrix(rng, *shape) if name.startswith("W") else rng.standard_normal(shape)
+
+
+def matrix(rng: np.random.Generator, d_in: int, d_out: int) -> np.ndarray:
+    """A linear map that hardly changes the size of its input."""
+    return 1.4 * rng.standard_normal((d_in, d_out)) / d_in**0.5
 
 
 def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -20,7 +65,7 @@ def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np
     if case == "causal":
         keep &= np.tri(queries, keys, keys - queries, dtype=bool)
     elif case in ("left padding", "right padding"):
-        for n in range(shape[0]):  # another length for every example
+        for n in range(shape[0]):  # a different length for every example
             pads = slice(0, n + 1) if case == "left padding" else slice(keys - n - 1, keys)
             keep[n, ..., pads] = False
     else:
@@ -30,23 +75,23 @@ def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np
 
 
 def draw_softmax(rng: np.random.Generator, case: str) -> Inputs:
+    """Scores and a mask."""
     scores = 3 * rng.standard_normal((BATCH, QUERIES, KEYS))
-    if case == HUGE:  # rows of a common size, far apart from each other: some far below zero
+    if case == HUGE:  # every row near one large number of its own: some far below zero
         scores += 3e4 * rng.uniform(-1, 1, (BATCH, QUERIES, 1))
-    return {
-        "scores": scores,
-        "keep": draw_keep(rng, "causal" if case == HUGE else case, scores.shape),
-    }
+    keep = draw_keep(rng, "causal" if case == HUGE else case, scores.shape)
+    return {"scores": scores, "keep": keep}
 
 
 def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
+    """Queries, keys and values, and a mask."""
     # Scores of order 1 to 5: a flat softmax would hide a wrong scale.
     inputs: Inputs = {
         "Q": 1.5 * rng.standard_normal((BATCH, HEADS, QUERIES, D_K)),
         "K": 1.5 * rng.standard_normal((BATCH, HEADS, KEYS, D_K)),
         "V": rng.standard_normal((BATCH, HEADS, KEYS, D_V)),
     }
-    if case == HUGE:  # as in softmax: one number of every key is 1, that of the query is the size
+    if case == HUGE:  # as in softmax: the first entry of a key is 1, that of a query is the size
         inputs["K"][..., 0] = 1
         inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, (BATCH, HEADS, QUERIES))
         for name in "QK":  # with few digits, so that float32 can hold their products
@@ -55,19 +100,30 @@ def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
     return inputs | {"keep": keep}
 
 
+def draw_attention_weights(rng: np.random.Generator) -> Inputs:
+    """The four maps of multi-head attention, with biases."""
+    return draw(ATTENTION)(rng, "")
+
+
 def draw_norm(rng: np.random.Generator, case: str) -> Inputs:
+    """A norm's input, gain and shift."""
     d_model = 10
     spread = {"plain": 2.0, "tiny": 1e-3, "far from zero": 1.0}[case]
     x = spread * rng.standard_normal((BATCH, QUERIES, d_model))
-    inputs: dict[str, Any] = {"x": x + 3e3 if case == "far from zero" else x + 0.3}
-    inputs["gamma"] = rng.standard_normal(d_model)
-    inputs["beta"] = rng.standard_normal(d_model)
-    # A large eps shows where it stands; around 3000 float32 itself rounds away the small digits.
-    inputs["eps"] = 0.1
+    x += 3e3 if case == "far from zero" else 0.3  # around 3000 float32 rounds the last digits away
+    gamma, beta = rng.standard_normal(d_model), rng.standard_normal(d_model)
+    return {"x": x, "gamma": gamma, "beta": beta, "eps": EPS}
+
+
+def draw_rms_norm(rng: np.random.Generator, case: str) -> Inputs:
+    """A norm's input and gain."""
+    inputs = draw_norm(rng, case)
+    del inputs["beta"]
     return inputs
 
 
 def draw_adamw(rng: np.random.Generator, case: str) -> Inputs:
+    """A weight with its gradient, its averages and the optimiser's settings."""
     shape = (5, 3)
     first = case == "first step"
     return {
@@ -77,12 +133,3 @@ def draw_adamw(rng: np.random.Generator, case: str) -> Inputs:
         "t": 1 if first else 12, "lr": 0.03, "beta_1": 0.8, "beta_2": 0.95, "eps": 0.01,
         "weight_decay": 0.3,
     }  # fmt: skip
-
-
-def matrix(rng: np.random.Generator, d_in: int, d_out: int) -> np.ndarray:
-    return 1.4 * rng.standard_normal((d_in, d_out)) / d_in**0.5
-
-
-def draw_attention_weights(rng: np.random.Generator) -> Inputs:
-    weights: Inputs = {W: matrix(rng, D_MODEL, D_MODEL) for W in ("W_Q", "W_K", "W_V", "W_O")}
-    return weights | {b: rng.standard_normal(D_MODEL) for b in ("b_Q", "b_K", "b_V", "b_O")}

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .formula import Formula, Inputs
 
-# What is compared with what, and the largest error allowed. The inputs are of order 1, so the
-# errors are absolute; those of a gradient are relative to its largest entry, which sums many terms.
+# Each comparison, and the largest error allowed. The inputs are of order 1, so the errors are
+# absolute; those of a gradient, which sums many terms, are relative to its largest entry.
 CHECKS = {
     "by hand": 1e-10,  # NumPy by hand against ours, float64
     "torch": 1e-10,  # ours against torch's reference, float64
@@ -21,7 +21,7 @@ CHECKS = {
     "fused grad": 1e-9,  # the same for torch's kernels
     "by-hand grad": 1e-9,  # the derivative in NumPy against autograd through ours, float64
 }
-SEED = 20171206  # any seed must do; tests run others
+SEED = 20171206  # any seed must do; the tests use others
 
 
 class Errors(dict[str, float | None]):
@@ -38,58 +38,59 @@ class Errors(dict[str, float | None]):
 def measure(formula: Formula, seed: int = SEED) -> Errors:
     """The largest error of each check over all cases of one formula."""
     worst = Errors(dict.fromkeys(CHECKS))
-
-    def note(check: str, error: float) -> None:
-        old = worst[check]
-        worst[check] = error if old is None else worse(error, old)
-
-    for case in formula.cases:
-        inputs = formula.draw(np.random.default_rng(seed), case)
-        hand = as_tuple(formula.by_hand(**inputs))
-        ours, ours_grad = run(formula, formula.ours, inputs, torch.float64)
-        ref, ref_grad = run(formula, formula.reference, inputs, torch.float64)
-        note("by hand", distance([torch.as_tensor(a) for a in hand], ours))
-        note("torch", distance(ours, ref))
-        small, _ = run(formula, formula.ours, inputs, torch.float32)
-        ref_small, _ = run(formula, formula.reference, inputs, torch.float32)
-        note("float32", distance(small, ref_small))
-        if ours_grad:
-            note("gradient", distance(ours_grad, ref_grad, relative=True))
-            if formula.backward_by_hand is not None:
-                hand_grad = run_backward(formula, inputs, ours[0].shape)
-                note("by-hand grad", distance(hand_grad, ours_grad, relative=True))
-        if formula.fused is not None:
-            fused, fused_grad = run(formula, formula.fused, inputs, torch.float64)
-            note("fused", distance(fused, ours))
-            if fused_grad:
-                note("fused grad", distance(fused_grad, ours_grad, relative=True))
+    with torch.random.fork_rng(devices=[]):  # building modules draws random weights
+        for case in formula.cases:
+            inputs = formula.draw(np.random.default_rng(seed), case)
+            for check, error in compare(formula, inputs).items():
+                old = worst[check]
+                worst[check] = error if old is None else worse(error, old)
     return worst
 
 
+def compare(formula: Formula, inputs: Inputs) -> dict[str, float]:
+    """The error of each check that applies to these inputs."""
+    hand = [torch.as_tensor(a) for a in as_tuple(formula.by_hand(**inputs))]
+    ours, grad = run(formula, formula.ours, inputs)
+    reference, reference_grad = run(formula, formula.reference, inputs)
+    errors = {"by hand": distance(hand, ours), "torch": distance(ours, reference)}
+    small, small_reference = (
+        run(formula, f, inputs, torch.float32)[0] for f in (formula.ours, formula.reference)
+    )
+    errors["float32"] = distance(small, small_reference)
+    if grad:
+        errors["gradient"] = distance(grad, reference_grad, relative=True)
+    if grad and formula.backward_by_hand is not None:
+        hand_grad = run_backward(formula, inputs, ours[0].shape)
+        errors["by-hand grad"] = distance(hand_grad, grad, relative=True)
+    if formula.fused is not None:
+        fused, fused_grad = run(formula, formula.fused, inputs)
+        errors["fused"] = distance(fused, ours)
+        if fused_grad:
+            errors["fused grad"] = distance(fused_grad, grad, relative=True)
+    return errors
+
+
 def run(
-    formula: Formula, f: Callable[..., Any], inputs: Inputs, dtype: torch.dtype
+    formula: Formula, f: Callable[..., Any], inputs: Inputs, dtype: torch.dtype = torch.float64
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Compute in torch: the outputs, and the gradients of a random sum of them."""
-    tensors: Inputs = {}
+    tensors, wanted = dict(inputs), differentiable(formula, inputs)
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):
-            value = torch.from_numpy(value.copy())
-            if value.is_floating_point():
-                value = value.to(dtype).requires_grad_(name in differentiable(formula, inputs))
-        tensors[name] = value
+            tensors[name] = torch.from_numpy(value.copy())
+            if tensors[name].is_floating_point():
+                tensors[name] = tensors[name].to(dtype).requires_grad_(name in wanted)
     outputs = list(as_tuple(f(**tensors)))
-    wanted = [t for t in tensors.values() if isinstance(t, Tensor) and t.requires_grad]
-    if not wanted or not any(o.requires_grad for o in outputs):
-        return [o.detach() for o in outputs], []
-    weights = random_weights([o.shape for o in outputs])
-    loss = sum((o * weight.to(dtype)).sum() for o, weight in zip(outputs, weights, strict=True))
-    return [o.detach() for o in outputs], list(torch.autograd.grad(loss, wanted))
+    detached = [o.detach() for o in outputs]
+    if not any(o.requires_grad for o in outputs):
+        return detached, []
+    loss = sum((o * random_weights(o.shape).to(dtype)).sum() for o in outputs)
+    return detached, list(torch.autograd.grad(loss, [tensors[name] for name in wanted]))
 
 
 def run_backward(formula: Formula, inputs: Inputs, shape: tuple[int, ...]) -> list[Tensor]:
     """The gradients of the same random sum by the derivative in NumPy, in the order of `run`."""
-    d_output = random_weights([shape])[0].numpy()
-    grads = formula.backward_by_hand(d_output, **inputs)
+    grads = formula.backward_by_hand(random_weights(shape).numpy(), **inputs)
     names = differentiable(formula, inputs)
     if not isinstance(grads, dict):
         grads = dict(zip(names, as_tuple(grads), strict=True))
@@ -102,27 +103,23 @@ def differentiable(formula: Formula, inputs: Inputs) -> list[str]:
     return [name for name in real if name not in formula.no_gradient]
 
 
-def random_weights(shapes: list[tuple[int, ...]]) -> list[Tensor]:
-    """What to multiply outputs by before summing them: the loss that gradients are taken of.
+def random_weights(shape: tuple[int, ...]) -> Tensor:
+    """The weights of the sum of an output whose gradient is compared.
 
-    Random, since a plain sum hides errors: softmax's rows sum to one whatever the scores.
+    Random, since a plain sum hides errors: a row of softmax sums to one whatever the scores.
     """
     generator = torch.Generator().manual_seed(SEED)
-    return [torch.randn(shape, dtype=torch.float64, generator=generator) for shape in shapes]
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:
     """The largest difference between two lists of tensors; infinite when their shapes differ."""
+    if [x.shape for x in a] != [y.shape for y in b]:
+        return math.inf
     worst = 0.0
-    if len(a) != len(b):
-        return float("inf")
     for x, y in zip(a, b, strict=True):
-        if x.shape != y.shape:
-            return float("inf")
         error = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
-        if relative:
-            error /= max(1.0, y.abs().max().item())
-        worst = worse(error, worst)
+        worst = worse(error / max(1.0, y.abs().max().item()) if relative else error, worst)
     return worst
 
 
@@ -132,5 +129,5 @@ def worse(a: float, b: float) -> float:
 
 
 def as_tuple(result: Any) -> tuple:
-    """A tuple of results, also of one."""
+    """The result itself if it is a tuple, otherwise a tuple of one."""
     return result if isinstance(result, tuple) else (result,)

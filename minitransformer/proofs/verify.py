@@ -1,7 +1,9 @@
-"""Run the ledger: every implementation of every formula against every other."""
+"""Run the ledger: compare every implementation of every formula with the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tqdm import tqdm
 
 from .ledger import LEDGER, find
 from .measure import CHECKS, SEED, Errors, measure
@@ -19,29 +21,24 @@ class Report:
         return not any(errors.wrong() for errors in self.rows.values())
 
     def __str__(self) -> str:
-        titles = {id: LEDGER[id].title for id in self.rows}
-        wide, where = max(map(len, titles.values())), max(len(LEDGER[id].source) for id in titles)
-        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width(name)}}" for name in CHECKS)
-        lines = [head + "   source", "-" * (len(head) + 3 + min(where, 46))]
+        titles = {id: find(id).title for id in self.rows}
+        sources = {id: find(id).source for id in self.rows}
+        wide = max(map(len, titles.values()))
+        width = {name: max(9, len(name) + 2) for name in CHECKS}
+        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width[name]}}" for name in CHECKS)
+        head += "   source"
+        lines = [head, "-" * (len(head) - 6 + min(46, max(map(len, sources.values()))))]
         for id, errors in self.rows.items():
-            cells = "".join(cell(errors[name], CHECKS[name], width(name)) for name in CHECKS)
-            lines.append(f"{titles[id]:{wide}}  {cells}   {LEDGER[id].source}")
-        bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
+            cells = "".join(cell(errors[name], CHECKS[name], width[name]) for name in CHECKS)
+            lines.append(f"{titles[id]:{wide}}  {cells}   {sources[id]}")
         limits = ", ".join(f"{k} {v:.0e}" for k, v in CHECKS.items())
-        lines += ["", f"largest errors; allowed: {limits}; '!' marks one above", ""]
-        lines.append(
-            f"{len(bad)} of {len(self.rows)} formulas are off: " + "; ".join(bad)
-            if bad
-            else f"all {len(self.rows)} formulas hold"
-        )
-        return "\n".join(lines)
+        bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
+        off = f"{len(bad)} of {len(self.rows)} formulas are off: {'; '.join(bad)}"
+        summary = off if bad else f"all {len(self.rows)} formulas hold"
+        allowed = f"largest errors; allowed: {limits}; '!' marks one above"
+        return "\n".join([*lines, "", allowed, "", summary])
 
     __repr__ = __str__
-
-
-def width(check: str) -> int:
-    """The width of a column of the table."""
-    return max(9, len(check) + 2)
 
 
 def cell(error: float | None, limit: float, width: int) -> str:
@@ -54,7 +51,14 @@ def cell(error: float | None, limit: float, width: int) -> str:
 def verify(ids: list[str] | None = None, seed: int = SEED) -> Report:
     """Measure every formula of the ledger, or those named.
 
-    Returns: a report; `print` it for the table, `report.ok` says whether all hold.
-    Raises: KeyError for an id that the ledger does not have.
+    On a terminal a progress bar appears after three seconds.
+
+    Returns:
+        A report: print it for the table; `report.ok` is True if all formulas hold.
+
+    Raises:
+        KeyError: an id is unknown.
     """
-    return Report({id: measure(find(id), seed) for id in ids or LEDGER})
+    formulas = [find(id) for id in ids or LEDGER]
+    bar = tqdm(formulas, "verify", unit=" formulas", delay=3, leave=False, disable=None)
+    return Report({formula.id: measure(formula, seed) for formula in bar})

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..data.atomic import write_whole
 from .history import History
-from .parallel import gathered, place
+from .parallel import gathered, rank_and_size
 
 FILE, HISTORY = "checkpoint.safetensors", "history.jsonl"
 
@@ -84,7 +84,7 @@ class Checkpoint:
             best.in_place, step, size = about["in_place"], about["step"], about["history_size"]
             self.history = History.read(self.folder / HISTORY, size)
             self.history.seconds = about["seconds"]
-        if place()[0] == 0:
+        if rank_and_size()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.history.file = open(self.folder / HISTORY, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
             self.history.file.truncate(size)  # what came after the checkpoint comes again
@@ -99,7 +99,7 @@ class Checkpoint:
         if self.folder is None:
             return
         random_states = gathered(torch.get_rng_state())  # dropout is another in each process
-        if place()[0] > 0:
+        if rank_and_size()[0] > 0:
             return
         about = {
             "identity": self.identity, "step": step, "in_place": self.best.in_place,
@@ -133,7 +133,7 @@ class Checkpoint:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """The opposite of `state`, and the random numbers."""
         weights = weights_of(self.model)
-        mine = tensors.pop("random")[place()[0]]
+        mine = tensors.pop("random")[rank_and_size()[0]]
         torch.set_rng_state(mine.clone())  # torch reads a row of a larger tensor at the wrong place
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
@@ -153,7 +153,7 @@ def refuse_existing(folder: Path, resume: bool) -> None:
         FileExistsError: there is one, and `resume` is not said.
     """
     found = [name for name in (FILE, HISTORY) if (folder / name).exists()]
-    if found and not resume and place()[0] == 0:
+    if found and not resume and rank_and_size()[0] == 0:
         raise FileExistsError(
             f"{folder} holds a run already ({', '.join(found)}); go on with it (resume=True; on the "
             "command line --resume), or choose another folder"
@@ -190,7 +190,7 @@ def identity_of(model: nn.Module, recipe: Any, **others: Any) -> dict[str, Any]:
         **{f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()},
         **asdict(recipe),
         **others,
-        "processes": place()[1],
+        "processes": rank_and_size()[1],
     }
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from sklearn.metrics import classification_report, confusion_matrix
 from torch import Tensor
 from tqdm import tqdm
 
@@ -35,6 +34,8 @@ class Metrics:
     @property
     def confusion(self) -> Int[np.ndarray, "classes classes"]:
         """Rows: what it is. Columns: what the model says."""
+        from sklearn.metrics import confusion_matrix  # here, since it takes a second to load
+
         classes = range(len(self.label_names))
         return confusion_matrix(self.targets, self.predictions, labels=list(classes))
 
@@ -43,6 +44,8 @@ class Metrics:
 
     def report(self) -> str:
         """The confusion matrix and precision, recall and F1 of each class, as text."""
+        from sklearn.metrics import classification_report
+
         names, classes = self.label_names, list(range(len(self.label_names)))
         width = max(9, *map(len, names)) + 1
         lines = [" " * (width + 8) + "predicted", " " * (width + 7)]

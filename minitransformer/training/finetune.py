@@ -2,14 +2,14 @@
 
 from ..data.batches import EncodedTexts
 from ..model.heads import SequenceClassifier
+from ..options import Precision
 from .evaluate import evaluate
 from .frozen_cache import prefixes
 from .history import Entry, History
 from .layers import layers_of
 from .loop import Recipe, fit
 from .objectives import classification_loss
-from .optim import RowsInUse
-from .precision import Precision
+from .rows_in_use import RowsInUse
 from .strategies import Full, Strategy
 
 

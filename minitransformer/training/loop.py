@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..options import Precision
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .layers import Layer
 from .optim import SCHEDULES, make_adamw
-from .parallel import LossOfPart, backward, place, shared
-from .precision import Precision, matmul_precision
+from .parallel import LossOfPart, backward, rank_and_size, shared
+from .precision import matmul_precision
 from .strategies import Progress, Strategy
 
 
@@ -98,7 +99,7 @@ def fit(
     checkpoint = checkpoint or Checkpoint()
     steps, per_epoch = recipe.steps, -(-len(train) // recipe.batch_size)
     weights = list(model.parameters())  # looking for them in every step takes longer than clipping
-    rank, _ = place()
+    rank, _ = rank_and_size()
     silent = not progress or rank > 0
     bar = tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent)
     try:

@@ -1,17 +1,12 @@
-"""AdamW's parameter groups, the rows of the embedding that it needs, the learning rate's schedules."""
+"""AdamW's parameter groups, and the schedules of the learning rate."""
 
-import contextlib
-import itertools
 import math
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import nn
 
-from ..data.batches import EncodedTexts
-from ..model.layers import Embeddings, LayerNorm, RMSNorm
+from ..model.layers import LayerNorm, RMSNorm
 from .layers import Layer
 
 
@@ -43,78 +38,6 @@ def split_by_decay(layer: Layer) -> tuple[list[nn.Parameter], list[nn.Parameter]
             exempt = isinstance(module, LayerNorm | RMSNorm) or name == "bias"
             (plain if exempt else decayed).append(parameter)
     return decayed, plain
-
-
-class RowsInUse(nn.Embedding):
-    r"""Stands in for the table of token embeddings: only the rows that the training texts read.
-
-    The other rows get no gradient, so their momentum stays 0 and AdamW only decays them, all alike:
-    $\theta \leftarrow (1 - \eta\lambda)\,\theta$. One row of ones that no id reads goes through AdamW
-    for all of them. The result is the whole table's, at a fraction of its gradient, norm and update.
-
-        rows = RowsInUse(encoder.embeddings, train)
-        with rows.inside():
-            ...  # make the optimizer, train
-            with rows.outside():
-                ...  # the whole table, as it is now: other texts can be read
-        ...  # the whole table has learned
-
-    Not for a table that an output layer shares: there every row gets a gradient.
-
-    Shapes: ids (batch, length) -> (batch, length, d_model).
-    """
-
-    embeddings: Embeddings
-    table: nn.Embedding
-
-    def __init__(self, embeddings: Embeddings, data: EncodedTexts):
-        rows = torch.tensor(sorted({data.pad_id, *itertools.chain(*data.ids)}))
-        table = embeddings.tokens
-        weight = table.weight.detach()
-        super().__init__(
-            len(rows) + 1,
-            weight.shape[1],
-            _weight=torch.cat([weight[rows], torch.ones_like(weight[:1])]),
-        )
-        self.rows, self.place = rows, torch.full((len(weight),), -1)
-        self.place[rows] = torch.arange(len(rows))  # -1 stays, an IndexError, for any other id
-        self.written = torch.ones_like(weight[:1])
-        """The decay that the table has had already."""
-        # not as submodules: the parameters of the table would count twice
-        self.__dict__ |= {"embeddings": embeddings, "table": table}
-
-    def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
-        """Look up."""
-        return super().forward(self.place[ids])
-
-    @contextlib.contextmanager
-    def inside(self) -> Iterator[None]:
-        """Read from these rows inside; afterwards the table has learned what they learned."""
-        self.embeddings.tokens = self
-        try:
-            yield
-        finally:
-            self.write()
-            self.embeddings.tokens = self.table
-
-    @contextlib.contextmanager
-    def outside(self) -> Iterator[None]:
-        """Read from the whole table for a while, then from these rows again."""
-        self.write()
-        self.embeddings.tokens = self.table
-        try:
-            yield
-        finally:
-            self.embeddings.tokens = self
-
-    @torch.no_grad()
-    def write(self) -> None:
-        """Bring the table up to date."""
-        decay = self.weight[-1:] / self.written
-        if (decay != 1).any():  # a frozen table has not decayed
-            self.table.weight.mul_(decay)
-        self.table.weight[self.rows] = self.weight[:-1]
-        self.written = self.weight[-1:].clone()
 
 
 def warmup_then_linear(step: int, steps: int, warmup: float) -> float:
@@ -157,6 +80,8 @@ def warmup_steps(steps: int, warmup: float) -> int:
     return -int(-warmup * steps // 1)
 
 
-Schedule = Literal["linear", "cosine"]
-SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
+SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
+    "linear": warmup_then_linear,
+    "cosine": warmup_then_cosine,
+}
 """By the names that `pretrain` knows."""

@@ -47,7 +47,7 @@ def shared(loss: nn.Module) -> nn.Module:
 
     To be made anew whenever other parameters learn.
     """
-    return DistributedDataParallel(loss) if place()[1] > 1 else loss
+    return DistributedDataParallel(loss) if rank_and_size()[1] > 1 else loss
 
 
 def backward(
@@ -60,7 +60,7 @@ def backward(
     Raises:
         ValueError: the batch asks for nothing.
     """
-    rank, processes = place()
+    rank, processes = rank_and_size()
     parts, total, value = cut(batch, accumulate * processes)[rank::processes], n_targets(batch), 0.0
     if not total:
         raise ValueError("a batch has no target, so there is nothing to learn from it; remove it")
@@ -76,7 +76,7 @@ def backward(
 
 def gathered(tensor: Tensor) -> Tensor:
     """This tensor of every process, along a new first axis."""
-    processes = place()[1]
+    processes = rank_and_size()[1]
     if processes == 1:
         return tensor[None]
     everyones = [torch.empty_like(tensor) for _ in range(processes)]
@@ -84,7 +84,7 @@ def gathered(tensor: Tensor) -> Tensor:
     return torch.stack(everyones)
 
 
-def place() -> tuple[int, int]:
+def rank_and_size() -> tuple[int, int]:
     """Which process this is, from 0, and how many there are.
 
     Raises:

@@ -16,6 +16,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 from torch import nn
 
+from .. import options
 from . import lora
 
 
@@ -234,16 +235,8 @@ class LoRA(Strategy):
             lora.merge(model)
 
 
-STRATEGIES: dict[str, type[Strategy]] = {
-    "full": Full,
-    "last-layers": LastLayers,
-    "head-only": HeadOnly,
-    "gradual": GradualUnfreezing,
-    "layerwise-decay": LayerwiseDecay,
-    "lp-ft": LinearProbeThenFull,
-    "bias-only": BiasOnly,
-    "lora": LoRA,
-}
+CLASSES = (Full, LastLayers, HeadOnly, GradualUnfreezing, LayerwiseDecay, LinearProbeThenFull, BiasOnly, LoRA)  # fmt: skip
+STRATEGIES: dict[str, type[Strategy]] = dict(zip(options.STRATEGIES, CLASSES, strict=True))
 """By the names of the command line."""
 
 

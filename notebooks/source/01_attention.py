@@ -38,9 +38,9 @@ _ = torch.manual_seed(0)
 #
 # | symbol | what it is | shape |
 # | --- | --- | --- |
-# | $Q$ | the questions, one row a query | (queries, $d_k$) |
-# | $K$ | what each item can be found by, one row a key | (keys, $d_k$) |
-# | $V$ | what each item has to say, one row a value | (keys, $d_v$) |
+# | $Q$ | the questions, one row per query | (queries, $d_k$) |
+# | $K$ | what each item can be found by, one row per key | (keys, $d_k$) |
+# | $V$ | what each item has to say, one row per value | (keys, $d_v$) |
 
 # %%
 queries, keys, d_k, d_v = 7, 11, 4, 13  # all different, so that no axis is mistaken for another
@@ -65,7 +65,7 @@ assert torch.allclose(scores[2, 5], sum(Q[2, m] * K[5, m] for m in range(d_k)))
 
 # %% [markdown]
 # *Notice* what disappears: $d_k$ is summed away. What remains has a row for every query and a
-# column for every key, and that stays so until the end. Red is positive, blue negative.
+# column for every key, and so it stays until the end. Red is positive, blue negative.
 #
 # ## 3. Why the root: $\sqrt{d_k}$
 #
@@ -105,10 +105,10 @@ for width, raw, scaled in zip(widths, spread["raw"], spread["scaled"], strict=Tr
 assert largest["raw"][-1] > 0.9 and largest["scaled"][-1] < 0.4
 
 # %% [markdown]
-# *Notice* the slope on the left: 32 times wider is about 6 times larger, a square root. On the
-# right, without the root, a wide head puts almost all of its weight on one key before it has
-# learnt anything at all. And it can hardly learn: the derivative of a weight $w$ by its own
-# score is $w(1-w)$, which vanishes at both ends.
+# *Notice* the slope on the left: 32 times the width gives about 6 times the spread, a square root.
+# On the right, without the root, a wide head puts almost all of its weight on one key before it has
+# learnt anything at all. And it can hardly learn: the derivative of a weight $w$ with respect to
+# its own score is $w(1-w)$, which vanishes at both ends.
 
 # %%
 q, k = torch.randn(400, 1, 1024), torch.randn(400, 16, 1024)
@@ -121,9 +121,10 @@ for name, scale in (("without the root", 1.0), ("with it", math.sqrt(1024))):
 # %% [markdown]
 # ### Exercise 1: the scores
 #
-# Write $QK^\top/\sqrt{d_k}$. Your function is called with batches of several heads,
-# `Q` of shape (batch, heads, queries, d_k) and `K` of shape (batch, heads, keys, d_k). In torch,
-# `K.mT` exchanges the last two axes and leaves the others alone.
+# Write $QK^\top/\sqrt{d_k}$. Your function is called with batches of several heads, `Q` of shape
+# (batch, heads, queries, d_k) and `K` of shape (batch, heads, keys, d_k), and returns the scores,
+# of shape (batch, heads, queries, keys). In torch, `K.mT` swaps the last two axes and leaves the
+# others alone.
 
 
 # %%
@@ -144,9 +145,9 @@ mt.check.scaled_scores(my_scaled_scores)
 #
 # $$\mathrm{softmax}(s)_j = \frac{e^{s_j}}{\sum_m e^{s_m}}$$
 #
-# Adding a constant to all scores changes nothing, since $e^{s+c} = e^s e^c$ and the factor
-# $e^c$ stands above and below. That is a gift to numerics: subtract the largest score of the row,
-# and no exponential is ever above 1.
+# Adding a constant to all scores changes nothing, since $e^{s+c} = e^s e^c$ and the factor $e^c$
+# cancels. That helps numerically: subtract the largest score of the row, and no exponential is ever
+# above 1.
 
 # %%
 s = torch.tensor([1.0, 2.0, 3.0])
@@ -160,9 +161,9 @@ assert torch.equal(s.softmax(-1), (s + 1000).softmax(-1))
 assert naive.isnan().all()
 
 # %% [markdown]
-# ## 5. What may not be seen: masks
+# ## 5. Masks: what must stay hidden
 #
-# Two kinds of key must stay hidden: *padding*, which only fills short sentences up, and in a
+# Two kinds of key must stay hidden: *padding*, which only fills up short sentences, and in a
 # decoder the *future*, which is what it learns to predict. Here a mask is called `keep`. It is
 # boolean, and **True means: may attend**.
 #
@@ -186,13 +187,13 @@ assert torch.allclose(weights.sum(-1), torch.ones(n))
 
 # %% [markdown]
 # *Notice* the upper triangle on the right: empty. The first token can only look at itself, so its
-# weight is 1; each later row has one more key to share among.
+# weight is 1; each later row shares its weight among one key more.
 #
 # ### A query with nothing to look at
 #
-# If every key of a row is hidden, each exponential is 0 and the softmax is $0/0$. One such row, of
-# a padded query perhaps that nobody looks at, is enough to spoil a training step: NaN times 0 is
-# NaN, and the gradient of the *values* adds it up for everybody.
+# If every key of a row is hidden, each exponential is 0 and the softmax is $0/0$. One such row,
+# perhaps that of a padded query nobody looks at, is enough to spoil a training step: NaN times 0 is
+# NaN, and the gradient of every *value* is a sum over all queries.
 
 # %%
 hidden = torch.tensor([[True, True], [False, False]])  # the second query may see nothing
@@ -205,15 +206,16 @@ print("gradient of the values:", values.grad, sep="\n")
 assert values.grad.isnan().all()
 
 # %% [markdown]
-# The house rule here, and torch's own fused kernel follows the same: such a row gives zeros, and
-# finite gradients. One way is to hand a row without any key harmless scores, and to zero its
-# weights afterwards.
+# The rule in this package, which torch's own fused kernel also follows: such a row gives zeros, and
+# finite gradients. One way is to give a row without any key harmless scores and to zero its weights
+# afterwards.
 #
 # ### Exercise 2: softmax with a mask
 #
-# Write the softmax over the last axis, keeping only the keys where `keep` is True (`None`: all of
-# them). Scores may be as large as 10,000, and a row may have nothing to keep. You may call
-# `torch.softmax`.
+# Write the softmax over the last axis of `scores`, of shape (..., queries, keys), keeping only the
+# keys where the boolean `keep` of the same shape is True (`None`: all of them). Return the weights,
+# of that shape too. Scores may be as large as 10,000, and a row may have nothing to keep. You may
+# call `torch.softmax`.
 
 
 # %%
@@ -254,7 +256,9 @@ assert (output <= V.amax(0) + 1e-6).all() and (output >= V.amin(0) - 1e-6).all()
 #
 # ### Exercise 3: attention
 #
-# Put the three parts together. You may use your own functions from above.
+# Put the three parts together: `Q` is (..., queries, d_k), `K` is (..., keys, d_k), `V` is (...,
+# keys, d_v), `keep` is (..., queries, keys) or None, and the output is (..., queries, d_v). You may
+# use your own functions from above.
 
 
 # %%
@@ -307,7 +311,7 @@ def third_try(Q, K, V, keep=None):
 mt.check.attention(third_try)
 
 # %% [markdown]
-# The third one stands in many textbooks and libraries, and works on almost every day of the year.
+# The third one is found in many textbooks and libraries, and works almost every day of the year.
 #
 # ## 8. The formula, our code, the proof
 #
@@ -340,7 +344,7 @@ print("the same, and zeros for the query without keys")
 # %% [markdown]
 # ## 10. A real sentence
 #
-# all-MiniLM-L6-v2 is a small model of BERT's kind that turns sentences into vectors. Its weights are
+# all-MiniLM-L6-v2 is a small model like BERT that turns sentences into vectors. Its weights are
 # loaded into this package's code, and what follows is the matrix $\mathrm{softmax}(QK^\top/\sqrt{d_k})$
 # of one of its heads, the second of layer 4, for one sentence. Who is tired: the cat or the mat?
 
@@ -351,7 +355,7 @@ encoder, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2")
 def look(text, layer, head):
     """The tokens of a text, and one head's weights; layers and heads are counted from 1."""
     ids = tokenizer.encode(text)
-    maps = mt.attention_maps(encoder, torch.tensor([ids]))  # (batch, heads, queries, keys) a layer
+    maps = mt.attention_maps(encoder, torch.tensor([ids]))  # each (batch, heads, queries, keys)
     return tokenizer.tokens(ids), maps[layer - 1][0, head - 1]
 
 
@@ -370,8 +374,9 @@ assert weights[the].argmax() == cat and weights[on].argmax() == mat
 #
 # ### How not to fool yourself
 #
-# A picture that fits the story proves little; change one word, and see whether it changes with the
-# story. First the cat's sentence with another reason, then a second pair that is built alike.
+# A picture that fits the story proves little; change one word, and see whether the picture changes
+# with the story. First the cat's sentence with another reason, then a second pair built in the same
+# way.
 
 # %%
 for text, first, second in (
@@ -397,12 +402,12 @@ assert (w.argmax(-1) == tokens.index("cat")).sum() > len(tokens) - 3
 # %% [markdown]
 # *Notice* three things. With "soft" the head leaves the cat, as it should. With "small" it ought
 # to leave the trophy, and it does not: this head follows something that often goes with the right
-# noun, not the meaning. And in the last line another head gives "cat" most of its weight from
-# "it", but also from nearly every other row; whoever looks only at the row "it" is deceived.
+# noun, not the meaning. And in the last line another head puts most of the weight of "it" on "cat",
+# but also that of nearly every other row; looking only at the row "it" would deceive you.
 #
 # ## What to read next
 #
-# - **Notebook 02, multi-head attention**: where $Q$, $K$ and $V$ come from, and why several
-#   small attentions are better than a large one.
+# - **Notebook 02, multi-head attention**: where $Q$, $K$ and $V$ come from, and why several small
+#   attentions are better than one large one.
 # - Vaswani et al. 2017, section 3.2.1; footnote 4 there is the argument of section 3 above.
 # - In the package: `minitransformer/formulas/by_hand.py`, the same formula index by index.

@@ -2,14 +2,14 @@
 # # 02 Multi-head attention
 #
 # One attention gives each token one average. But a word has several things to look for at once: its
-# article, its verb, whom a pronoun means. So a Transformer runs several small attentions side
+# article, its verb, what a pronoun refers to. So a Transformer runs several small attentions side
 # by side and mixes their answers:
 #
 # $$\mathrm{MultiHeadAttention}(x, z) = \mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O,
 # \qquad \mathrm{head}_i = \mathrm{Attention}(x W_i^Q,\ z W_i^K,\ z W_i^V)$$
 #
-# The formula is easy, and one line of its code is the most common mistake in self-written
-# Transformers: cutting into heads. You will see it, make it, and measure what it does.
+# The formula is easy, but one line of its code is the most common mistake in self-written
+# Transformers: the split into heads. You will see it, make it, and measure what it does.
 #
 # It covers `MultiHeadAttention` and `head_i` in section 4 of the article, which are section 3.2.2
 # of Vaswani et al. 2017.
@@ -50,8 +50,8 @@ plots.matrices(
 #
 # ## 2. Many small heads cost what one large one does
 #
-# With $h$ heads each gets $d_k = d_{model}/h$ numbers. The $h$ narrow matrices $W_i^Q$ stand side by
-# side in one square matrix, so one large product computes all heads at once:
+# With $h$ heads, each gets $d_k = d_{model}/h$ numbers. The $h$ narrow matrices $W_i^Q$ stand side
+# by side in one square matrix, so one large product computes all heads at once:
 #
 # $$x\,[\,W_1^Q\ W_2^Q \cdots W_h^Q\,] = [\,xW_1^Q\ \ xW_2^Q \cdots xW_h^Q\,]$$
 
@@ -67,23 +67,23 @@ print("parameters by number of heads:", sizes)
 assert len(set(sizes.values())) == 1
 
 # %% [markdown]
-# More heads cost no parameter more. What they cost is width: the more heads, the fewer numbers each
-# has to compare queries and keys by.
+# More heads add no parameters. They cost width instead: the more heads, the fewer numbers each has
+# for comparing queries and keys.
 #
-# ## 3. Cutting into heads
+# ## 3. The split into heads
 #
-# After the large product the numbers of all heads lie side by side in the last axis. Attention wants
-# each head by itself, as one more axis that it works through like a batch. Two steps:
+# After the large product the numbers of all heads lie side by side in the last axis. Attention
+# needs the heads on an axis of their own, which it treats like a batch. That takes two steps:
 #
 # | step | shape | what it does |
 # | --- | --- | --- |
 # | | (batch, length, $d_{model}$) | |
-# | cut the last axis | (batch, length, $h$, $d_k$) | names the parts; no number moves |
-# | exchange two axes | (batch, $h$, length, $d_k$) | heads before positions |
+# | split the last axis | (batch, length, $h$, $d_k$) | names the parts; no number moves |
+# | swap two axes | (batch, $h$, length, $d_k$) | heads before positions |
 #
-# It is tempting to ask for the last shape at once: `x.view(batch, h, length, d_k)`. The shape
-# is right, and torch does not complain. Here are 4 tokens, a to d, of 6 numbers, cut into 3 heads
-# in both ways. A colour is a token.
+# It is tempting to ask for the last shape directly: `x.view(batch, h, length, d_k)`. The shape is
+# right, and torch does not complain. Here are 4 tokens, a to d, of 6 numbers each, split into 3
+# heads in both ways. Each colour is one token.
 
 # %%
 # Entry 100 t + j is number j of token t.
@@ -95,7 +95,7 @@ assert right.shape == wrong.shape == (3, 4, 2)
 axes = plots.figure(3, (7, 1.9), width_ratios=(6, 8, 8))
 plots.cells(tokens, "x", axes[0], "tokens", "numbers")
 gap = torch.full((4, 1), torch.nan)
-for ax, cut, title in zip(axes[1:], (right, wrong), ("cut, then exchange", "view"), strict=True):
+for ax, cut, title in zip(axes[1:], (right, wrong), ("split, then swap", "view"), strict=True):
     side_by_side = torch.cat([cut[0], gap, cut[1], gap, cut[2]], dim=1)
     plots.cells(side_by_side, title, ax, "positions", "head 1, head 2, head 3")
 
@@ -104,14 +104,14 @@ for ax, cut, title in zip(axes[1:], (right, wrong), ("cut, then exchange", "view
 # in all heads. On the right the first head takes the numbers of tokens a and b only, and spreads
 # them over four positions. The tokens are mixed before attention has even begun.
 #
-# The worst of it: such a model trains. It has parameters enough to make something of the mixture, the
-# loss falls, and nobody sees that the causal mask no longer protects anything. Measure it: change the
-# last token, and see which positions notice.
+# The worst of it is that such a model trains. It has enough parameters to make something of the
+# mixture, the loss falls, and nobody notices that the causal mask no longer protects anything.
+# Measure it: change the last token, and see which positions change with it.
 
 
 # %%
 def heads_then_attention(x, split):
-    """Causal self-attention with 5 heads, cut in one way or another."""
+    """Causal self-attention with 5 heads, split one way or the other."""
     Q, K, V = (split(x @ W) for W in (W_Q, W_K, W_V))
     heads, _ = mt.scaled_dot_product_attention(Q, K, V, mt.causal_mask(x.shape[1]))
     return heads.transpose(1, 2).flatten(2)
@@ -135,9 +135,9 @@ for name, split in (("right", cut_right), ("wrong", cut_wrong)):
     assert (moved == [6]) == (name == "right")
 
 # %% [markdown]
-# ### Exercise 1: cut into heads
+# ### Exercise 1: split into heads
 #
-# (batch, length, d_model) -> (batch, heads, length, d_k).
+# Turn `x`, of shape (batch, length, d_model), into (batch, heads, length, d_k).
 
 
 # %%
@@ -152,12 +152,12 @@ def my_split_heads(x, n_heads):
 mt.check.split_heads(my_split_heads)
 
 # %% [markdown]
-# ### Exercise 2: and back
+# ### Exercise 2: merge the heads
 #
-# $\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)$ puts the heads of one token side by side
-# again: (batch, heads, length, d_k) -> (batch, length, d_model). After a transpose the numbers
-# no longer lie in memory in reading order, so torch refuses a `view`; `reshape` and `flatten` copy
-# where they must.
+# $\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)$ puts the heads of one token side by
+# side again: turn `heads`, of shape (batch, heads, length, d_k), into (batch, length, d_model).
+# After a transpose the numbers no longer lie in memory in reading order, so `view` raises an error;
+# `reshape` and `flatten` copy where they must.
 
 
 # %%
@@ -179,7 +179,7 @@ mt.check.merge_heads(my_merge_heads)
 # $$\mathrm{Concat}(\mathrm{head}_1, \dots, \mathrm{head}_h)\,W^O = \sum_{i=1}^h \mathrm{head}_i\,W_i^O$$
 #
 # Every head writes its own contribution, $d_{model}$ numbers wide, and the contributions add up.
-# That is how one reads a trained model, and how one can switch a head off: leave out its term.
+# This is how to read a trained model, and how to switch a head off: leave out its term.
 
 # %%
 Q, K, V = (cut_right((a @ W)[None]) for a, W in ((x, W_Q), (z, W_K), (z, W_V)))
@@ -194,9 +194,10 @@ assert torch.allclose(concat, as_a_sum, atol=1e-5)
 # %% [markdown]
 # ### Exercise 3: multi-head attention
 #
-# All of it, without biases. The maps are (d_model, d_model), `keep` is a mask of shape
-# (batch, 1, queries, keys) or None. `mt.scaled_dot_product_attention(Q, K, V, keep)` returns the
-# output and the weights.
+# All of it, without biases. `x` is (batch, queries, d_model), `z` is (batch, keys, d_model), each
+# of the four matrices is (d_model, d_model), and `keep` is a mask of shape (batch, 1, queries,
+# keys) or None; return (batch, queries, d_model). `mt.scaled_dot_product_attention(Q, K, V, keep)`
+# returns the output and the weights.
 
 
 # %%
@@ -214,7 +215,7 @@ def my_multi_head_attention(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
 mt.check.multi_head_attention(my_multi_head_attention)
 
 # %% [markdown]
-# Now with two mistakes at once. Which?
+# Now an answer with two mistakes at once. Which two?
 
 
 # %%
@@ -236,7 +237,7 @@ mt.ledger.show("multi_head_attention")
 # %% [markdown]
 # ## 6. `nn.MultiheadAttention`, and its opposite mask
 #
-# torch's module computes the same with three differences in dress: it keeps $W^Q$, $W^K$, $W^V$ in
+# torch's module computes the same, with three differences: it keeps $W^Q$, $W^K$, $W^V$ in
 # one tall matrix, stores each transposed (as `nn.Linear` does), and its boolean mask means the
 # *opposite*: **True = blocked**. `F.scaled_dot_product_attention` in the same library means True =
 # may attend. A mask handed from one to the other raises no error.
@@ -255,7 +256,7 @@ want = ours(x, keep=keep)
 same, _ = torchs(x, x, x, attn_mask=~keep)
 assert torch.allclose(want, same, atol=1e-5)
 
-# The same mask, not turned over: the first token now sees all the others but not itself.
+# The same mask, not inverted: the first token now sees all the others but not itself.
 _, weights = torchs(x, x, x, attn_mask=keep)
 print(
     "weights of token 0 when the mask is handed over as it is:",
@@ -289,13 +290,13 @@ assert noun[tokens.index("it")].argmax() == tokens.index("cat")
 assert cls[:, 0].mean() > 0.7
 
 # %% [markdown]
-# *Notice* the sharp line just below the diagonal of the first: this head reads the token before,
-# always with a weight above 0.9. The last one looks at `[CLS]` whatever the token. Weights must
-# sum to one even when there is nothing to look for; trained models learn a place to put them
+# *Notice* the sharp line just below the diagonal of the first picture: this head reads the token
+# before, always with a weight above 0.9. The last one looks at `[CLS]` whatever the token. Weights
+# must sum to one even when there is nothing to look for; trained models learn a place to put them
 # (Clark et al. 2019 found it in BERT).
 #
 # Are jobs like these the rule? Count: how many of the 72 heads have, for most tokens, their
-# largest weight on the token before, after, on itself, or on `[CLS]`?
+# largest weight on the token before, the token after, themselves, or `[CLS]`?
 
 # %%
 n = len(tokens)
@@ -312,9 +313,10 @@ for job, share in counts.items():
 assert (counts["[CLS]"] > 0.5).sum() > 20
 
 # %% [markdown]
-# *Notice* how few have so plain a job, and how many look at `[CLS]` most of the time. Whether
-# those are idle the weights alone do not say: what a head adds also depends on the value it finds
-# there. Michel et al. (2019) asked the model instead, by removing heads: many can go at little cost.
+# *Notice* how few have such a plain job, and how many look at `[CLS]` most of the time. The weights
+# alone do not say whether those are idle: what a head adds also depends on the value it finds
+# there. Michel et al. (2019) asked the model instead, by removing heads: many can go at little
+# cost.
 #
 # ## What to read next
 #

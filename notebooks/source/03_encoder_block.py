@@ -52,14 +52,14 @@ assert (y.var(-1, correction=0) - 1).abs().max() < 1e-3
 
 # %% [markdown]
 # *Notice* that the rows are treated one by one. The pale first token and the loud third one come out
-# alike, and the fourth, which lay far from zero, comes back to it. No token knows of another: that is
-# what distinguishes *layer* from *batch* normalisation.
+# alike, and the fourth, which lay far from zero, is brought back to it. No token knows about the
+# others: that is what distinguishes *layer* from *batch* normalisation.
 #
 # ### Two ways to be slightly wrong
 #
-# torch's `.std()` divides by $d-1$ unless told not to, and many hand-written versions put $\epsilon$
-# beside the root. Neither shows in training. Both spoil the day when you load somebody else's
-# weights, and how much they are off depends on the width:
+# torch's `.std()` divides by $d-1$ unless told not to, and many hand-written versions put
+# $\epsilon$ outside the root. Neither shows in training. Both will spoil your day when you load
+# somebody else's weights. How far off they are depends on the width:
 
 # %%
 for d in (4, 20, 64, 768):
@@ -71,10 +71,13 @@ for d in (4, 20, 64, 768):
     assert abs(off - (1 - ((d - 1) / d) ** 0.5)) < 1e-4
 
 # %% [markdown]
-# *Notice* that at BERT's width of 768 it is less than a thousandth, far below what a glance at the
-# output, or a test with a loose tolerance, would find. So the check below is strict.
+# *Notice* that at BERT's width of 768 the error is less than a thousandth, far below what a glance
+# at the output, or a test with a loose tolerance, would find. So the check below is strict.
 #
 # ### Exercise 1: LayerNorm
+#
+# Normalise over the last axis. `x` is (batch, length, d_model), `gamma` and `beta` are (d_model),
+# `eps` is a number; return the shape of `x`.
 
 
 # %%
@@ -90,7 +93,7 @@ def my_layer_norm(x, gamma, beta, eps):
 mt.check.layer_norm(my_layer_norm)
 
 # %% [markdown]
-# Here are both slight errors at once, as they stood for years in a well-known tutorial:
+# Here are both slight errors at once, as they appeared for years in a well-known tutorial:
 
 
 # %%
@@ -107,7 +110,7 @@ mt.check.layer_norm(tutorial_layer_norm)
 #
 # A block does not replace $x$, it adds to it. For the gradient that makes all the difference. If
 # $y = f(x)$, the gradient is multiplied by $f'$ at every layer, and a product of many small
-# factors is nothing. If $y = x + f(x)$, the factor is $1 + f'$: there is always a path on which
+# factors is nothing. If $y = x + f(x)$, the factor is $1 + f'$: there is always a path along which
 # nothing is lost.
 #
 # But a sum also grows, layer by layer. So compare three stacks of fresh layers: without the sum,
@@ -163,12 +166,12 @@ assert all(0.01 < g < 100 for g in normed), "with sum and norm it stays"
 # *Notice* the scale on the left. Without the sum every block costs a constant factor. With the sum
 # alone nothing is lost, but the stream grows, the scores of the next attention grow with its square,
 # and the gradient gets out of hand in the other direction. Sum *and* norm: the line is nearly
-# flat. That is the article's formula, and the reason why it has both.
+# flat. That is the article's formula, and the reason it has both.
 #
 # ## 3. The feed-forward network
 #
-# Attention only averages values; the one thing that bends is its softmax. The second half of a
-# block works on every position by itself, with one bend in the middle:
+# Attention only averages values; its one nonlinearity is the softmax. The second half of a block
+# works on every position by itself, with one nonlinearity in the middle:
 #
 # $$\mathrm{FFN}(x) = \max(0,\ xW_1 + b_1)\,W_2 + b_2$$
 #
@@ -183,9 +186,12 @@ for name, size in sizes.items():
 assert 0.64 < sizes["feed_forward"] / whole < 0.68
 
 # %% [markdown]
-# *Notice* that two thirds of a block is this network, though attention has all the fame.
+# *Notice* that this network is two thirds of a block, though attention gets all the fame.
 #
 # ### Exercise 2: the feed-forward network
+#
+# `x` is (batch, length, d_model), `W_1` is (d_model, d_ff), `b_1` is (d_ff), `W_2` is
+# (d_ff, d_model) and `b_2` is (d_model); return the shape of `x`.
 
 
 # %%
@@ -205,7 +211,8 @@ mt.check.feed_forward(my_feed_forward)
 #
 # $$a = \mathrm{LN}_1(x + \mathrm{MHA}(x)), \qquad y = \mathrm{LN}_2(a + \mathrm{FFN}(a))$$
 #
-# **pre-LN**, GPT-2 and most that came after: norm what goes into the sublayer, and leave the sum alone.
+# **pre-LN**, GPT-2 and most that came after: normalise the sublayer's input, and leave the sum
+# alone.
 #
 # $$a = x + \mathrm{MHA}(\mathrm{LN}_1(x)), \qquad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))$$
 #
@@ -214,8 +221,9 @@ mt.check.feed_forward(my_feed_forward)
 #
 # ### Exercise 3: both blocks
 #
-# The parts are given as functions: call `attention(x)`, `feed_forward(x)`, `norm_1(x)`, `norm_2(x)`.
-# `norm_position` is `"post"` or `"pre"`.
+# The parts are given as functions: call `attention(x)`, `feed_forward(x)`, `norm_1(x)`,
+# `norm_2(x)`. `norm_position` is `"post"` or `"pre"`. `x` is (batch, length, d_model); return the
+# same shape.
 
 
 # %%
@@ -233,8 +241,8 @@ def my_encoder_block(x, attention, feed_forward, norm_1, norm_2, norm_position):
 mt.check.encoder_block(my_encoder_block)
 
 # %% [markdown]
-# And one that has a single wrong letter in each formula. Its output has the right shape and a sensible
-# size:
+# And here is one with a single wrong letter in each formula. Its output has the right shape and a
+# sensible size:
 
 
 # %%
@@ -270,7 +278,7 @@ def measure(depth, norm_position):
 
 
 depths = [2, 6, 12, 24, 48]
-repeats = 3  # of a few fresh stacks, the mean
+repeats = 3  # the mean over a few fresh stacks
 results = {
     position: torch.tensor([[measure(n, position) for n in depths] for _ in range(repeats)]).mean(0)
     for position in ("post", "pre")
@@ -294,8 +302,8 @@ assert post_gradient[-1] > post_gradient[0] / 2
 # *Notice* on the left that pre-LN's stream grows, roughly like the root of the depth (each block adds
 # something of about the same variance), while post-LN's is always 1. On the right, gradients are
 # shown relative to 2 blocks: in a deep pre-LN stack a late block's gradient is a fraction of
-# that in a shallow one, since it adds its little to a large stream; in post-LN it stays as large as
-# ever. Xiong et al. (2020) derive both, and conclude that this is why post-LN needs a
+# that in a shallow one, since the little that it adds goes into a large stream; in post-LN it stays
+# as large as ever. Xiong et al. (2020) derive both, and conclude that this is why post-LN needs a
 # learning rate that warms up, and pre-LN gets by without.
 #
 # ## 6. The formulas, our code, the proof
@@ -350,8 +358,8 @@ for position in ("post", "pre"):
 # %% [markdown]
 # ## 8. The blocks of a real model
 #
-# all-MiniLM-L6-v2 has six post-LN blocks. Here they are run by hand, formula by formula, and it is
-# noted how much each sublayer adds: $\|\mathrm{MHA}(x)\| / \|x\|$ and $\|\mathrm{FFN}(a)\| / \|a\|$,
+# all-MiniLM-L6-v2 has six post-LN blocks. Here we run them by hand, formula by formula, and note
+# how much each sublayer adds: $\|\mathrm{MHA}(x)\| / \|x\|$ and $\|\mathrm{FFN}(a)\| / \|a\|$,
 # averaged over the tokens.
 
 # %%
@@ -404,9 +412,10 @@ for token, o, rest in zip(tokens, own, others, strict=True):
 assert own.min() > 0.15 > others.max()
 
 # %% [markdown]
-# *Notice* that after six blocks every token still resembles what it was, and nobody else: its own
-# cosine is above 0.15, the others below. Yet none is near 1. What came in between is the attention's
-# exchange; these are its weights in the first and in the last block, averaged over the 12 heads.
+# *Notice* that after six blocks every token still resembles what it was, and none of the others:
+# its own cosine is above 0.15, the others below. Yet none is near 1. What came in between is the
+# attention's exchange; these are its weights in the first and in the last block, averaged over the
+# 12 heads.
 
 # %%
 first, *_, last = (layer[0].mean(0) for layer in mt.attention_maps(encoder, ids))
@@ -418,17 +427,17 @@ beside = [float(w.diagonal(-1).mean() + w.diagonal(1).mean()) for w in (first, l
 print(f"weight on the two neighbours: block 1 {beside[0]:.2f}, block 6 {beside[1]:.2f}")
 assert beside[0] > 1.4 * beside[1]
 
-looked_at = last.mean(0)[1:-1].topk(3).indices + 1  # beside [CLS] and [SEP]
+looked_at = last.mean(0)[1:-1].topk(3).indices + 1  # besides [CLS] and [SEP]
 assert {tokens[i] for i in looked_at} == {"cat", "mat", "tired"}
 
 # %% [markdown]
-# *Notice* the line below the diagonal on the left: the first block looks at what stands beside a
-# word. In the last block there are columns instead: nearly all rows look at the words that carry the
-# sentence, "cat", "mat" and "tired". (And at `[CLS]`; notebook 02 says why.)
+# *Notice* the line below the diagonal on the left: the first block looks at the neighbours of a
+# word. In the last block there are columns instead: nearly all rows look at the words that carry
+# the sentence, "cat", "mat" and "tired". (And at `[CLS]`; notebook 02 says why.)
 #
 # ## What to read next
 #
 # - **Notebook 06, gradients by hand**: what flows back through a block, derived on paper.
 # - Xiong et al. 2020, "On layer normalization in the Transformer architecture"; Ba, Kiros and Hinton
 #   2016, "Layer normalization".
-# - In the package: `minitransformer/model/blocks.py`, which is hardly longer than the formulas.
+# - In the package: `minitransformer/model/block.py`, which follows the formulas.

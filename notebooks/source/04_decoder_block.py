@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 04 The decoder block
 #
-# An encoder reads: every word may look at every other one. A decoder writes, from left to right, and
-# what it has not written yet it cannot look at. Besides, in a translation it has somebody to listen
-# to. The article has the listening in one line, $y$ the decoder's own stream, $z$ what the encoder
-# made of the source:
+# An encoder reads: every word may look at every other one. A decoder writes, from left to right,
+# and cannot look at what it has not written yet. In a translation it also has somebody to listen
+# to. The article puts the listening into one line, with $y$ the decoder's own stream and $z$ the
+# encoder's output for the source:
 #
 # $$\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z)), \qquad
 # \mathrm{head}_i = \mathrm{Attention}(y W_i^Q,\ z W_i^K,\ z W_i^V)$$
@@ -32,7 +32,7 @@ _ = torch.manual_seed(0)
 # %% [markdown]
 # ## 1. Why a mask
 #
-# To learn to write is to guess the next word, at every place of a text:
+# Learning to write means guessing the next word, at every position of a text:
 #
 # | the decoder has read | and guesses |
 # | --- | --- |
@@ -40,9 +40,9 @@ _ = torch.manual_seed(0)
 # | the cat | sat |
 # | the cat sat | on |
 #
-# These are all rows of one text, so one pass over it could give all guesses at once. There is just one
-# danger: while it guesses the word after "cat", the word "sat" stands right beside it in the input.
-# So the attention of each word ends at the word itself:
+# All these rows come from one text, so one pass over it could give all guesses at once. There is
+# just one danger: while the decoder guesses the word after "cat", the word "sat" stands right
+# beside it in the input. So the attention of each word ends at the word itself:
 #
 # $$\mathrm{keep}_{ij} = (j \le i)$$
 
@@ -60,11 +60,11 @@ _ = right.set(ylabel="")
 # *Notice* on the right that nothing is left above the diagonal, and that the first word has nobody
 # to look at but itself: its weight there is 1.
 #
-# ### Before the softmax, and minus infinity
+# ### Before the softmax, and with minus infinity
 #
-# One might also compute all weights and then set those of the future to 0. Or hide the scores with
-# a small number, such as 0. What is wrong with either shows in the
-# sums of the rows, in the weight of the future, and in what moves when its scores change:
+# One might instead compute all weights and then set those of the future to 0, or hide the scores
+# with a small number, such as 0. What is wrong with each shows in the sums of the rows, in the
+# weight of the future, and in how far the weights move when the future's scores change:
 
 
 # %%
@@ -99,16 +99,18 @@ assert infinity[:2] == (0.0, 0.0) and abs(infinity[2] - 1) < 1e-6
 
 # %% [markdown]
 # *Notice* the first line: no hidden word has any weight, and yet the future moves the weights. The
-# softmax had divided by a sum in which the future took part. $e^{-\infty} = 0$ is the one value that
+# softmax had divided by a sum that includes the future. $e^{-\infty} = 0$ is the one value that
 # takes it out of numerator *and* denominator.
 #
 # ### Exercise 1: causal weights
 #
-# Later in this notebook the decoder will be given its text in pieces: a few new words, while the keys
-# of all earlier ones are still there. Then there are fewer queries than keys, and the queries are the
-# *last* positions. So write the mask for both:
+# Later in this notebook the decoder will be given its text in pieces: a few new words, while the
+# keys of all earlier ones are still there. Then there are fewer queries than keys, and the queries
+# are the *last* positions. So write a mask that covers both cases:
 #
 # $$\mathrm{keep}_{ij} = (j \le i + (\text{keys} - \text{queries}))$$
+#
+# `scores` is (batch, heads, queries, keys); return the weights, in the same shape.
 
 
 # %%
@@ -125,8 +127,8 @@ mt.check.causal_weights(my_causal_weights)
 
 # %% [markdown]
 # `torch.tril` and `torch.triu` are easily confused, and in torch itself one mask means *may look* and
-# another *must not*. Here is one that has stood in a popular course. It trains wonderfully: the loss
-# falls to nothing, since the answer is in sight.
+# another *must not*. Here is one from a popular course. It trains wonderfully: the loss falls to
+# nothing, since the answer is in plain sight.
 
 
 # %%
@@ -141,9 +143,9 @@ mt.check.causal_weights(upper_half)
 # ## 2. Is it causal? Perturb one token and see
 #
 # A whole decoder has many places where the future might slip in: a mask that is forgotten in one mode, a
-# norm over the wrong axis. So do not look at the mask. Change token 3, and see which outputs move. It
-# is done twice, in training mode and in evaluation mode, because one well-known book masks its decoder
-# in training only.
+# norm over the wrong axis. So do not look at the mask. Change token 3, and see which outputs move.
+# We do it twice, in training mode and in evaluation mode, because one well-known book masks its
+# decoder in training only.
 
 # %%
 config = mt.TransformerConfig.gpt2(
@@ -177,9 +179,10 @@ for difference in moved.values():
 #
 # ## 3. Cross-attention: the decoder asks, the encoder answers
 #
-# In the second attention queries come from the decoder's stream $y$, keys and values from the
-# encoder's output $z$. It has two lengths, one weight for each pair of a target word and a source word,
-# and no causal mask: the source has been there all along. The only thing to hide is padding.
+# In the second attention the queries come from the decoder's stream $y$, the keys and values from
+# the encoder's output $z$. It has two lengths, one weight for each pair of a target word and a
+# source word, and no causal mask: the source has been there all along. The only thing to hide is
+# padding.
 
 # %%
 source, target = ["die", "Katze", "saß", "auf", "der", "Matte", "[PAD]"], words
@@ -199,7 +202,9 @@ assert output.shape == (len(target), d_k) and weights[:, -1].max() == 0
 #
 # ### Exercise 2: cross-attention
 #
-# One head, without $W^O$. `keep` is `(batch, 1, keys)`, False where the source is padding.
+# One head, without $W^O$. `y` is (batch, queries, d_model), `z` is (batch, keys, d_model), each
+# matrix is (d_model, d_k), and `keep` is (batch, 1, keys), False where the source is padding;
+# return (batch, queries, d_k).
 
 
 # %%
@@ -215,8 +220,8 @@ def my_cross_attention(y, z, W_Q, W_K, W_V, keep):
 mt.check.cross_attention(my_cross_attention)
 
 # %% [markdown]
-# With a single letter wrong, $y W^V$ for $z W^V$, the decoder picks the right places of the source and
-# then reads its *own* text there. As long as both are of equal length, nothing crashes:
+# With a single letter wrong, $y W^V$ instead of $z W^V$, the decoder picks the right places of the
+# source and then reads its *own* text there. As long as both are of equal length, nothing crashes:
 
 
 # %%
@@ -246,7 +251,8 @@ mt.check.cross_attention(own_values)
 # ### Exercise 3: both blocks
 #
 # The parts are given as functions: `attention(y)`, which is causal already, `cross_attention(y, z)`,
-# `feed_forward(y)`, and three norms. `norm_position` is `"post"` or `"pre"`.
+# `feed_forward(y)`, and three norms. `norm_position` is `"post"` or `"pre"`. `y` is (batch, length,
+# d_model), `z` is (batch, keys, d_model); return the shape of `y`.
 
 
 # %%
@@ -268,8 +274,8 @@ def my_decoder_block(
 mt.check.decoder_block(my_decoder_block)
 
 # %% [markdown]
-# And one that adds $z$ where it should add $a$. Its output has the right shape, and every property that
-# one would think of: causal, normed, and it hears the source.
+# And here is one that adds $z$ where it should add $a$. Its output has the right shape and every
+# property one would think of: it is causal, it is normalised, and it depends on the source.
 
 
 # %%
@@ -344,11 +350,11 @@ for position in ("post", "pre"):
 # %% [markdown]
 # ## 7. The cache: read every word once
 #
-# A decoder writes word by word, and its input grows by one each time. To read all of it again for
+# A decoder writes word by word, and its input grows by one each time. Reading all of it again for
 # every word would be a waste: because the mask is causal, nothing that was computed for the earlier
-# words can change. Of them the new word needs only keys and values. So keep those, one row per
-# layer and word, and give the decoder the new word alone: one query, and all keys. That is the mask
-# of exercise 1 with fewer queries than keys.
+# words can change. The new word needs only their keys and values. So keep those, one row per layer
+# and word, and give the decoder the new word alone: one query, and all keys. That is the mask of
+# exercise 1 with fewer queries than keys.
 
 # %%
 model.eval()
@@ -361,8 +367,8 @@ assert torch.allclose(torch.cat(pieces, 1), whole, atol=1e-5)
 print(f"in five pieces or at once: the same; the cache holds {cache.length} words")
 
 # %% [markdown]
-# So `mt.generate` writes the same text with the cache and without, only with less work. Without a
-# cache, word $t$ costs a pass over $t$ words. Count the multiplications:
+# So `mt.generate` writes the same text with the cache as without, with less work. Without a cache,
+# word $t$ costs a pass over $t$ words. Count the multiplications:
 
 # %%
 model = mt.CausalLM(
@@ -401,9 +407,9 @@ ax.legend()
 assert costs_again[-1] > 100 * costs_cached[-1]
 
 # %% [markdown]
-# *Notice* the scale on the left. With the cache one more word costs about the same however long
-# the text is; the little that it grows is the attention to more keys. Without, the last word costs
-# more than a hundred times as much.
+# *Notice* the scale on the left. With the cache, one more word costs about the same however long
+# the text is; the slight growth is the attention to more keys. Without it, the last word costs more
+# than a hundred times as much.
 #
 # Time does not shrink by a hundred: one word alone leaves a processor half idle, and calling the
 # functions takes time as well. But it shrinks.
@@ -429,4 +435,4 @@ print("200 words: faster with a cache")
 # - **Notebook 05, the whole Transformer**: encoder and decoder together, trained.
 # - **Notebook 15, generating text**: what to do with the logits of the next word.
 # - Vaswani et al. 2017, section 3; Radford et al. 2019 for the decoder alone.
-# - In the package: `minitransformer/model/blocks.py` and `minitransformer/model/cache.py`.
+# - In the package: `minitransformer/model/block.py` and `minitransformer/model/kv_cache.py`.

@@ -2,13 +2,13 @@
 # # 05 The whole Transformer
 #
 # "Tuesday the 3rd of March 2026", "Dienstag, den 3. März 2026", "martes, 3 de marzo de 2026": people
-# write one day in a hundred ways, and a database wants `2026-03-03`. Rules for it are tedious. So an
-# encoder reads the words, a decoder writes the digits, and nobody tells either what a month is.
+# write one day in a hundred ways, and a database wants `2026-03-03`. Rules for this are tedious. So
+# an encoder reads the words, a decoder writes the digits, and nobody tells either what a month is.
 #
-# This is the machine of Vaswani et al. 2017, figure 1, put together from the parts of the notebooks
-# before: compared with `nn.Transformer`, trained in two minutes, tested on days it has never seen,
-# and looked into. You write what holds it together: what the decoder reads, the three masks, and
-# the loss.
+# This is the machine of Vaswani et al. 2017, figure 1, put together from the parts of the earlier
+# notebooks: compared with `nn.Transformer`, trained in two minutes, tested on days it has never
+# seen, and looked into. You write what holds it together: what the decoder reads, the three masks,
+# and the loss.
 #
 # It covers `Encoder(x)` and `Decoder(y, z)` of section 4 of the article at work together, and
 # sequence-to-sequence generation in its section 6; sections 3 and 5 of Vaswani et al. 2017.
@@ -64,8 +64,8 @@ for language, form in WAYS:
 
 # %% [markdown]
 # A hundred years have 36,525 days. The model learns from a third of them, each in four ways, and is
-# judged by *other days*: a day of the test occurs in training in no language and no format. Else it
-# could have learned by heart that "3. März 2026" is what it was told "3 mars 2026" is.
+# judged on *other days*: no day of the test occurs in training, in any language or format.
+# Otherwise it could simply have memorised the answer to "3. März 2026" from "3 mars 2026".
 
 # %%
 rng = random.Random(0)
@@ -90,7 +90,7 @@ print(f"{len(train)} pairs to learn from, {len(valid)} to choose with, {len(test
 
 # %% [markdown]
 # The tokens are characters, the simplest vocabulary there is. Four of them are special: padding, an
-# unknown character, the start of what is written, and its end.
+# unknown character, the start of the output, and its end.
 
 # %%
 tokenizer = mt.data.train_tokenizer([text for pair in train for text in pair[:2]], "characters")
@@ -109,25 +109,25 @@ print(train[0][0], "->", tokenizer.tokens(train_data.targets[0]))
 # %% [markdown]
 # ## 2. Teacher forcing
 #
-# The decoder writes from left to right: $p(y \mid x) = \prod_t p(y_t \mid y_{<t}, x)$. While it learns,
-# it does not read what it wrote itself, which at first is nonsense, but the right target, as if a
-# teacher took its hand at every letter. So all positions can be computed at once, and each has a
-# right answer. At position $t$ it must know what stands *before* $y_t$, and at the first position
-# nothing does: there it reads a start token.
+# The decoder writes from left to right: $p(y \mid x) = \prod_t p(y_t \mid y_{<t}, x)$. While it
+# learns, it does not read its own output, which at first is nonsense, but the right target, as if a
+# teacher guided its hand at every letter. So all positions can be computed at once, and each has a
+# right answer. At position $t$ it must know what comes *before* $y_t$. At the first position
+# nothing does, so there it reads a start token.
 #
 # | position | 0 | 1 | 2 | ... | 9 | 10 |
 # | --- | --- | --- | --- | --- | --- | --- |
 # | reads | start | `2` | `0` | ... | `0` | `3` |
-# | is asked for | `2` | `0` | `2` | ... | `3` | end |
+# | must predict | `2` | `0` | `2` | ... | `3` | end |
 #
 # ### Exercise 1: what the decoder reads
 
 
 # %%
 def my_shift_right(target, start_id):
-    """The decoder's input: (batch, length) -> (batch, length), both of whole numbers.
+    """The decoder's input: (batch, length) -> (batch, length), both integer ids.
 
-    target: what is to be written, each row with its end token, then padding.
+    target: the tokens to be written, each row with its end token, then padding.
     """
     # BEGIN SOLUTION
     start = torch.full_like(target[:, :1], start_id)
@@ -143,12 +143,12 @@ mt.check.shift_right(my_shift_right)
 # There are three places where something must not be seen:
 #
 # - in the **encoder**, the source's padding;
-# - in the **decoder**, the future. The target is there as a whole, and without a mask position $t$ would
-#   look one place further on, where the token it is asked for is being read;
-# - from the **decoder to the encoder's output**, the source's padding again. The encoder hid it as keys,
-#   but its outputs at those places exist, and somebody must not look at them.
+# - in the **decoder**, the future. The whole target is there, and without a mask position $t$ would
+#   look one place ahead, where the token it must predict is being read;
+# - from the **decoder to the encoder's output**, the source's padding again. The encoder hid it as
+#   keys, but its outputs at those places exist, and the decoder must not look at them.
 #
-# The target's padding needs no mask of its own: it stands behind the target, in the future.
+# The target's padding needs no mask of its own: it comes after the target, in the future.
 #
 # ### Exercise 2: both halves, with their masks
 
@@ -173,9 +173,9 @@ def my_transformer(source, target, source_keep, encoder, decoder):
 mt.check.encoder_decoder(my_transformer)
 
 # %% [markdown]
-# This is how it looks when the second use of the source's mask is forgotten, the most common slip of
-# the three. It does not crash, and it trains; only the same date gives another result with other
-# neighbours in its batch.
+# Here the second use of the source's mask is forgotten, the most common slip of the three. It does
+# not crash, and it trains; but the same date gives a different result with different neighbours in
+# its batch.
 
 
 # %%
@@ -189,8 +189,8 @@ mt.check.encoder_decoder(forgets_one)
 # %% [markdown]
 # ## 4. Put together
 #
-# Two encoder blocks and two decoder blocks, 64 numbers a token. Source and target share one table of
-# embeddings, and the same table, transposed, makes the logits (section 3.4 of the paper). We use
+# Two encoder blocks and two decoder blocks, 64 numbers per token. Source and target share one table
+# of embeddings, and the same table, transposed, makes the logits (section 3.4 of the paper). We use
 # pre-LN blocks, which notebook 03 found easier to train than the paper's post-LN.
 
 # %%
@@ -274,12 +274,12 @@ assert error < 1e-10 and padding.any()
 #
 # ## 5. The loss
 #
-# At every position a distribution over all characters, and the right one is known:
+# At every position the model gives a distribution over all characters, and the right one is known:
 #
 # $$L = -\frac1N \sum_{n,t} \log p(y_{n,t} \mid y_{n,<t}, x_n)$$
 #
-# $N$ counts the real tokens of the batch. (All our dates have 11 tokens with the end; sentences do
-# not.)
+# $N$ counts the real tokens of the batch. (All our dates have 11 tokens with the end; sentences
+# vary in length.)
 #
 # ### Exercise 3: the loss of a batch
 
@@ -301,7 +301,7 @@ mt.check.target_loss(my_loss)
 
 # %% [markdown]
 # The three exercises together are `seq2seq_loss`, which the package trains with. A model that has
-# learned nothing yet spreads its bets over all tokens, and the loss must be about the logarithm of
+# learned nothing yet spreads its bets over all tokens, so its loss must be about the logarithm of
 # their number. Anything else, before the first step, is a mistake:
 
 # %%
@@ -312,8 +312,8 @@ assert abs(first - guessing) < 0.1
 # %% [markdown]
 # ## 6. Training
 #
-# AdamW, a rate that rises and falls, 1,200 batches of 64 pairs: one and a half times through the
-# training data.
+# AdamW, a learning rate that rises and falls, 1,200 batches of 64 pairs: one and a half times
+# through the training data.
 
 # %%
 history = mt.pretrain(
@@ -330,20 +330,20 @@ print(history)
 assert history.best["valid_loss"] < 0.05
 
 # %% [markdown]
-# *Notice* the dotted line. Where the hyphens are, how long a month is, that years start with 19 or 20:
-# all that the decoder can learn without a look at the source. Somebody who knew it perfectly and could
-# not read would still have to guess one day among 36,525, spread over 11 tokens:
+# *Notice* the dotted line. Where the hyphens are, how long a month is, that years start with 19 or
+# 20: all this the decoder can learn without looking at the source. Somebody who knew it perfectly
+# but could not read would still have to guess one day among 36,525, spread over 11 tokens:
 # $\log(36525) / 11 \approx 0.95$. Below the line it *reads*.
 #
-# ## 7. Days that it has never seen
+# ## 7. Days it has never seen
 #
-# In the test nobody takes its hand. `mt.generate` lets it write, character by character, each read
+# In the test nobody guides its hand. `mt.generate` lets it write, character by character, each read
 # before the next is written. Only a date without a single wrong character counts.
 
 
 # %%
 def write(model, words):
-    """What the model writes to each text, up to the end token."""
+    """What the model writes for each text, up to the end token."""
     source = tokenizer.batch(words)
     ids = mt.generate(model, source.ids, 14, source.keep)[:, 1:]  # without the start token
     texts = []
@@ -369,9 +369,9 @@ assert write(model, ["Tuesday the 3rd of March 2026"]) == ["2026-03-03"]
 assert total > 0.99
 
 # %% [markdown]
-# *Notice* that it is nearly or exactly all of them. The weekday in the words is of no use to it, and
-# it has learned to overlook it. But has it learned *dates*? Two things that no example showed: years
-# beyond 2049, and a language that is not among the five.
+# *Notice* that it gets nearly or exactly all of them right. The weekday in the words is of no use
+# to it, and it has learned to ignore it. But has it learned *dates*? Try two things that no example
+# showed: years beyond 2049, and a language that is not among the five.
 
 # %%
 later = [date(2050, 1, 1) + timedelta(37 * n) for n in range(400)]
@@ -388,15 +388,16 @@ for words, _, _ in (future[200], portuguese[0], portuguese[1]):
 assert beyond < 0.4 and 0.5 < abroad < total
 
 # %% [markdown]
-# *Notice* that the test is passed and yet something is missing. Portuguese it reads well: month names
-# are cousins, and it never learned to ask for a language. But of the years from 2050 on few
-# come out right, although every digit stands there to be copied: in all examples a year after 2000
-# went on with 0 to 4, and that it learned too. Unseen days are not unseen *kinds* of days.
+# *Notice* that it passed the test, and yet something is missing. It reads Portuguese well: the
+# month names are cousins, and it never learned to ask for a language. But few of the years from
+# 2050 on come out right, although every digit stands there to be copied: in all examples the third
+# digit of a year after 2000 was 0 to 4, and it learned that too. Unseen days are not unseen *kinds*
+# of days.
 #
 # ## 8. Without the causal mask
 #
-# How much depends on that triangle? The same model, the same data, only 300 batches, and the decoder's
-# attention may look ahead; all else is equal.
+# How much depends on that triangle? The same model, the same data, only 300 batches, and the
+# decoder's attention may look ahead; everything else is equal.
 
 
 # %%
@@ -422,15 +423,16 @@ print(f"dates right: {right:.1%}; it writes", *write(cheat, [words for words, _,
 assert cheated["valid_loss"] < 0.6 * honest["valid_loss"] and right < 0.05
 
 # %% [markdown]
-# *Notice* the trap. Without the mask the loss falls sooner, on validation data too: position $t$
-# copies the token from position $t + 1$, where it is being read. Then it must write, there is no
-# next position yet, and nothing of use comes out. A loss that falls too fast is a reason to look at
+# *Notice* the trap. Without the mask the loss falls faster, on validation data too: position $t$
+# copies the token from position $t + 1$, where it is being read. When it has to write, there is no
+# next position yet, and nothing useful comes out. A loss that falls too fast is a reason to look at
 # the mask.
 #
 # ## 9. What the decoder looks at
 #
-# For every character that it writes, the cross-attention shares out one unit among the characters of
-# the source. Each row is one of the eleven written tokens, each column a character that was read.
+# For every character that the decoder writes, the cross-attention distributes a total weight of 1
+# over the characters of the source. Each row is one of the eleven written tokens, each column a
+# character that was read.
 
 
 # %%
@@ -469,8 +471,9 @@ assert on_month > 0.5
 # "March": those became `03`. The rows of the year look at the end, those of the day at the 3, and
 # "Tuesday" stays white. Nobody told the model which part of the words is which.
 #
-# One example may be chosen, so here are all dates of the test with a month in letters: how much of
-# the second block's weight goes from each written part to each read part.
+# A single example may be hand-picked, so take the first 400 texts of the test and, of those, all
+# with a month in letters: how much of the second block's weight goes from each written part to each
+# read part?
 
 # %%
 WRITTEN = {"year": slice(0, 4), "month": slice(5, 7), "day": slice(8, 10)}
@@ -508,8 +511,8 @@ assert (table.argmax(1) == torch.arange(3)).all()  # each part looks most at its
 #
 # ## What to read next
 #
-# - **Notebook 15, generating text**: a decoder without an encoder, and other ways than the likeliest
-#   to choose what to write.
+# - **Notebook 15, generating text**: a decoder without an encoder, and how to choose the next token
+#   in other ways than taking the likeliest.
 # - Vaswani et al. 2017, sections 3.1 to 3.4; Bahdanau, Cho and Bengio 2015, who drew the first such
 #   map, of translated words.
 # - In the package: `minitransformer/model/transformer.py`, `minitransformer/training/objectives.py`.

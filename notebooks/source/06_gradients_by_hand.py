@@ -31,8 +31,8 @@ _ = torch.manual_seed(0)
 #
 # The loss $L$ is one number. For any array $Y$ on the way to it, $dY$ is short for $\partial L /
 # \partial Y$: an array **of the shape of $Y$**, which says for each entry how much $L$ rises when
-# that entry does. Backward starts from the last $dY$ and asks, formula by formula: given the
-# gradient of the output, what is the gradient of each input?
+# that entry does. The backward pass starts from the last $dY$ and asks, formula by formula: given
+# the gradient of the output, what is the gradient of each input?
 #
 # **Rule 1, the product.** Let $Y = AB$, that is $Y_{ij} = \sum_l A_{il} B_{lj}$. The entry $A_{il}$
 # acts on all of row $i$ of $Y$, on $Y_{ij}$ with the factor $B_{lj}$. So
@@ -46,8 +46,8 @@ _ = torch.manual_seed(0)
 # A bias is used at every position: $db = \sum_t dy_t$. In self-attention $x$ is used three times,
 # and around a residual twice.
 #
-# How does one know that a derivation is right? Ask the definition. Move one entry by a little $h$,
-# forward and back, and see how much the loss moves:
+# How do you know that a derivation is right? Ask the definition. Move one entry by a small $h$, up
+# and down, and see how much the loss moves:
 
 # %%
 rows, inner, columns = 7, 4, 11
@@ -82,16 +82,16 @@ plots.matrices(
 # = \frac{[j=m]\,e^{s_j}}{\sum e^s} - \frac{e^{s_j} e^{s_m}}{(\sum e^s)^2}
 # = P_j\,([j=m] - P_m).$$
 #
-# The bracket $[j=m]$ is 1 where $j = m$ and else 0. Now put it into the chain rule, a sum over all
-# $j$:
+# The bracket $[j=m]$ is 1 where $j = m$ and 0 otherwise. Now put it into the chain rule, a sum over
+# all $j$:
 #
 # $$dS_m = \sum_j dP_j \frac{\partial P_j}{\partial s_m}
 # = \sum_j dP_j P_j [j=m] - P_m \sum_j dP_j P_j
 # = P_m \Big( dP_m - \sum_j dP_j P_j \Big).$$
 #
-# Look at what it says. The sum is the mean of $dP$, each entry counted with its weight. A score is
-# raised if its key does *better than that mean*, and by the more the heavier its weight. The matrix
-# of all $\partial P_j / \partial s_m$ of one row, as a picture:
+# Look at what it says. The sum is the mean of $dP$, each entry counted with its weight. A score
+# gets a positive gradient if its key's $dP$ is *above that mean*, and the heavier its weight, the
+# larger. The matrix of all $\partial P_j / \partial s_m$ of one row, as a picture:
 
 # %%
 scores = torch.tensor([2.0, 1.0, 0.0, -1.0, 1.5])
@@ -111,19 +111,22 @@ assert jacobian.sum(0).abs().max() < 1e-15 and jacobian.sum(1).abs().max() < 1e-
 assert abs(jacobian[1, 0] - slope(lambda s: s.softmax(-1)[1], scores, 0)) < 1e-8
 
 # %% [markdown]
-# *Notice* that each row and each column sums to 0. Columns: what one weight gains the others lose.
+# *Notice* that each row and each column sums to 0. Columns: what one weight gains, the others lose.
 # Rows: adding the same number to all scores changes nothing. Only the diagonal is positive. If you
-# forget the $-\sum$ you keep the diagonal's first half and lose everything outside it.
+# forget the $-\sum$, you keep the first term of the diagonal and lose everything outside it.
 #
-# Nobody builds this matrix; for 512 keys it would have 512 × 512 entries *for every query*. The last
-# form above needs one sum a row.
+# Nobody builds this matrix; for 512 keys it would have 512 × 512 entries *for every query*. The
+# last form above needs one sum per row.
 #
 # ### Exercise 1: softmax backward
+#
+# `dP` and `P`, the weights of the forward pass, are (batch, queries, keys); return `dS`, of that
+# shape.
 
 
 # %%
 def my_softmax_backward(dP, P):
-    """dS from dP and the weights P of the way forward: (batch, queries, keys) -> the same."""
+    """dS from dP and the weights P of the forward pass: (batch, queries, keys) -> the same."""
     # BEGIN SOLUTION
     return P * (dP - (dP * P).sum(-1, keepdim=True))
     # END SOLUTION
@@ -138,14 +141,15 @@ mt.check.softmax_backward(my_softmax_backward)
 mt.check.softmax_backward(lambda dP, P: dP * P * (1 - P))
 
 # %% [markdown]
-# ### With cross-entropy it becomes shorter still
+# ### With cross-entropy it gets shorter still
 #
 # The loss of one example is $L = -\log p_y$ with $p = \mathrm{softmax}(\ell)$. Here $dP$ is
 # $-1/p_y$ at $y$ and 0 elsewhere, and $\sum_j dp_j p_j = -1$. So $d\ell_m = p_m (dp_m + 1)$:
 #
 # $$d\ell = p - q, \qquad q \text{ the one-hot of the right answer.}$$
 #
-# What was predicted minus what was right. It is 0 only when both are equal, and never larger than 1.
+# The prediction minus the right answer. It is 0 only when the two are equal, and no entry is ever
+# larger than 1.
 
 # %%
 logits, y = torch.randn(4), torch.tensor(2)
@@ -173,9 +177,9 @@ print("dlogits:", by_hand.numpy().round(2), " sum:", abs(round(float(by_hand.sum
 #
 # $$dx = \frac1s \Big( d\hat x - \mathrm{mean}(d\hat x) - \hat x \,\mathrm{mean}(d\hat x \odot \hat x) \Big).$$
 #
-# Both means have a meaning. LayerNorm does not see whether all of $x$ is moved, so no gradient may
-# point that way: the first mean takes it out. Nor does it see (for small $\epsilon$) whether $x$ is
-# stretched: the second mean takes that out.
+# Both means have a meaning. LayerNorm does not notice when all of $x$ is moved by a constant, so no
+# gradient may point that way: the first mean takes it out. Nor does it notice (for small
+# $\epsilon$) when $x$ is stretched: the second mean takes that out.
 
 # %%
 d = 20
@@ -196,8 +200,9 @@ assert abs(dx.sum()) < 1e-12 and abs(dx @ x_hat) < 1e-12
 # %% [markdown]
 # ### Exercise 2: LayerNorm backward
 #
-# Return all three gradients. `dy` and `x` are (batch, length, d_model); remember which of the
-# results are summed over the positions. The variance divides by $d$.
+# Return all three gradients. `dy` and `x` are (batch, length, d_model), `gamma` and `beta` are
+# (d_model); remember which of the results are summed over the positions. The variance divides by
+# $d$.
 
 
 # %%
@@ -218,8 +223,8 @@ mt.check.layer_norm_backward(my_layer_norm_backward)
 # %% [markdown]
 # ## 4. Attention
 #
-# Forward it is three steps. Backward they come in the opposite order, and each is a rule that you
-# have:
+# The forward pass has three steps. Backward they come in the opposite order, and each follows a
+# rule that you already have:
 #
 # | forward | backward | by | shape |
 # | --- | --- | --- | --- |
@@ -229,8 +234,8 @@ mt.check.layer_norm_backward(my_layer_norm_backward)
 # | $S = QK^\top / \sqrt{d_k}$ | $dQ = dS\,K / \sqrt{d_k}$ | rule 1 | (queries, $d_k$) |
 # | | $dK = dS^\top Q / \sqrt{d_k}$ | rule 1 | (keys, $d_k$) |
 #
-# Read $dV = P^\top dO$ in words: a value collects the gradients of all outputs, each with the weight
-# that it had in that output. What was a weighted mean forward is a weighted sum backward.
+# Read $dV = P^\top dO$ in words: a value collects the gradients of all outputs, each with the
+# weight it had in that output. What was a weighted mean forward is a weighted sum backward.
 
 # %%
 queries, keys, d_k, d_v = 7, 11, 4, 13
@@ -258,17 +263,18 @@ loss = lambda Q: (mt.scaled_dot_product_attention(Q, K, V, keep)[0] * dO).sum() 
 assert abs(dQ[4, 1] - slope(loss, Q, (4, 1))) < 1e-8
 
 # %% [markdown]
-# *Notice* the mask. $dP$ knows nothing of it, every entry is some number. But $P$ is exactly 0 at a
-# hidden key, so $dS$ is, and a key that nobody may see (the fourth column) gets no gradient at all.
-# The mask needs no formula of its own on the way back, *as long as the same $P$ is used*. The same
-# holds for a query that may attend to nothing: its row of $P$ is 0, and so is everything it sends
-# back.
+# *Notice* the mask. $dP$ knows nothing of it: every entry is some number. But $P$ is exactly 0 at a
+# hidden key, so $dS$ is too, and a key that nobody may see (the fourth column) gets no gradient at
+# all. The mask needs no formula of its own on the way back, *as long as the same $P$ is used*. The
+# same holds for a query that may attend to nothing: its row of $P$ is 0, and so is everything it
+# sends back.
 #
 # ### Exercise 3: attention backward
 #
-# Now with leading axes (batch, heads), and the mask. `.mT` exchanges the last two axes. First
-# compute $P$ again: scores, `-inf` where `keep` is False, softmax, and 0 for a row in which nothing
-# is kept. `keep` may be None.
+# Now with leading axes (batch, heads), and the mask: `dO` is (..., queries, d_v), `Q` (...,
+# queries, d_k), `K` (..., keys, d_k), `V` (..., keys, d_v) and `keep` (..., queries, keys). Return
+# `dQ`, `dK` and `dV`. `.mT` swaps the last two axes. First compute $P$ again: scores, `-inf` where
+# `keep` is False, softmax, and 0 for a row in which nothing is kept. `keep` may be None.
 
 
 # %%
@@ -288,8 +294,8 @@ mt.check.attention_backward(my_attention_backward)
 
 
 # %% [markdown]
-# And an answer with one letter missing, `dS @ Q` for `dS.mT @ Q`. In self-attention, with as many
-# queries as keys, it runs without complaint:
+# And here is an answer with one transpose missing, `dS @ Q` instead of `dS.mT @ Q`. In
+# self-attention, with as many queries as keys, it runs without complaint:
 
 
 # %%
@@ -308,12 +314,12 @@ mt.check.attention_backward(one_letter)
 #
 # Multi-head attention, the feed-forward network and whole blocks need nothing new: the rules above,
 # in reverse order. They are in `formulas/block_gradients.py`, in NumPy; the ledger compares each
-# with autograd. So let us use them to look. A residual $y = x + f(x)$ has
+# with autograd. So let us put them to use. A residual $y = x + f(x)$ has
 #
 # $$dx = dy + f'(dy),$$
 #
-# where $f'(dy)$ is short for "$f$ backward". The first summand is the whole point: it passes no
-# weight.
+# where $f'(dy)$ is short for "$f$ backward". The first summand is the whole point: it passes
+# through no weights.
 #
 # An experiment: twelve fresh pre-LN blocks, 16 tokens. The gradient enters at the top at *one*
 # token, and we look at how much of it arrives at each token and each depth, with the residuals and
@@ -397,22 +403,23 @@ assert all(own_against_others(with_residual) > 2)
 assert all(own_against_others(without) < 2)
 
 # %% [markdown]
-# *Notice* the column. With residuals the gradient comes straight down to the token that it was
-# meant for, at every depth, and on the way it collects what attention spreads to the others.
-# Without them *one* block is enough to lose the address: fresh attention averages over all tokens
-# nearly alike, and nothing tells the tokens apart any more. What is left at the input is a gradient
-# that is the same for all.
+# *Notice* the column. With residuals the gradient comes straight down to the token it was meant
+# for, at every depth, and on the way it collects what attention spreads to the others. Without them
+# *one* block is enough to lose the address: fresh attention averages over all tokens nearly alike,
+# and nothing tells the tokens apart any more. What is left at the input is a gradient that is the
+# same for all.
 #
 # ### pre-LN against post-LN
 #
 # In pre-LN $dy$ reaches $x$ untouched, whatever is added to it. In post-LN the norm stands
-# *on* the stream, so even the residual's share passes two norms a block, and each divides by $s$:
+# *on* the stream, so even the residual's share passes through two norms per block, and each divides
+# by $s$:
 #
 # $$\text{pre: } da = dy + \mathrm{LN}_2'(\mathrm{FFN}'(dy)) \qquad
 # \text{post: } dr_2 = \mathrm{LN}_2'(dy), \quad da = dr_2 + \mathrm{FFN}'(dr_2)$$
 #
 # With $x$ and $f(x)$ of about the same size, $s \approx \sqrt2$. So in a fresh post-LN stack a norm
-# can cost a factor of $1/\sqrt2$, and what the sublayer adds makes that good only in part. Measure
+# can cost a factor of $1/\sqrt2$, and what the sublayer adds makes up for it only in part. Measure
 # the size of the gradient of the stream, and of the weights $W_1$, block by block:
 
 
@@ -431,7 +438,7 @@ def by_depth(norm_position, rng, depth=18):
     for x, w in zip(reversed(stream[:-1]), reversed(blocks), strict=True):
         g = block_gradients.encoder_block_backward(dx, x, **switches, **w)
         dx = g["x"]
-        common = math.sqrt(TOKENS) * np.linalg.norm(dx.mean(0))  # the part alike in all tokens
+        common = math.sqrt(TOKENS) * np.linalg.norm(dx.mean(0))  # the part common to all tokens
         sizes.append((np.linalg.norm(dx), np.linalg.norm(g["W_1"]), common))
     return np.array(sizes[::-1]).T
 
@@ -473,9 +480,9 @@ assert (post[2] / post[0]).max() > 0.9 > 0.7 > (pre[2] / pre[0]).max()
 # - In pre-LN (orange) the gradient never gets smaller on its way down (from right to left). In
 #   post-LN it loses more than half by the middle of the stack.
 # - Why does it rise again at the lowest blocks? The dotted line is the part of the gradient that
-#   differs from token to token: it goes on shrinking until the middle, where more than nine tenths
+#   differs from token to token: it keeps shrinking until the middle, where more than nine tenths
 #   of the gradient is the same for all tokens. Attention averages, so it hands a common gradient
-#   down; the norms wear off what is special.
+#   down; the norms wear away what is special.
 # - For the weights the order is reversed: in post-LN the *last* block gets the largest gradient, in
 #   pre-LN the first.
 #
@@ -496,7 +503,7 @@ assert (post[2] / post[0]).max() > 0.9 > 0.7 > (pre[2] / pre[0]).max()
 #
 # It is too small by just the factor $1 - \beta_1^t$, and $v$ by $1 - \beta_2^t$. Divide them out,
 # $\hat m = m / (1-\beta_1^t)$ and $\hat v = v / (1-\beta_2^t)$, and the first step has the size
-# $\eta$, as every other. Without the correction of both the first steps are too *large*, because
+# $\eta$, like every other. Without both corrections the first steps are too *large*, because
 # $\sqrt v$ lags further behind than $m$:
 
 # %%
@@ -516,12 +523,14 @@ assert 3 < too_large[0] < 3.3 and 6 < too_large.max() < 7
 assert 30 < 1 / np.sqrt(v[0]) < 33  # only m corrected: the first step is 31 times too large
 
 # %% [markdown]
-# *Notice* that the step is over six times too large around the twelfth step, when a pretrained
-# model should be moved with care, and that correcting only $m$ is far worse than correcting nothing.
+# *Notice* that the step is over six times too large around the twelfth step, just when a pretrained
+# model should be moved with care, and that correcting only $m$ is far worse than correcting
+# nothing.
 #
 # ### Exercise 4: one step of AdamW
 #
-# $t$ counts from 1. Return the new θ, and the $m$ and $v$ for the next step.
+# $t$ counts from 1. `theta`, `g`, `m` and `v` have one shape, the other arguments are numbers. Return
+# the new θ, and the $m$ and $v$ for the next step.
 
 
 # %%
@@ -544,11 +553,11 @@ mt.check.adamw_step(my_adamw_step)
 #
 # Now all of it together. `NumpyClassifier` is embeddings, positions, two post-LN blocks, mean
 # pooling and a linear map, forward and backward; `AdamW` is the step above. There is no torch in
-# it. (`formulas/numpy_transformer.py`, to be read in one sitting.) Beside it our own
-# `SequenceClassifier`, with autograd and `torch.optim.AdamW`. Same weights at the start, same
-# batches of real movie reviews.
+# it. (`formulas/numpy_transformer.py`, to be read in one sitting.) Beside it runs our own
+# `SequenceClassifier`, with autograd and `torch.optim.AdamW`. Both start from the same weights and
+# see the same batches of real movie reviews.
 #
-# Short reviews, up to 24 word pieces; the pieces that occur are numbered anew, so that the
+# The reviews are short, up to 24 word pieces; the pieces that occur are renumbered, so that the
 # embedding stays small.
 
 # %%
@@ -620,13 +629,13 @@ assert abs(by_torch - by_numpy).max() < 1e-9
 assert max(apart.values()) < 1e-8
 
 # %% [markdown]
-# *Notice* the scale on the right: below the line of $10^{-9}$ by far. After 200 steps, each of
+# *Notice* the scale on the right: far below the line at $10^{-9}$. After 200 steps, each of
 # which starts from the result of the one before, two programs that share no line of backward code
 # have the same loss, and all weights agree to $10^{-8}$.
 #
 # (The loss on 600 reviews says nothing about others; the notebooks on fine-tuning are about that.)
 #
-# ### Which weights are furthest apart, and why
+# ### Which weights differ most, and why
 #
 # Not all are equally close. Sort them:
 
@@ -639,14 +648,14 @@ assert set(furthest[:2]) == set(key_biases)
 assert all(apart[name] > 3 * apart[furthest[2]] for name in key_biases)
 
 # %% [markdown]
-# The two biases of the keys lead, far ahead of all others. No accident: **their gradient is zero**.
-# A constant $b$ added to every key adds $q_i \cdot b$ to every score of query $i$, to all of them
-# the same, and softmax does not see it. What the computer has for that zero is rounding, about
-# $10^{-17}$, and rounding differs from program to program.
+# The two biases of the keys lead, far ahead of all others. This is no accident: **their gradient is
+# zero**. A constant $b$ added to every key adds $q_i \cdot b$ to every score of query $i$, to all
+# of them the same, and softmax does not see it. What the computer gets instead of that zero is
+# rounding error, about $10^{-17}$, and rounding differs from program to program.
 #
-# Now think of AdamW: it divides by $\sqrt{\hat v}$, and by that makes steps of size $\eta$ out of
-# *any* gradient, also out of one that is nothing but rounding. What prevents it is $\epsilon =
-# 10^{-8}$ in the denominator, a billion times larger than that noise. Take it away:
+# Now think of AdamW: it divides by $\sqrt{\hat v}$, and so makes steps of size $\eta$ out of *any*
+# gradient, even one that is nothing but rounding. What prevents this is $\epsilon = 10^{-8}$ in the
+# denominator, a billion times larger than that noise. Take it away:
 
 # %%
 by_torch_0, by_numpy_0, apart_0 = train_both(60, eps=1e-30)
@@ -657,18 +666,18 @@ assert others < 1e-8
 assert abs(by_torch_0 - by_numpy_0).max() < 1e-9
 
 # %% [markdown]
-# *Notice* that the key biases now wander off, each program's in its own direction, driven by
+# *Notice* that the key biases now wander off, in each program in a direction of its own, driven by
 # rounding alone, while all other weights and the loss still agree: the biases have no effect.
-# $\epsilon$ is not only there against dividing by zero, it also says which gradients are too small
-# to be believed. And a difference between two programs is not always a mistake in one of them:
-# first ask whether the quantity means anything.
+# $\epsilon$ is not only there to prevent division by zero; it also says which gradients are too
+# small to be believed. And a difference between two programs is not always a mistake in one of
+# them: first ask whether the quantity means anything.
 #
 # (Many later models have no biases in these maps, T5 among them, and lose nothing.)
 #
 # ## 8. The formulas, our code, the proof
 #
-# The ledger holds the derivative of every formula against autograd. Its last column is what this
-# notebook was about, "by-hand grad". Allowed is $10^{-9}$.
+# The ledger compares the derivative of every formula with autograd's. Its last column, "by-hand
+# grad", is what this notebook was about. Errors up to $10^{-9}$ are allowed.
 
 # %%
 report = mt.verify(["softmax", "layer_norm", "attention", "multi_head_attention", "post_ln_block"])

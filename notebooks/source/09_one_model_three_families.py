@@ -1,13 +1,13 @@
 # %% [markdown]
 # # 09 One model, three families
 #
-# BERT reads, GPT-2 writes, T5 reads and then writes. Three papers; and in most libraries three
+# BERT reads, GPT-2 writes, T5 reads and then writes. Three papers, and in most libraries three
 # files, of a thousand lines each, that share nothing. This notebook loads all three into the same
 # small code and finds the same numbers as Hugging Face's `transformers`, to the last digits.
 #
-# What is left between them is a table of switches: where the norm stands, what the activation is,
+# All that separates them is a table of switches: where the norm stands, which activation is used,
 # how positions come in. You will turn these switches one at a time and see what each is worth. Some
-# wreck the model. Some, and these are the dangerous ones, nobody would ever notice.
+# wreck the model. Others, and these are the dangerous ones, nobody would ever notice.
 #
 # It covers section 2.1 of the article, on pretrained Transformers: BERT (Devlin et al. 2019), GPT
 # (Radford et al. 2019) and T5 (Raffel et al. 2020).
@@ -43,10 +43,10 @@ VOCAB = 41
 # %% [markdown]
 # ## 1. Four checkpoints that nobody has to download
 #
-# Whether code loads GPT-2 right can be tested without GPT-2. A tiny model of the same *kind* with
-# random weights has every part of the large one, and every mistake shows in it. Better still: in a
-# trained model biases and gains are often close to 0 and 1, which hides a forgotten one; here they
-# are random, and large.
+# Whether code loads GPT-2 correctly can be tested without GPT-2. A tiny model of the same *kind*
+# with random weights has every part of the large one, and every mistake shows in it. Better still,
+# in a trained model biases and gains are often close to 0 and 1, which hides a forgotten one; here
+# they are random, and large.
 #
 # `transformers` makes the models and writes the folders. All sizes differ, so that no two axes can
 # be mistaken for each other, and 3 heads of 5 numbers do not even add up to T5's `d_model` of 12.
@@ -76,7 +76,7 @@ toy_tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, 
 toy_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
 
 torch.manual_seed(0)
-head = torch.empty(VOCAB, 12)  # v1.1 has a last map of its own, which is not the embeddings
+head = torch.empty(VOCAB, 12)  # v1.1 has an output map of its own, not the embeddings
 theirs["T5 v1.1"].lm_head.weight = torch.nn.Parameter(head)
 for name, hf in theirs.items():
     for key, p in hf.named_parameters():
@@ -88,8 +88,9 @@ for name, hf in theirs.items():
 # %% [markdown]
 # ## 2. Load them
 #
-# One function, and no word about which family it is: `config.json` says so. Then both sides read the
-# same padded batch, in float64, and the largest difference of their logits is what counts.
+# One function for all, and it is not told which family it gets: `config.json` says so. Then both
+# sides read the same padded batch, in float64, and what counts is the largest difference between
+# their logits.
 
 # %%
 ids = torch.randint(2, VOCAB, (3, 11))
@@ -110,7 +111,7 @@ def our_logits(model, ids, real):
 
 
 def difference(a, b, real):
-    """The largest, over real tokens; T5's logits are those of the target, which is not padded."""
+    """The largest one, over real tokens; T5's logits are the target's, which is not padded."""
     return float((a - b)[real if a.shape[:2] == real.shape else ...].abs().max())
 
 
@@ -127,9 +128,9 @@ for name, hf in theirs.items():
 # %% [markdown]
 # *Notice* the two kinds of zero. BERT and GPT-2 agree to the rounding of float64. T5 is millions
 # of times worse, and still right: the norm of `transformers`' T5 computes its variance in float32
-# whatever the rest of the model is in, and that is the seventh digit. A tolerance has to be
-# *explained*, else it hides something: with that one line of theirs in float64, T5 agrees to 1e-9
-# too (`tests/pretrained/test_t5.py` does that).
+# whatever the rest of the model is in, which leaves seven digits. A tolerance has to be
+# *explained*, otherwise it hides something: with that one line of theirs in float64, T5 agrees to
+# 1e-9 too (`tests/pretrained/test_t5.py` does that).
 #
 # ## 3. And a real one
 #
@@ -174,9 +175,9 @@ table
 # %% [markdown]
 # Read it as history. The 2017 Transformer puts the norm on the stream ("post"), and BERT still does.
 # GPT-2 moves it into the branch ("pre"), and most have followed; Xiong et al. 2020 say why. T5
-# throws out whatever seemed to do no work: the mean in the norm, all the biases, the root of $d_k$
-# in the scores (it draws smaller first weights instead), and positions as a part of the input. Its v1.1 has a
-# gate in the feed-forward, and no longer uses the embeddings as the last map.
+# drops whatever seemed to do no work: the mean in the norm, all the biases, the root of $d_k$ in
+# the scores (it draws smaller first weights instead), and positions as a part of the input. Its
+# v1.1 has a gate in the feed-forward network, and no longer uses the embeddings as the output map.
 #
 # Everything else, the attention, the residuals, the two halves of a block, is the same in all four,
 # and it is the code of notebooks 01 to 05:
@@ -190,8 +191,9 @@ print("the same in all four:", *sorted(set(every.rows) - set(table.different)))
 #
 # Two things must happen on the way in, and both go wrong silently. The first: GPT-2's code multiplies
 # $xW$ and stores $W$ as (in, out); `nn.Linear` multiplies $xW^\top$ and stores (out, in). So four
-# matrices of each block have to be turned, `c_attn`, `c_proj`, `c_fc` and again `c_proj`, and the
-# embeddings must *not* be. Here is one of them, as it lies in the file and as it lies in our model:
+# matrices of each block have to be transposed, `c_attn`, `c_proj`, `c_fc` and again `c_proj`, and
+# the embeddings must *not* be. Here is one of them, as it lies in the file and as it lies in our
+# model:
 
 # %%
 file = safetensors.torch.load_file(folders / "GPT-2" / "model.safetensors")
@@ -204,7 +206,7 @@ plots.matrices(
 assert torch.equal(stored.T, loaded)
 
 # %% [markdown]
-# *Notice* that this one could not be forgotten: 12 x 20 does not fit where 20 x 12 should be. But
+# *Notice* that this one could not be forgotten: 12 x 20 does not fit where 20 x 12 belongs. But
 # the map after the attention, `attn.c_proj`, is *square*. It fits both ways.
 
 # %%
@@ -226,8 +228,8 @@ assert difference(right, wrong, real) > 0.1
 # ### Exercise 1: split `c_attn`
 #
 # You get `c_attn` as GPT-2 stores it: (d_in, 3 d_out), the queries' columns first, then the keys',
-# then the values'. Give the three matrices back as `nn.Linear` wants them, stacked in that order:
-# (3, d_out, d_in). (In GPT-2 `d_out` equals `d_in`. The check uses two different numbers: then the
+# then the values'. Return the three matrices as `nn.Linear` wants them, stacked in that order: (3,
+# d_out, d_in). (In GPT-2 `d_out` equals `d_in`. The check uses two different numbers, so that the
 # shape can help you.)
 
 
@@ -242,7 +244,7 @@ def my_split(c_attn):
 mt.check.split_c_attn(my_split)
 
 # %% [markdown]
-# A shape that fits proves nothing. This answer has the right one, and is as good as random:
+# A shape that fits proves nothing. This answer has the right shape, and is as good as random:
 
 # %%
 mt.check.split_c_attn(lambda c_attn: c_attn.reshape(3, -1, len(c_attn)))
@@ -251,15 +253,15 @@ mt.check.split_c_attn(lambda c_attn: c_attn.reshape(3, -1, len(c_attn)))
 # ## 6. How T5 knows where a word stands
 #
 # BERT and GPT-2 add a vector for position 0, 1, 2 ... to the input, and have one for each of 512 or
-# 1,024 positions, no more. T5 adds nothing to the input. Its scores get a number that depends on the
-# *distance* from query to key:
+# 1,024 positions and no more. T5 adds nothing to the input. Its scores get a number that depends on
+# the *distance* from query to key:
 #
 # $$\mathrm{softmax}\left(QK^\top + B\right)V, \qquad B_{hij} = E_{b(j-i),\,h}$$
 #
-# A table $E$ with a number for each head, but not for each distance: $b$ sorts distances into 32
-# buckets. Near ones are told apart exactly; the farther, the coarser; beyond 128 all are alike. The
-# encoder looks both ways and splits the buckets between past and future; the decoder has them all
-# for the past.
+# The table $E$ has a number for each head, but not for each distance: $b$ sorts distances into 32
+# buckets. Near ones are told apart exactly; the farther away, the coarser the buckets; beyond 128
+# all are alike. The encoder looks both ways and splits the buckets between past and future; the
+# decoder uses them all for the past.
 
 # %%
 encoder = ours["T5 v1.0"].encoder_decoder.encoder.relative_positions
@@ -282,16 +284,17 @@ assert torch.equal(bias["encoder"][:-1, :-1], bias["encoder"][1:, 1:])  # only j
 #
 # ### Exercise 2: the buckets
 #
-# `r` holds the distances $j - i$, whole numbers, negative for keys before the query. Of the $n$
-# buckets of one direction the first half hold one distance each; the others grow with the logarithm
-# up to $r_{max}$, which is `max_distance`:
+# `r`, of shape (queries, keys), holds the distances $j - i$, whole numbers, negative for keys
+# before the query; return the bucket of each, in the same shape. Of the $n$ buckets of one
+# direction the first half hold one distance each; the others grow with the logarithm up to
+# $r_{max}$, which is `max_distance`:
 #
-# $$b(r) = |r| \ \text{ if } |r| < \tfrac n2, \ \text{ else } \
+# $$b(r) = |r| \ \text{ if } |r| < \tfrac n2, \ \text{ otherwise } \
 # \min\left(n - 1,\ \tfrac n2 + \left\lfloor \frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}
 # \cdot \tfrac n2 \right\rfloor\right)$$
 #
-# Bidirectional, $n$ is half of `n_buckets`, and keys behind the query ($r > 0$) go $n$ buckets higher.
-# Causal, $n$ is all of them, and keys behind the query go to bucket 0.
+# If `bidirectional`, $n$ is half of `n_buckets`, and keys after the query ($r > 0$) go $n$ buckets
+# higher. Otherwise $n$ is all of them, and keys after the query go to bucket 0.
 
 
 # %%
@@ -313,14 +316,14 @@ mt.check.relative_bucket(my_buckets)
 # %% [markdown]
 # ## 7. Turn one switch
 #
-# Now break things on purpose: same weights, one switch turned, and the largest error of the logits.
-# Before you run the cell, guess. Which of these is the worst? Which one hardly matters? Is there one
-# that does not matter at all? Then add some of your own to the lists.
+# Now break things on purpose: the same weights, one switch turned, and the largest error of the
+# logits. Before you run the cell, guess. Which of these is the worst? Which one hardly matters? Is
+# there one that does not matter at all? Then add some of your own to the lists.
 
 
 # %%
 def flip(model, **switch):
-    """The same weights in a model with one switch turned; what does not fit is left as it starts."""
+    """The same weights with one switch turned; those that do not fit keep their initial values."""
     config = (model.encoder if isinstance(model, mt.MaskedLM) else model).config.with_(**switch)
     torch.manual_seed(0)
     if isinstance(model, mt.MaskedLM):
@@ -382,7 +385,7 @@ with torch.no_grad():
 
 
 def bars(ax, errors, title):
-    """A bar a switch, on a logarithmic scale; an error of zero has no bar, and says so."""
+    """One bar per switch, on a logarithmic scale; an error of zero has no bar, and says so."""
     for i, error in enumerate(errors.values()):
         ax.barh(i, max(error, 1e-8), color="tab:red" if error > 0.1 else "tab:blue")
         ax.text(2e-8, i, "exactly 0" if error == 0 else "", va="center", fontsize=7)
@@ -400,15 +403,15 @@ for pair in (("BERT", "GPT-2"), ("T5 v1.0", "T5 v1.1")):
 # %% [markdown]
 # *Notice* three things.
 #
-# - **Red is easy.** A forgotten root, a norm in the wrong place: off by as much as the logits
-#   themselves. Any comparison at all will find it.
+# - **Red is easy.** A forgotten root, a norm in the wrong place: the error is as large as the
+#   logits themselves. Any comparison at all will find it.
 # - **Blue is not.** A wrong $\epsilon$, or the other GELU, gives errors from the third to the fifth
-#   digit. A test that accepts 1e-2, and there are such, would call most of them equal.
-# - **"Exactly 0" is a trap.** GPT-2 without its padding mask is *right*: all filling is on the
+#   digit. A test that accepts 1e-2, and such tests exist, would call most of them equal.
+# - **"Exactly 0" is a trap.** GPT-2 without its padding mask is *right*: all padding is on the
 #   right, and causality hides whatever comes later. And T5 with another `max_distance` is right on
 #   texts this short. The mistakes are there; these inputs cannot tell.
 #
-# So fill up on the left, as one does for writing, and the first of them shows:
+# So pad on the left, as one does for generation, and the first of them shows:
 
 # %%
 left = real.flip(1)
@@ -424,15 +427,15 @@ assert 1e-9 < errors["BERT"]["norm_eps=1e-05"] < 1e-2 < errors["BERT"]["scale_at
 # %% [markdown]
 # ## 8. The same with real weights
 #
-# Do these errors matter outside a toy? MiniLM's purpose is one vector for a sentence, the mean over
-# its tokens. Rank these for yourself first: the exact GELU or the tanh one, $\epsilon$, the root in the
-# scores, the padding mask, the vector of segment 0 that BERT adds to *every* token, 6 wider heads
-# for 12.
+# Do these errors matter outside a toy? MiniLM's purpose is one vector per sentence, the mean over
+# its tokens. First rank these for yourself: the exact GELU or the tanh one, $\epsilon$, the root in
+# the scores, the padding mask, the vector of segment 0 that BERT adds to *every* token, 6 wider
+# heads instead of 12.
 
 
 # %%
 def embed(model, keep=None):
-    """Hidden states, and the mean over real tokens: one vector a sentence."""
+    """Hidden states, and the mean over real tokens: one vector per sentence."""
     hidden = model(batch.ids, batch.keep if keep is None else keep)
     weight = batch.keep[:, 0, 0, :, None].double()
     return hidden, (hidden * weight).sum(1) / weight.sum(1)
@@ -467,17 +470,17 @@ assert rows["activation=gelu_tanh"] > 1e-4 and cosines["n_segments=0"] < 0.9
 
 # %% [markdown]
 # *Notice* the two at the top: the cosine is 1.00000. No search, no classifier, no accuracy on any
-# task will ever tell that the activation is the wrong one. It is a real mistake (well-known programs
+# task will ever tell you that the activation is wrong. It is a real mistake (well-known programs
 # have it), and a comparison of numbers is the only way to see it. At the other end stands a vector
 # that looks like nothing: without segment 0, added alike to all tokens, the model falls apart.
 #
 # That is why every family here is tested number by number against the original, and why every
 # switch is also tested *turned*: a test has to fail when the model is wrong.
 #
-# ## 9. What does not fit is refused
+# ## 9. Weights that do not fit are rejected
 #
 # A loader that skips what it does not know would have loaded all of the above. This one accounts
-# for every weight. Here T5's weights lie beside GPT-2's `config.json`; then a layer is missing.
+# for every weight. First T5's weights lie beside GPT-2's `config.json`; then a layer is missing.
 
 # %%
 weights, config = folders / "GPT-2" / "model.safetensors", folders / "GPT-2" / "config.json"
@@ -497,8 +500,9 @@ for story in ("T5's weights", "a layer too many in the config"):
 # %% [markdown]
 # ## 10. And back again
 #
-# What can be read can be written: `save_pretrained` turns the matrices back, joins the three into
-# one, and writes tied weights once. `transformers` opens the folder and computes the same.
+# What can be read can be written: `save_pretrained` transposes the matrices back, joins the three
+# into one, and writes tied weights once. `transformers` opens the folder and computes the same
+# numbers.
 
 # %%
 for name, model in ours.items():
@@ -519,6 +523,7 @@ work.cleanup()
 #
 # - **Notebook 10, fine-tuning BERT**: now that the weights are in the right places, put them to
 #   work.
-# - In the package: `minitransformer/pretrained/gpt2.py` and `t5.py`, under 200 lines each, and all that
-#   is special about a family; `minitransformer/model/config.py`, the switches.
-# - Raffel et al. 2020, section 3.2, compare architectures the other way: they train each anew.
+# - In the package: `minitransformer/pretrained/gpt2.py` and `t5.py`, under 200 lines each, with all
+#   that is special about a family; `minitransformer/model/config.py`, the switches.
+# - Raffel et al. 2020, section 3.2, compare architectures the other way: they train each from
+#   scratch.

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 20 Debugging
 #
-# Code that crashes tells you where. A Transformer with a mistake in it mostly does not crash: it
+# Code that crashes tells you where. A Transformer with a mistake in it usually does not crash: it
 # trains a little worse, or not at all, or suspiciously well, and says nothing. This notebook is a
 # clinic. Nine small models lie in it, patients A to I, each with **one** mistake. You will not read
 # their code. You will measure symptoms, as one does with a model of ten thousand lines, and name the
@@ -31,15 +31,15 @@ from minitransformer.classroom.clinic import instruments
 # | the first loss is not $\ln n$ ($n$ answers to choose from) | weights that start too large; targets that are not what you think |
 # | the loss falls to 0, even on random tokens | the answer is visible: a mask that is off, targets that were not shifted |
 # | it predicts the token that it has just read | targets that were not shifted: nothing leaks then, the question is wrong |
-# | an earlier output moves with a later token | the causal mask, or heads that were cut or merged across positions |
+# | an earlier output moves with a later token | the causal mask, or heads that were split or merged across positions |
 # | an output hardly moves with its own token | a residual is missing |
 # | a text alone and in a batch get different answers | padding is attended to, or pooled; positions got mixed up |
 # | two equal calls give different answers | dropout is on, `model.eval()` was forgotten |
 # | no gradient in some layer | frozen, detached, or not in the graph at all |
 # | a second, equal step has twice the gradient | `zero_grad` was forgotten |
-# | one batch cannot be learned by heart | no residuals, no gradient, a rate far off; a loss that cannot reach 0, such as $\ln(1 + (n-1)/e)$ when the softmax is taken twice |
+# | one batch cannot be learned by heart | no residuals, no gradient, a learning rate far off; a loss that cannot reach 0, such as $\ln(1 + (n-1)/e)$ when the softmax is taken twice |
 # | one batch is fine, new texts are not | labels that belong to other texts; too little data; a model that is too large |
-# | one answer to everything | a rate that is too high; labels without any meaning |
+# | one answer to everything | a learning rate that is too high; labels without any meaning |
 # | NaN at the first step | a row of the mask with nothing to attend to, or $0 \cdot \infty$ |
 #
 # Several causes for one symptom, and several symptoms for one cause: a single measurement rarely
@@ -47,9 +47,10 @@ from minitransformer.classroom.clinic import instruments
 #
 # ## 2. Two healthy models
 #
-# To know what is ill one has to know what is healthy. Two tiny models, both on real texts: the
-# **writer** is a GPT that predicts the characters of film reviews; the **reader** is an encoder that
-# tells tweets from newspaper comments. Every patient is one of these two with one thing changed.
+# To recognise what is ill, you have to know what is healthy. Here are two tiny models, both on real
+# texts: the **writer** is a GPT that predicts the characters of film reviews; the **reader** is an
+# encoder that tells tweets from newspaper comments. Every patient is one of these two with one
+# thing changed.
 
 # %%
 for name in ("writer", "reader"):
@@ -68,7 +69,7 @@ for name in ("writer", "reader"):
 #
 # ### Exercise 1: the loss of knowing nothing
 #
-# One line.
+# One line: `n` is a whole number; return the loss, a number.
 
 
 # %%
@@ -95,8 +96,8 @@ for name, chart in healthy.items():
 # A language model must not. To find out, change the input from some position $t$ on and watch the
 # outputs *before* $t$: none may move. It takes five lines and is easy to get wrong; a leak test that
 # never fires is worse than none. Your function gets a block (a module: `block(x)` has the shape of
-# `x`), an input of shape (batch, length, d_model), and $t$. The check tries it on eight blocks of which
-# it knows the truth.
+# `x`), an input of shape (batch, length, d_model), and $t$; it returns True or False. The check
+# tries it on eight blocks whose answer is known.
 #
 # ### Exercise 2: a leak test
 
@@ -119,7 +120,8 @@ def my_leak_test(block, x, t):
 mt.check.leaks(my_leak_test)
 
 # %% [markdown]
-# Tried on a block of the package, whose mask is known to be right, and on one that has none:
+# Here is the package's own test, on a block whose mask is known to be right and on one that has
+# none:
 
 # %%
 torch.manual_seed(0)
@@ -127,10 +129,12 @@ config = mt.TransformerConfig(vocab_size=10, d_model=20, n_heads=5, d_ff=44, nor
 x = torch.randn(3, 7, 20, dtype=torch.float64)
 for block in (mt.DecoderBlock(config).double(), mt.EncoderBlock(config).double()):
     print(f"{type(block).__name__}: moves by {instruments.leak(block, x, 4):.0e}")
-assert instruments.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < instruments.leak(block, x, 4)
+assert (
+    instruments.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < instruments.leak(block, x, 4)
+)
 
 # %% [markdown]
-# The same question can be asked for every pair of positions at once: exchange token $j$, and see how
+# The same question can be asked for every pair of positions at once: replace token $j$, and see how
 # far output $i$ moves. That is the **influence map**, the first picture. The second is the
 # **attention map** of the first block: what the model *means* to look at. Here the two agree.
 
@@ -161,9 +165,9 @@ assert healthy["writer"].future == 0.0
 #
 # ### Alone, twice, and backwards
 #
-# Three more instruments, each a few lines of `classroom/clinic/instruments.py`. A text alone
-# must get what it gets in a padded batch; two equal calls must agree; the gradient must arrive in every
-# layer, and be fresh at every step.
+# Three more instruments, each a few lines of `minitransformer/classroom/clinic/instruments.py`. A
+# text must get the same answer alone as in a padded batch; two equal calls must agree; the gradient
+# must arrive in every layer, and be fresh at every step.
 
 # %%
 for name, chart in healthy.items():
@@ -173,11 +177,12 @@ for name, chart in healthy.items():
     assert chart.alone < 1e-5 and chart.twice == 0.0 and abs(chart.piled - 1) < 1e-3
 
 # %% [markdown]
-# ### Too hard, and too easy
+# ### Too easy, and too hard
 #
 # Two trainings that should end in a known way. **One batch**, again and again: a healthy model learns
-# it by heart, so the loss goes to 0; if not, nothing larger will work either. And **random tokens**, new
-# ones at every step, of eight kinds: there is nothing to learn, so no honest model gets below $\ln 8$.
+# it by heart, so the loss goes to 0; if not, nothing larger will work either. And **random
+# tokens**, of eight kinds and new at every step: there is nothing to learn, so no honest model gets
+# below $\ln 8$.
 
 # %%
 for name, chart in healthy.items():
@@ -266,7 +271,7 @@ for ax, name in zip(axes, readers, strict=True):
 _ = axes[0].set(xlabel="key", ylabel="query")
 
 # %% [markdown]
-# The gradient of the first loss, layer by layer (what does not show is 0):
+# The gradient of the first loss, layer by layer (a gradient of 0 does not show):
 
 # %%
 axes = plots.figure(2, (6, 2.4), sharey=True)
@@ -294,7 +299,8 @@ assert sum(charts[p].random < 0.8 * math.log(8) for p in writers) == 2
 # %% [markdown]
 # ### Exercise 3: nine names
 #
-# Twelve mistakes to choose from; three of them nobody here has.
+# There are twelve mistakes to choose from; three of them belong to nobody here. Your function takes
+# no argument and returns a dictionary, from the letters of the patients to names of mistakes.
 #
 # | name | what was done |
 # | --- | --- |
@@ -302,8 +308,8 @@ assert sum(charts[p].random < 0.8 * math.log(8) for p in writers) == 2
 # | `"dropout stays on"` | evaluation in training mode |
 # | `"gradients pile up"` | `zero_grad` forgotten |
 # | `"heads merged wrongly"` | a reshape without a transpose |
-# | `"labels of other texts"` | labels and texts slipped against each other |
-# | `"no residuals"` | $\mathrm{MHA}(x)$ for $x + \mathrm{MHA}(x)$ |
+# | `"labels of other texts"` | labels shifted against the texts |
+# | `"no residuals"` | $\mathrm{MHA}(x)$ instead of $x + \mathrm{MHA}(x)$ |
 # | `"no shift"` | the target at $t$ is the token at $t$ |
 # | `"padding is heard"` | no padding mask in attention |
 # | `"rate too high"` | a learning rate that is far too high |
@@ -311,8 +317,9 @@ assert sum(charts[p].random < 0.8 * math.log(8) for p in writers) == 2
 # | `"softmax twice"` | cross-entropy of probabilities |
 # | `"starts too large"` | embeddings drawn from $N(0, 1)$ |
 #
-# You need not name all at once: leave out a letter, or give it `None`. A wrong name is answered with
-# the measurement that speaks against it. Begin with the sure ones: which measurement has a single cause?
+# You need not name all at once: leave out a letter, or give it `None`. The check answers a wrong
+# name with the measurement that contradicts it. Begin with the sure ones: which measurement has a
+# single cause?
 
 
 # %%
@@ -339,23 +346,22 @@ mt.check.diagnoses(my_diagnoses)
 # ## 4. What the ward teaches
 #
 # - **A falling loss proves little.** It fell for all nine. Two of the writers got *better* than
-#   possible, and the one among the readers whose learning was in vain learned its batch as well as the
-#   healthy one did.
-# - **Cheap instruments first.** The first loss, two equal calls, one text alone: seconds, no training, and
-#   they name almost half of the patients.
-# - **In this order.** A model that differs from call to call also differs between alone and batch; ask
-#   the second question only when the first is settled.
+#   possible, and the reader that learned in vain learned its batch as well as the healthy one did.
+# - **Cheap instruments first.** The first loss, two equal calls, one text alone: they take seconds,
+#   need no training, and name almost half of the patients.
+# - **In this order.** A model that differs from call to call also differs between a text alone and
+#   in a batch; ask the second question only when the first is settled.
 # - **A symptom is what the instrument says, not what the textbook promises.** A missing residual is
 #   said to make gradients vanish on their way down. Look at the gradients again: with norms inside each
-#   block none vanishes here, one is even larger than it should be. What gives it away is that outputs
-#   no longer hear their own token.
-# - **When all instruments are content, look at the data.** Print ten texts beside their labels. It is the
-#   most boring way to find a mistake, and the one that finds most.
+#   block none vanishes here, one is even larger than it should be. What gives it away is that
+#   outputs hardly depend on their own token any more.
+# - **When all instruments read normal, look at the data.** Print ten texts beside their labels. It
+#   is the most boring way to find a mistake, and the one that finds the most.
 #
 # ## What to read next
 #
-# - `minitransformer/classroom/clinic/instruments.py`, for your own models. Then `patients.py` beside it:
-#   each mistake is a few lines.
+# - `minitransformer/classroom/clinic/instruments.py`, for your own models. Then `patients.py`
+#   beside it: each mistake is a few lines.
 # - Andrej Karpathy, "A Recipe for Training Neural Networks" (2019), on building up from what is known
 #   to work; notebook 03 on why blocks have residuals and norms, notebook 04 on the causal mask.
 # - Xiong et al. 2020, "On layer normalization in the Transformer architecture": gradients by layer,

@@ -66,7 +66,7 @@ def main(rounds: int = 20) -> None:
             tensors = [torch.randn(shape).transpose(1, 2).requires_grad_() for _ in range(3)]
             keep = torch.ones(batch, 1, 1, length, dtype=torch.bool)
             keep[0, ..., -3:] = False
-            few = partial(fast.few_keys_attention, keep=keep)
+            few = partial(fast.few_keys_attention, keep=keep, dropout=0.0, bias=None, scale=None)
             fused = partial(F.scaled_dot_product_attention, attn_mask=keep)
             candidates = {
                 "written out": partial(ops.attention, keep=keep),

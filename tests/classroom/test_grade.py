@@ -240,7 +240,7 @@ def test_the_page_has_the_class_its_mistakes_and_each_student(out, rows):
 
 
 def test_a_quiz_is_graded_by_its_names_alone(tmp_path):
-    """In seconds, though each answer to a student is made of trainings."""
+    """Without the trainings that an answer to a student is made of."""
     sheet = "import minitransformer as mt\n# %%\ndef my_names():\n    raise NotImplementedError\n"
     sheet = [*sheet.split("# %%\n"), "mt.check.diagnoses(my_names)"]
     cells = [{"cell_type": "code", "source": source} for source in sheet]
@@ -253,7 +253,7 @@ def test_a_quiz_is_graded_by_its_names_alone(tmp_path):
     handed_in = [tmp_path / "one.py", tmp_path / "right.py"]
     one, all_right = grade.grade(handed_in, tmp_path / "sheets")
     assert all_right.passed and not one.passed
-    assert one.mistakes == ("C taken for 'no shift'",) and one.seconds < 5
+    assert one.mistakes == ("C taken for 'no shift'",)
     report.write([one, all_right], tmp_path / "out")
     page = (tmp_path / "out" / "grades.html").read_text(encoding="utf-8")
     assert "diagnoses, nine diagnoses" in page and "C taken for &#x27;no shift&#x27;" in page

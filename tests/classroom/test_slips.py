@@ -150,7 +150,7 @@ SLIPS = [
     ("relative_bucket", lambda r, n, far, both: (r.abs().float() + 1).log2().long(),
      ["[0, -1, -2, -3] get the buckets [0, 1, 1, 2]"]),
     ("split_c_attn", lambda c: torch.stack(c.chunk(3, 1)),
-     ["By their sizes your axes are (which, d_in, d_out)"]),
+     ["Judging by their sizes, your axes are (which, d_in, d_out)"]),
     ("split_c_attn", lambda c: torch.stack(c.chunk(3, 0)),
      ["wanted (which=3, d_out=20, d_in=12), got (3, 4, 60)"]),
     ("split_c_attn", lambda c: c.T.chunk(3), ["returns 3 things"]),

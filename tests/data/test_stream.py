@@ -108,6 +108,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, tokenizer, monkeypatch):
     assert peaks[1] < 1.5 * peaks[0]
 
 
+@pytest.mark.trains
 def test_a_model_learns_from_a_block_file(made, tokenizer):
     torch.manual_seed(0)
     blocks = BlockFile(made, tokenizer, 16)

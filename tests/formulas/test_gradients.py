@@ -8,12 +8,10 @@ import pytest
 
 import minitransformer as mt
 from minitransformer.formulas import block_gradients, by_hand, decoder_gradients, gradients
-from minitransformer.proofs.draws import HEADS, HUGE
+from minitransformer.proofs.draws import EPS, HUGE
 from minitransformer.proofs.ledger import LEDGER
-from minitransformer.proofs.measure import CHECKS, differentiable, measure
-from minitransformer.proofs.rows_modules import EPS
+from minitransformer.proofs.measure import differentiable, measure
 
-SEEDS = (1, 2, 3)
 BY_HAND = {id: f for id, f in LEDGER.items() if f.backward_by_hand is not None}
 # A formula without inputs that could be differentiated has none.
 DIFFERENTIABLE = {
@@ -28,13 +26,6 @@ def test_every_row_that_has_a_gradient_has_it_by_hand(id):
     assert LEDGER[id].backward_by_hand is not None, (
         f"{id}: derive its backward pass in formulas/gradients.py and enter it in the row"
     )
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("id", BY_HAND)
-def test_by_hand_matches_autograd(id, seed):
-    errors = measure(BY_HAND[id], seed)
-    assert errors["by-hand grad"] <= CHECKS["by-hand grad"] == 1e-9
 
 
 def test_the_table_shows_the_column():
@@ -110,7 +101,7 @@ def test_the_gradient_of_the_key_bias_is_zero():
     rng = np.random.default_rng(0)
     inputs = LEDGER["multi_head_attention"].draw(rng, "causal")
     dy = rng.standard_normal(inputs["x"].shape)
-    grads = block_gradients.multi_head_attention_backward(dy, n_heads=HEADS, **inputs)
+    grads = block_gradients.multi_head_attention_backward(dy, **inputs)
     assert abs(grads["b_K"]).max() < 1e-12 < 1e-2 < abs(grads["b_Q"]).max()
 
 
@@ -190,15 +181,14 @@ def cross_entropy_of_all(dL, logits, targets, ignore, label_smoothing):
     return gradients.cross_entropy_backward(dL, logits, abs(targets) % 4, -1, label_smoothing)
 
 
-def block_slip(position, slip):
-    def backward(dy, **inputs):
+def block_slip(slip):
+    def backward(dy, norm_position, **inputs):
+        if slip == "other order":
+            norm_position = {"post": "pre", "pre": "post"}[norm_position]
         right = block_gradients.encoder_block_backward
-        grads = right(dy, n_heads=HEADS, eps=EPS, norm_position=position, **inputs)
+        grads = right(dy, norm_position=norm_position, **inputs)
         if slip == "residual":
             grads["x"] = grads["x"] - dy
-        if slip == "other order":
-            other = {"post": "pre", "pre": "post"}[position]
-            grads = right(dy, n_heads=HEADS, eps=EPS, norm_position=other, **inputs)
         return grads
 
     return backward
@@ -206,11 +196,9 @@ def block_slip(position, slip):
 
 def decoder_slip(slip):
     def backward(dout, z, **inputs):
-        right = decoder_gradients.decoder_block_backward
-        options = dict(n_heads=HEADS, eps=EPS, norm_position="post")
         if slip == "the memory's mask":
             inputs["memory_keep"] = None
-        grads = right(dout, z=z, **options, **inputs)
+        grads = decoder_gradients.decoder_block_backward(dout, z=z, **inputs)
         if slip == "nothing for the encoder":
             grads["z"] = 0 * grads["z"]
         return grads
@@ -218,9 +206,9 @@ def decoder_slip(slip):
     return backward
 
 
-def causal_slip(dy, x, keep, **w):
-    """The future hidden on the way forward only."""
-    grads = block_gradients.multi_head_attention_backward(dy, x, x, HEADS, keep, **w)
+def causal_slip(dy, x, **inputs):
+    """The future is hidden on the way forward only."""
+    grads = block_gradients.multi_head_attention_backward(dy, x, x, **inputs)
     grads["x"] = grads["x"] + grads.pop("z")
     return grads
 
@@ -255,7 +243,7 @@ def lookup_alone(dlogits, source, target, source_keep, **p):
 
 def sublayer_without_values(dy, x, **inputs):
     """z used once, not twice: the way through the keys and values is forgotten."""
-    grads = block_gradients.decoder_sublayer_backward(dy, x, x, n_heads=HEADS, eps=EPS, **inputs)
+    grads = block_gradients.decoder_sublayer_backward(dy, x, x, **inputs)
     dx = grads.pop("y")
     del grads["z"]
     return {"x": dx} | grads
@@ -274,8 +262,8 @@ SLIPS = {
     "embedding: a repeated id": ("embeddings", embedding_counting_once),
     "pooling: over padding": ("mean_pool", pool_over_padding),
     "cross-entropy: ignored": ("cross_entropy", cross_entropy_of_all),
-    "pre-LN block: residual": ("pre_ln_block", block_slip("pre", "residual")),
-    "post-LN block: order": ("post_ln_block", block_slip("post", "other order")),
+    "pre-LN block: residual": ("pre_ln_block", block_slip("residual")),
+    "post-LN block: order": ("post_ln_block", block_slip("other order")),
     "article's encoder: z": ("encoder_sublayer", sublayer_without_values),
     "decoder block: the memory's mask": (
         "post_ln_decoder_block",
@@ -310,8 +298,8 @@ def test_unaltered_slips_would_pass():
     for id, right in (
         ("layer_norm", layer_norm_without("nothing")),
         ("attention", attention_slip("nothing")),
-        ("pre_ln_block", block_slip("pre", "nothing")),
-        ("post_ln_block", block_slip("post", "nothing")),
+        ("pre_ln_block", block_slip("nothing")),
+        ("post_ln_block", block_slip("nothing")),
         ("post_ln_decoder_block", decoder_slip("nothing")),
     ):
         assert measure(replace(LEDGER[id], backward_by_hand=right)).wrong() == []

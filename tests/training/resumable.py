@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import torch
@@ -45,16 +46,17 @@ def run(folder: Path | None, resume: bool = True, **options) -> tuple[mt.CausalL
 def run_in_a_process(folder: Path, die_at_sync: int | None) -> None:
     """Until it is killed; or dies, by its own SIGKILL, in the middle of a write."""
     torch.set_num_threads(1)
-    if die_at_sync is not None:
-        sync, calls = os.fsync, []
+    sync, calls = os.fsync, []
 
-        def die(file: int) -> None:
-            calls.append(file)
-            if len(calls) == die_at_sync:
-                if os.readlink(f"/proc/self/fd/{file}").endswith(".part"):
-                    os.ftruncate(file, os.fstat(file).st_size // 2)  # half has reached the disk
-                os.kill(os.getpid(), signal.SIGKILL)
-            sync(file)
+    def slow(file: int) -> None:
+        calls.append(file)
+        if len(calls) == die_at_sync:
+            if os.readlink(f"/proc/self/fd/{file}").endswith(".part"):
+                os.ftruncate(file, os.fstat(file).st_size // 2)  # half has reached the disk
+            os.kill(os.getpid(), signal.SIGKILL)
+        if die_at_sync is None:
+            time.sleep(0.1)  # so that whoever kills it is not too late, however busy the machine
+        sync(file)
 
-        os.fsync = die
+    os.fsync = slow
     run(folder)

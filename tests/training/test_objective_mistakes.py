@@ -291,6 +291,7 @@ def test_accuracy_of_one_who_knows_and_of_one_who_copies():
 # --- Training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.trains
 def test_pretraining_learns_what_the_neighbours_tell():
     """Texts like abababab: every hidden token follows from the others."""
     rows = [(a, b) * 5 for a in range(6, VOCAB) for b in range(6, VOCAB) if a != b]
@@ -304,6 +305,7 @@ def test_pretraining_learns_what_the_neighbours_tell():
     assert mt.masked_accuracy(model, data) == pytest.approx(history.best["valid_masked_accuracy"])
 
 
+@pytest.mark.trains
 def test_span_corruption_trains_a_sequence_to_sequence_model():
     """Texts that count up, each from another token: the hole follows from its ends."""
     sentinels, rows = (19, 20, 21, 22), [tuple(range(a, a + 9)) for a in range(4, 11)]

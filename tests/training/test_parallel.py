@@ -14,7 +14,7 @@ from minitransformer.data.batches import cut
 from minitransformer.data.masking import MaskedBatch, MaskedTexts
 from minitransformer.data.sequences import EncodedPairs
 from minitransformer.training.objectives import causal_lm_loss, masked_lm_loss, seq2seq_loss
-from minitransformer.training.parallel import LossOfPart, backward, place
+from minitransformer.training.parallel import LossOfPart, backward, rank_and_size
 
 TOKENIZER = mt.data.train_tokenizer(["abcdefghijklmnopqr"], "characters", bert=True)
 assert TOKENIZER.vocab_size == VOCAB
@@ -147,7 +147,7 @@ def train_as_two(folder, **options) -> list:
     ]
     for process in processes:
         process.start()
-    found = sorted(results.get(timeout=90) for _ in processes)
+    found = sorted(results.get(timeout=600) for _ in processes)
     for process in processes:
         process.join(60)
     return found
@@ -233,4 +233,4 @@ def test_processes_that_nothing_has_joined_are_refused(monkeypatch):
     with pytest.raises(RuntimeError, match=r"torchrun started 2 processes.*init_process_group"):
         run(None, steps=1)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert place() == (0, 1)
+    assert rank_and_size() == (0, 1)

@@ -268,6 +268,7 @@ def test_pretrain_equals_a_plain_torch_loop():
         torch.testing.assert_close(a, b, atol=1e-10, rtol=0, msg=name)
 
 
+@pytest.mark.trains
 def test_pretrain_learns_to_copy():
     """Pairs whose target is the source: learnable without a remainder, and the end is written."""
     g = torch.Generator().manual_seed(0)
@@ -291,6 +292,7 @@ def test_pretrain_moves_every_weight_once_and_keeps_the_tied_ones_tied():
     assert tables.encoder.embeddings.tokens is tables.decoder.embeddings.tokens
 
 
+@pytest.mark.trains
 def test_an_objective_of_ones_own():
     model, data = causal().float(), texts()
 

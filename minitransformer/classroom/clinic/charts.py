@@ -125,7 +125,7 @@ SYMPTOMS = (
     Symptom("one_batch", lambda c: c.end > 0.2 * c.chance,
             lambda c: f"one batch ends at a loss of {c.end:.2f}",
             "cannot learn one batch by heart"),
-    Symptom("climbs", lambda c: max(c.one_batch) > max(c.chance + 2, c.start + 1),
+    Symptom("climbs", lambda c: max(c.one_batch) > max(3 * c.chance, c.start + 1),
             lambda c: f"on one batch the loss starts at {c.one_batch[0]:.2f} and is never above {max(c.one_batch):.2f}",
             "makes the loss climb before it falls"),
     Symptom("random", lambda c: c.random is not None and c.random < LEAST - 0.3,
@@ -134,7 +134,7 @@ SYMPTOMS = (
     Symptom("copies", lambda c: c.copies is not None and c.copies > 0.5,
             lambda c: f"in {c.copies:.0%} of the places it predicts the token just read",
             "repeats the token just read"),
-    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - (c.majority or 0.0) < 0.12,
+    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - (c.majority or 0.0) < 0.08,
             lambda c: f"on new texts it has {c.accuracy:.2f}, and the larger class {c.majority:.2f}",
             "is hardly better on new texts than the larger class"),
 )
@@ -199,16 +199,18 @@ def train_on_noise(patient: Patient) -> dict[str, float]:
 
 
 def train_and_ask(patient: Patient) -> dict[str, float]:
-    """Train a reader, and ask it about texts that it has not seen."""
-    for batch in patient.batches(60):
+    """Train a reader, and ask it at six late steps about texts that it has not seen.
+
+    A single accuracy after so short a training is a matter of luck; the mean is not.
+    """
+    valid, accuracies = patient.valid, []
+    for step, batch in enumerate(patient.batches(110), 1):
         patient.step(batch)
-    valid = patient.valid
-    right = sum(
-        int((patient.predict(batch).argmax(-1) == batch.labels).sum())  # type: ignore
-        for batch in valid.batches(100)
-    )
+        if step > 80 and step % 5 == 0:
+            right = [patient.predict(b).argmax(-1) == b.labels for b in valid.batches(100)]
+            accuracies.append(float(torch.cat(right).float().mean()))
     share = sum(valid.labels or ()) / len(valid)
-    return {"accuracy": right / len(valid), "majority": max(share, 1 - share)}
+    return {"accuracy": sum(accuracies) / len(accuracies), "majority": max(share, 1 - share)}
 
 
 def random_batch(seed: int) -> Batch:

@@ -216,10 +216,22 @@ class Fault:
     """The symptoms that it shows, by their names in `charts.SYMPTOMS`."""
     story: str
     """What happens, and the remedy."""
+    sometimes: frozenset[str]
+    """Symptoms that depend on chance: on the seed, and on how a machine rounds."""
+
+    def explains(self, signs: frozenset[str]) -> bool:
+        """Whether a model with this mistake can show these symptoms."""
+        return self.signs <= signs <= self.signs | self.sometimes
+
+
+def fault(kind: str, signs: str, change: Change, story: str) -> Fault:
+    """A fault whose symptoms are listed by name, those that depend on chance with a question mark."""
+    certain = frozenset(s for s in signs.split() if not s.endswith("?"))
+    return Fault(kind, change, certain, story, frozenset(signs.replace("?", "").split()) - certain)
 
 
 # fmt: off
-FAULTS = {name: Fault(kind, change, frozenset(signs.split()), story) for name, kind, signs, change, story in (
+FAULTS = {name: fault(*about) for name, *about in (
     ("no shift", "writer", "start random copies", with_(loss_of=unshifted),
      "The target at t is the token at t, which the model has just read. It learns to repeat, and its loss falls to 0 on "
      "anything, random tokens too. Nothing leaks: look at the loss, not at the mask. Shift once: logits[:, :-1] against ids[:, 1:]."),
@@ -250,11 +262,12 @@ FAULTS = {name: Fault(kind, change, frozenset(signs.split()), story) for name, k
     ("labels of other texts", "reader", "validation", slipped_labels,
      "The labels slipped by one row, so each text has its neighbour's. Every instrument is content, one batch is learned by "
      "heart, and what was learned is of no use for any other text. Look at the data."),
-    ("gradients pile up", "reader", "piled validation", with_(clears_gradients=False),
-     "Without zero_grad each step follows the sum of all gradients so far, including the outdated ones."),
-    ("rate too high", "reader", "climbs validation", with_(learning_rate=0.2),
-     "Many times the learning rate that the model can bear: the loss climbs before it falls, and what is learned is of no "
-     "use for new texts."),
+    ("gradients pile up", "reader", "piled validation?", with_(clears_gradients=False),
+     "Without zero_grad each step follows the sum of all gradients so far, including the outdated ones. Whether it learns "
+     "anything in spite of that is a matter of luck."),
+    ("rate too high", "reader", "climbs validation one_batch?", with_(learning_rate=0.5),
+     "A hundred times the learning rate that the model can bear: after a few steps it gives one answer to everything, the "
+     "more frequent one. It may or may not learn one batch by heart."),
 )}
 # fmt: on
 

@@ -61,7 +61,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Exercise:
-    """What a student is asked for, and everything that is known about wrong answers to it."""
+    """What a student is asked for, and everything known about wrong answers to it."""
 
     title: str
     formula: str
@@ -74,7 +74,7 @@ class Exercise:
     """Names of the output's axes."""
     mistakes: tuple[Mistake, ...]
     properties: dict[str, Callable[[Callable, Inputs], str | None]] = field(default_factory=dict)
-    """Name of each property, and a function that says how it is broken."""
+    """The name of each property, and a function that says how it is broken."""
     next: str = ""
     """One sentence: what to look at when it is right."""
     differentiated: bool = True
@@ -145,7 +145,7 @@ class NumberExercise(Exercise):
     """An exercise whose answer is a number, or a yes or no, instead of a tensor."""
 
     def tensor(self, output: Any) -> Any:
-        """As a tensor with one number."""
+        """The number as a tensor."""
         try:
             return torch.as_tensor(output, dtype=torch.float64).detach().reshape(-1)
         except (TypeError, ValueError, RuntimeError):
@@ -159,7 +159,7 @@ def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
     """
     if not callable(student):
         kind = type(student).__name__
-        raise Finding(f"This check wants the function itself, without calling it; got {kind}.")
+        raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
     cases = exercise.inputs(seed)
     right = {case: exercise.correct(*copies(inputs)) for case, inputs in cases.items()}
     yours: dict[str, Tensor] = {}
@@ -184,7 +184,7 @@ def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
     if not found and len(yours) == len(cases) and worst > EXACT:
         named = pattern(yours, right, errors, exercise.axes.split())
         if not named.startswith("Nearly"):
-            named = f"None of the {len(exercise.mistakes)} mistakes that this check knows. {named}"
+            named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
     raise Finding(paragraphs(message, named), *(m.name for m in found))
 
 
@@ -192,7 +192,7 @@ def described(what: str, *mistakes: Mistake) -> str:
     """A known mistake in words, or a pair of them."""
     message = f"{what} equals the formula {', and '.join(m.name for m in mistakes)}."
     if len(mistakes) > 1:
-        message += " Two mistakes, then."
+        message += " So there are two mistakes."
     return " ".join([message] + [f"Look at {m.term}. {m.hint}" for m in mistakes])
 
 
@@ -204,7 +204,7 @@ def praise(exercise: Exercise, error: float, gradient_error: float) -> str:
     )
     message += f", gradients to {digits(gradient_error)}." if exercise.differentiated else "."
     if exercise.properties:
-        message += f" So it holds that {'; '.join(exercise.properties)}."
+        message += f" It also holds that {'; '.join(exercise.properties)}."
     return paragraphs(message, exercise.next)
 
 
@@ -250,7 +250,7 @@ def recognise(
 
 REPAIRED = (
     "Somewhere a NaN or an infinity arises and is repaired afterwards, by nan_to_num or torch.where. "
-    "Forward it is gone; backward it is still there. Keep it from arising."
+    "In the forward pass it is gone; in the backward pass it is still there. Keep it from arising."
 )
 
 

@@ -109,7 +109,7 @@ def caller() -> FrameType | None:
 
 @contextlib.contextmanager
 def watcher(seconds: float) -> Iterator:
-    """The same everywhere else: a second thread raises in this one, between two instructions."""
+    """The same for all other cases: a second thread raises in this one, between two instructions."""
     thread, done = threading.get_ident(), threading.Event()
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
@@ -136,7 +136,7 @@ def watcher(seconds: float) -> Iterator:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator:
-    """Small tensors gain nothing from several, which on a busy server wait for each other."""
+    """Small tensors gain nothing from several threads, which on a busy server wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -165,7 +165,7 @@ def address_space(memory: int) -> Iterator:
 
 @contextlib.contextmanager
 def no_questions() -> Iterator:
-    """`input()` is an error: during a check nobody answers."""
+    """`input()` is an error: nobody can answer during a check."""
 
     def fail(*_: Any) -> str:
         raise RuntimeError("input() asks a question and nobody answers: use only the arguments")

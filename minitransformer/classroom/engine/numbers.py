@@ -1,4 +1,4 @@
-"""Comparing numbers: how far an output is from the right one, where, and in which pattern."""
+"""Comparing numbers: how far an output is from the right one, where, and in what pattern."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -45,7 +45,7 @@ def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
 def pattern(
     yours: dict[str, Tensor], right: dict[str, Tensor], errors: dict[str, float], axes: list[str]
 ) -> str:
-    """In which cases an output is wrong, at which places, by how much, in which pattern."""
+    """In which cases and places an output is wrong, by how much, and in what pattern."""
     case = max(errors, key=lambda c: errors[c])
     a, b = yours[case], right[case]
     off = (a - b).abs().nan_to_num(math.inf)
@@ -53,12 +53,12 @@ def pattern(
     if errors[case] <= SINGLE:
         return (
             f"Nearly: the largest difference is {errors[case]:.0e}, at {at}. That is float32's "
-            "precision, and the inputs are float64: some step makes a float32 tensor or number. Or a "
+            "precision, and the inputs are float64: some step makes a float32 tensor or number, or a "
             "small number is added that the formula does not have."
         )
     parts = [f"The largest difference is {errors[case]:.2g}, at {at} (case: {case})."]
     if fine := [c for c in errors if errors[c] <= EXACT]:
-        parts.append(f"Right are the cases: {', '.join(fine)}.")
+        parts.append(f"These cases are right: {', '.join(fine)}.")
     peak = int(b.abs().argmax())
     largest = float(b.reshape(-1)[peak])
     factor = float(a.reshape(-1)[peak]) / largest if largest else 0.0

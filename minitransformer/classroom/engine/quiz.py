@@ -1,4 +1,4 @@
-"""A `Quiz`: letters to be matched with names; a wrong name is answered with what speaks against it."""
+"""A `Quiz`: letters to be matched with names; a wrong name is answered with what contradicts it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ class Quiz:
     names: tuple[str, ...]
     """All names to choose from."""
     against: Callable[[str, str], str]
-    """`against(letter, name)`: the measurement that speaks against a wrong name."""
+    """`against(letter, name)`: the measurement that contradicts a wrong name."""
     evidence: Callable[[str], str]
     """`evidence(letter)`: what shows that the right name is right."""
 
@@ -42,7 +42,7 @@ class Quiz:
         """
         if not callable(student):
             kind = type(student).__name__
-            raise Finding(f"This check wants the function itself, without calling it; got {kind}.")
+            raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
         choice = ", ".join(sorted(self.names))
         try:
             with limits.limited(limits.SECONDS):
@@ -54,13 +54,13 @@ class Quiz:
         if not isinstance(given, dict):
             raise Finding(
                 'Your function must return a dictionary such as {"A": "no shift"}, '
-                f"it returns {type(given).__name__}."
+                f"but it returns {type(given).__name__}."
             )
         unknown = [f"There is no patient {k!r}." for k in given if k not in tuple(self.right)]
         for name in given.values():
             if name is not None and name not in self.names:
                 near = get_close_matches(str(name), self.names, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"There are: {choice}."
+                hint = f"Did you mean {near[0]!r}?" if near else f"The names are: {choice}."
                 unknown.append(f"No mistake is called {name!r}. {hint}")
         if unknown:
             raise Finding(paragraphs(*unknown))

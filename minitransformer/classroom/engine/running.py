@@ -39,7 +39,7 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
         if isinstance(before, Tensor) and not before.equal(after):
             raise Finding(
                 f"Your function changes its argument {name} (case: {case}). The caller still needs "
-                f"it: make a new tensor instead, such as `{name} = {name}.masked_fill(...)` for "
+                f"it: make a new tensor, such as `{name} = {name}.masked_fill(...)` instead of "
                 f"`{name}.masked_fill_(...)`."
             )
     return output
@@ -102,13 +102,13 @@ def check_type(output: Any, right: Tensor, axes: str, case: str) -> None:
         )
     if not isinstance(output, Tensor):
         raise Finding(
-            f"Your function must return a torch tensor, it returns {type(output).__name__}."
+            f"Your function must return a torch tensor, but it returns {type(output).__name__}."
         )
     if output.shape != right.shape:
         raise Finding(wrong_shape(axes.split(), output, right, case))
     if output.dtype != right.dtype:
         raise Finding(
-            f"The inputs are {right.dtype}, your output is {output.dtype}. Make new tensors of the "
+            f"The inputs are {right.dtype}, but your output is {output.dtype}. Make new tensors of the "
             "inputs' type, for instance with `x.new_zeros(...)`."
         )
 
@@ -120,5 +120,5 @@ def wrong_shape(axes: list[str], output: Tensor, right: Tensor, case: str) -> st
     name = dict(zip(right.shape, axes, strict=True))
     if len(name) == len(axes) and all(n in name for n in output.shape):
         mine = ", ".join(name[n] for n in output.shape)
-        message += f" By their sizes your axes are ({mine})."
+        message += f" Judging by their sizes, your axes are ({mine})."
     return message

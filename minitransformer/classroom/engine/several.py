@@ -15,7 +15,7 @@ from .running import copies
 
 @dataclass(frozen=True)
 class ExerciseOfSeveral(Exercise):
-    """An exercise whose answer is a tuple of tensors; they are compared as one long row."""
+    """An exercise whose answer is a tuple of tensors, compared as one long row."""
 
     outputs: tuple[str, ...] = ()
     """The names of the tensors, in order."""
@@ -52,7 +52,7 @@ class ExerciseOfSeveral(Exercise):
                 return f"Return {wanted}; your function returns {got}."
             for name, like, a in zip(self.outputs, self.like, output, strict=True):
                 if not isinstance(a, Tensor):
-                    return f"{name} must be a torch tensor, it is {type(a).__name__}."
+                    return f"{name} must be a torch tensor, but it is {type(a).__name__}."
                 if a.shape != (right := inputs[like].shape):
                     wanted = f"wanted that of {like}, {tuple(right)}, got {tuple(a.shape)}"
                     return f"The shape of {name} is wrong (case: {case}): {wanted}."

@@ -112,10 +112,10 @@ AVERAGE = known(
         ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
          "(-1, keepdim=True)", "(1, keepdim=True)")]),
     ("softmax(...)", [
-        ("without the softmax", "Raw scores are no weights: they may be negative and do not sum to one.",
+        ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
          "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)")]),
     ("the denominator √d_k, inside the softmax", [
-        ("with the scale after the softmax", "It divides the scores, not the weights; the weights must still sum to one.",
+        ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
          " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
          "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V")]),
 )
@@ -129,7 +129,7 @@ attention = Exercise(
     draw=draw_attention,
     cases=(*MASKS, HUGE),
     axes="batch heads queries d_v",
-    # Without d_model: attention sees the heads only.
+    # All but d_model's: attention sees single heads only.
     mistakes=(*SCALE[:-1], *AXIS, *MASK, *HIDDEN, *NO_KEYS, *LARGEST, *AVERAGE),
     properties={
         SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity),

@@ -32,7 +32,7 @@ def draw_merge(rng: np.random.Generator, case: str) -> Inputs:
 
 
 def tokens_stay(f: Callable, inputs: Inputs) -> str | None:
-    """Whether a token's numbers stay with the token when heads are cut."""
+    """Whether a token's numbers stay with the token in the split into heads."""
     x, n_heads = inputs["x"], inputs["n_heads"]
     other = x.clone()
     other[:, 0] += torch.randn(x.shape[-1], dtype=x.dtype)
@@ -43,16 +43,16 @@ def tokens_stay(f: Callable, inputs: Inputs) -> str | None:
 
 # fmt: off
 CUT, CONCAT = "x.unflatten(-1, (n_heads, -1)).transpose(1, 2)", "heads.transpose(1, 2).flatten(2)"
-SPLIT = known(("the cut into heads", [
-    ("cut by view(batch, heads, length, d_k) without a transpose", "A view only renames axes: read row by row, the first d_model numbers are one token, and this spreads them over several positions. Cut the last axis, then exchange two axes.",
+SPLIT = known(("the split into heads", [
+    ("cut by view(batch, heads, length, d_k) without a transpose", "A view only renames axes: read row by row, the first d_model numbers are one token, and this spreads them over several positions. Split the last axis, then swap two axes.",
      CUT, "x.reshape(len(x), n_heads, x.shape[1], -1)"),
     ("with every h-th number to a head", "Head i has d_k neighbouring columns, i d_k to (i+1) d_k: the last axis becomes (heads, d_k), in this order. Pretrained weights are laid out like this.",
      CUT, "x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)"),
-    ("with length and d_model exchanged before the cut", "Exchange after the cut, and exchange length with heads.",
+    ("with length and d_model exchanged before the cut", "Swap after the split, and swap length with heads.",
      CUT, "x.mT.reshape(len(x), n_heads, x.shape[1], -1)"),
 ]))
 MERGE = known(("Concat(head_1, ..., head_h)", [
-    ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must stand next to d_k.",
+    ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must move next to d_k.",
      CONCAT, "heads.reshape(len(heads), heads.shape[2], -1)"),
     ("with the numbers of the heads interleaved", "All of head 1 comes first, then all of head 2: the axes in the order (heads, d_k).",
      CONCAT, "heads.permute(0, 2, 3, 1).flatten(2)"),
@@ -107,7 +107,7 @@ def by_module(x: Tensor, z: Tensor, W_Q, W_K, W_V, W_O, n_heads: int, keep) -> T
 
 
 def order_of_queries(f: Callable, inputs: Inputs) -> str | None:
-    """Whether exchanging queries exchanges the outputs; only without a mask."""
+    """Whether reordering the queries reorders the outputs; only without a mask."""
     if inputs["keep"] is not None:
         return None
     x, *rest = inputs.values()
@@ -127,15 +127,15 @@ MAPS = known(
         ("with W_Q, W_K and W_V transposed", "The formula multiplies from the right, x W. (nn.Linear stores the transpose.)",
          FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}")]),
     ("z W_K", [
-        ("with W_Q also for the keys", "With one map for both, the score of i and j is that of j and i: no token can look back without being looked at.",
+        ("with W_Q also for the keys", "With one map for both, the score of i for j equals that of j for i: no token can look at another without being looked at.",
          "z @ W_K", "z @ W_Q")]),
     ("z W_V", [
-        ("with W_K also for the values", "What a token is found by and what it hands on are two things, with two maps.", "z @ W_V", "z @ W_K"),
+        ("with W_K also for the values", "What a token is found by and what it passes on are two different things, with two maps.", "z @ W_V", "z @ W_K"),
         ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
     ]),
     ("z W_K and z W_V", [
-        ("with keys and values from x", "x asks, z answers. In self-attention they are the same, in cross-attention not.", FIRST, f"    z = x\n{FIRST}")]),
-    ("the heads", [("with a single head as wide as d_model", "n_heads is given and never used.", ", n_heads)", ", 1)")]),
+        ("with keys and values from x", "x asks, z answers. In self-attention they are the same; in cross-attention they are not.", FIRST, f"    z = x\n{FIRST}")]),
+    ("the heads", [("with a single head as wide as d_model", "n_heads is given but never used.", ", n_heads)", ", 1)")]),
 )
 # fmt: on
 

@@ -35,7 +35,7 @@ def alone(f: Callable, inputs: Inputs) -> str | None:
     """Whether a position gives the same by itself."""
     x, *rest = inputs.values()
     off = distance(f(x[:1, :1], *rest), f(x, *rest)[:1, :1])
-    return f"Position 0 by itself gives another result, by {off:.2f}." if off > EXACT else None
+    return f"Position 0 by itself gives a different result, by {off:.2f}." if off > EXACT else None
 
 
 def shift_invariant(f: Callable, inputs: Inputs) -> str | None:
@@ -46,7 +46,7 @@ def shift_invariant(f: Callable, inputs: Inputs) -> str | None:
         return None
     said = f"Adding 100,000 to every number of x changed your output by {off:.1e}."
     if off < 1e-2:
-        said += " So small an error is rounding: E[x²] - μ² is the difference of two large numbers."
+        said += " This is rounding error: E[x²] - μ² is the difference of two large numbers."
         said += " Subtract μ first, then square."
     return said
 
@@ -69,7 +69,7 @@ LAYER_NORM = known(
     ("μ, in the numerator and in σ²", [
         ("without any mean, which is RMSNorm", "T5 and many later models use RMSNorm; here the mean is subtracted.", "x.mean(-1, keepdim=True)", "0.0")]),
     ("the axis of μ and σ²", [
-        ("over the sequence", "Every position is normalised by itself, over its d_model numbers. This way a token's output depends on its neighbours, in a decoder on future ones.",
+        ("over the sequence", "Every position is normalised by itself, over its d_model numbers. This way a token's output depends on its neighbours, and in a decoder on future ones.",
          "(-1, keepdim", "(1, keepdim"),
         ("over the batch", "That is batch normalisation: an example's output depends on the others of its batch.", "(-1, keepdim", "(0, keepdim"),
         ("over sequence and d_model together", "Every position has its own mean and variance.", "(-1, keepdim", "((1, 2), keepdim"),
@@ -135,7 +135,7 @@ FEED_FORWARD = known(
         ("with a leaky ReLU", "Below zero it is exactly 0.", "ops.relu", "torch.nn.functional.leaky_relu"),
         ("with the ReLU at the end, not in the middle", ADDED, f"{RELU} @ W_2 + b_2", "ops.relu((x @ W_1 + b_1) @ W_2 + b_2)"),
         ("with a second ReLU at the end", ADDED, f"{RELU} @ W_2 + b_2", f"ops.relu({RELU} @ W_2 + b_2)"),
-        ("with the ReLU on x", "First the map W_1.", RELU, "(ops.relu(x) @ W_1 + b_1)"),
+        ("with the ReLU on x", "The map W_1 comes first.", RELU, "(ops.relu(x) @ W_1 + b_1)"),
     ]),
     ("max(0, xW_1 + b_1)", [("with b_1 added after the ReLU", "The bias belongs inside: it moves the kink.", RELU, "(ops.relu(x @ W_1) + b_1)")]),
     ("xW_1 + b_1", [("without b_1", "The bias is an argument.", " + b_1", "")]),
@@ -191,7 +191,7 @@ def residuals(x: Tensor, attention, feed_forward, norm_1, norm_2, norm_position:
 
 
 # fmt: off
-RESIDUALS, STREAM = "the residuals, x + ... and a + ...", "In pre-LN the stream itself is never normed"
+RESIDUALS, STREAM = "the residuals, x + ... and a + ...", "In pre-LN the stream itself is never normalised"
 POST_1, POST_2 = "a = norm_1(x + attention(x))", "return norm_2(a + feed_forward(a))"
 PRE_1, PRE_2 = "a = x + attention(norm_1(x))", "return a + feed_forward(norm_2(a))"
 BLOCK = POSITION + known(
@@ -206,9 +206,9 @@ BLOCK = POSITION + known(
     (RESIDUALS, [
         ("with the normed x as pre-LN's first residual", f"{STREAM}: x + MHA(LN(x)).", PRE_1, "a = norm_1(x) + attention(norm_1(x))"),
         ("with the normed a as pre-LN's second residual", f"{STREAM}: a + FFN(LN(a)).", PRE_2, "return norm_2(a) + feed_forward(norm_2(a))"),
-        ("with x as the second residual, for a", "The second sublayer adds to what the first one made; this throws the attention away.", "a + ", "x + "),
+        ("with x as the second residual, for a", "The second sublayer adds to the output of the first; this throws the attention away.", "a + ", "x + "),
     ]),
-    ("FFN(...)", [("with the feed-forward network fed x, not a", "The second sublayer reads what the first one made.", "(a)", "(x)")]),
+    ("FFN(...)", [("with the feed-forward network fed x, not a", "The second sublayer reads the output of the first.", "(a)", "(x)")]),
     ("LN_1 and LN_2", [
         ("with norm_1 twice", "The two norms have gains and shifts of their own.", "norm_2(", "norm_1("),
         ("with the two norms exchanged", "norm_1 belongs to the attention, norm_2 to the feed-forward network.", "norm_1, norm_2", "norm_2, norm_1"),

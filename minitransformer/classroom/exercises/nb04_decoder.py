@@ -62,7 +62,7 @@ causal_weights = Exercise(
              ".tril(keys - queries)", ".triu(keys - queries)", *NAN),
             ("with the past and the present hidden, and the future left", "What the triangle marks has to be kept, not filled: perhaps a ~ is missing. The last query has no key left, and 0/0 follows.",
              ".tril(keys - queries)", ".triu(keys - queries + 1)", *NAN),
-            ("with the diagonal hidden", "A token may look at itself: equal is allowed. Without it the first row has no key, and 0/0 follows. (Then tril's argument is 0, not -1.)",
+            ("with the diagonal hidden", "A token may look at itself: j = i is allowed. Without it the first row has no key, and 0/0 follows. (Then tril's argument is 0, not -1.)",
              ".tril(keys - queries)", ".tril(keys - queries - 1)", *NAN),
             ("with the next token visible", "One diagonal too many. In training that token is the answer itself: the loss falls to nothing, and nothing is learned.",
              ".tril(keys - queries)", ".tril(keys - queries + 1)"),
@@ -145,8 +145,8 @@ cross_attention = Exercise(
             ("y W_Q, z W_K, z W_V", [
                 ("with keys and values from y, which is self-attention", "The decoder asks, the encoder answers: z is never read.",
                  SOURCES, "y @ W_Q, y @ W_K, y @ W_V"),
-                ("with the keys from y", "A key says what can be found at a place of the source. The places are z's.", SOURCES, "y @ W_Q, y @ W_K, z @ W_V"),
-                ("with the values from y", "The values carry the content of the source. This way the decoder picks places of the source and then reads its own text there.",
+                ("with the keys from y", "A key says what can be found at a position of the source, and those positions are z's.", SOURCES, "y @ W_Q, y @ W_K, z @ W_V"),
+                ("with the values from y", "The values carry the content of the source. This way the decoder picks positions of the source and then reads its own text there.",
                  SOURCES, "y @ W_Q, z @ W_K, y @ W_V"),
                 ("with y and z exchanged", "Here the encoder asks. There must be one output for each position of y.", SOURCES, "z @ W_Q, y @ W_K, y @ W_V"),
                 ("with the queries from z", "Only keys and values come from the encoder; the decoder asks.", SOURCES, "z @ W_Q, z @ W_K, z @ W_V"),
@@ -160,9 +160,9 @@ cross_attention = Exercise(
         ),
         *shared.SCALE[:2], *shared.AXIS, *shared.MASK,
     ),
-    properties={"every query hears the whole source, padding excepted": hears_the_source},
+    properties={"every query depends on the whole source, except for padding": hears_the_source},
     package=one_of_one_head,
-    next="Next: the block, where this stands between self-attention and feed-forward.",
+    next="Next: the block, where this stands between self-attention and the feed-forward network.",
 )
 # fmt: on
 
@@ -243,7 +243,7 @@ decoder_block = Exercise(
     mistakes=(
         *known(
             ("the residuals, y + ..., a + ..., c + ...", [
-                ("with z as the residual of the cross-attention", "The stream is the decoder's: z is read, never added. (It usually has another length.)",
+                ("with z as the residual of the cross-attention", "The stream is the decoder's: z is read, never added. (Its length is usually different.)",
                  "a + cross_attention(", "z + cross_attention("),
                 ("without the residual around the self-attention", ADD_TO, "y + attention(", "attention("),
                 ("without the residual around the cross-attention", ADD_TO, "a + cross_attention(", "cross_attention("),
@@ -269,13 +269,13 @@ decoder_block = Exercise(
                  "y + attention(norm_1(y))", "y + cross_attention(norm_cross(y), z)", "a + cross_attention(norm_cross(a), z)", "a + attention(norm_1(a))"),
                 ("without the cross-attention", "z is given and never read. That is GPT's block; here there is an encoder to listen to.",
                  "c = norm_cross(a + cross_attention(a, z))", "c = a", "c = a + cross_attention(norm_cross(a), z)", "c = a"),
-                ("without the self-attention", "Without it no token knows which words stand before it.",
+                ("without the self-attention", "Without it no token knows which words come before it.",
                  "a = norm_1(y + attention(y))", "a = y", "a = y + attention(norm_1(y))", "a = y"),
-                ("without the feed-forward network", "After the two attentions comes FFN, with a residual and a norm of its own.",
+                ("without the feed-forward network", "After the two attentions comes the FFN, with a residual and a norm of its own.",
                  "return norm_2(c + feed_forward(c))", "return c", "return c + feed_forward(norm_2(c))", "return c"),
             ]),
             ("MHA_c(a, z), in pre-LN MHA_c(LN_c(a), z)", [
-                ("with y asking the cross-attention, not what the self-attention made of it", "The second sublayer reads what the first one made.",
+                ("with y asking the cross-attention, not what the self-attention made of it", "The second sublayer reads the output of the first.",
                  "attention(a, z)", "attention(y, z)", "attention(norm_cross(a), z)", "attention(y, z)"),
                 ("with z asking, too", "The first argument asks: that is the decoder.",
                  "attention(a, z)", "attention(z, z)", "attention(norm_cross(a), z)", "attention(z, z)"),
@@ -287,7 +287,7 @@ decoder_block = Exercise(
         ),
         *shared.POSITION,
     ),
-    properties={"no position sees the future, and all hear the source": two_inputs},
+    properties={"no position sees the future, and all depend on the source": two_inputs},
     package=three_sublayers,
     next="Next: a stack of these on top of embeddings, and the encoder beside it: notebook 05.",
 )

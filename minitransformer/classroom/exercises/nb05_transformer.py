@@ -59,12 +59,12 @@ shift_right = Exercise(
              SHIFTED, "target.clone()"),
             ("shifted to the left", "Now it reads the token after the one it should predict. The start token comes before the first token, so everything moves to the right.",
              SHIFTED, "torch.cat([target[:, 1:], start], 1)"),
-            ("shifted twice", "With two start tokens the decoder never reads the token right before. Perhaps the shift is also made somewhere else.",
+            ("shifted twice", "With two start tokens the decoder never reads the token right before. Perhaps you also shift somewhere else.",
              SHIFTED, "torch.cat([start, start, target], 1)[:, : target.shape[1]]")]),
         ("the start token at position 0", [
             ("shifted around, with the last token in front and no start token", "torch.roll moves what falls off the end to the front. start_id belongs there.",
              SHIFTED, "target.roll(1, 1)"),
-            ("with 0, the padding, for the start token", "start_id is given and never used. (T5 does start with its padding token; its start_id is 0.)",
+            ("with 0, the padding, for the start token", "start_id is given but never used. (T5 does start with its padding token; its start_id is 0.)",
              "(target[:, :1], start_id)", "(target[:, :1], 0)")]),
         ("y_1 at position 1", [
             ("with the start token written over the first token", "The start token goes before the first token, not in its place; all others move by one.",
@@ -102,7 +102,7 @@ FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 LOG: tuple[str, list[tuple[str, ...]]] = ("log p", [
     ("with the softmax taken twice", "cross_entropy takes logits and applies the softmax itself.",
      ".log_softmax(-1)", ".softmax(-1).log_softmax(-1)"),
-    ("without the logarithm", "The mean of -log p, not of -p.", ".log_softmax(-1)", ".softmax(-1)"),
+    ("without the logarithm", "Take the mean of -log p, not of -p.", ".log_softmax(-1)", ".softmax(-1)"),
 ])  # fmt: skip
 target_loss = Exercise(
     title="the loss of a batch of targets",
@@ -208,7 +208,7 @@ def sees_padding(f: Callable, inputs: Inputs) -> str | None:
     other = source.clone()
     other[hidden] += torch.randn(int(hidden.sum()), source.shape[-1], dtype=source.dtype)
     off = distance(f(source, target, keep, *rest), f(other, target, keep, *rest))
-    return f"Other padding changed your output by {off:.2f}." if off > EXACT else None
+    return f"Different padding changed your output by {off:.2f}." if off > EXACT else None
 
 
 READ, CROSS = "encoder(source, source_keep)", "causal, source_keep)"
@@ -230,7 +230,7 @@ encoder_decoder = Exercise(
             ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",
              READ, "encoder(source, source_keep & causal_mask(source.shape[1]))")]),
         ("keep of the decoder", [
-            ("without a causal mask in the decoder", "In training the whole target is given at once; unmasked, position t sees the token it should predict, one position further on.",
+            ("without a causal mask in the decoder", "In training the whole target is given at once; without a mask, position t sees the token it should predict, one position further on.",
              CAUSAL, "None"),
             ("with a causal mask that sees one token ahead", "The input is shifted already: one ahead is the token to predict.", CAUSAL, f"{PAIRS}.tril(1)"),
             ("with a causal mask that hides a token from itself", "At t the decoder may use what it read at t, which is the token before. The diagonal is True.",
@@ -239,7 +239,7 @@ encoder_decoder = Exercise(
              CAUSAL, f"{PAIRS}.triu(1)"),
             ("with the causal mask inverted", "True = may attend: query i sees key j where j <= i.", CAUSAL, f"{PAIRS}.triu()")]),
         ("z = encoder(source, ...)", [
-            ("with the source itself as memory, not the encoder's output", "The encoder's output is computed and never used.",
+            ("with the source itself as memory, not the encoder's output", "The encoder's output is computed but never used.",
              "decoder(target, z,", "decoder(target, source,")]),
     ),
     properties={

@@ -52,7 +52,7 @@ softmax_backward = Exercise(
             ("without the sum, dS = P ⊙ dP", "All weights of a row share one denominator: raising one score lowers every other weight.", SUM, ""),
             ("with the sum of dP, not of dP ⊙ P", "Each dP_j counts as much as its weight P_j.", "(dP * P).sum(", "dP.sum("),
             ("with a mean in place of the sum", "The weights P already sum to 1, so Σ dP P is already an average.", "(dP * P).sum(", "(dP * P).mean("),
-            ("with only its diagonal, dP ⊙ P ⊙ (1 - P)", "That is the derivative of a weight by its own score, the sigmoid's. The other weights depend on this score too.",
+            ("with only its diagonal, dP ⊙ P ⊙ (1 - P)", "That is the derivative of a weight with respect to its own score, as for a sigmoid. The other weights depend on this score too.",
              SUM, " - dP * P"),
             ("with the sum added, not subtracted", "What one weight gains, the others lose.", "- (dP * P)", "+ (dP * P)"),
             ("with the sum over the queries", "The softmax runs over the keys, the last axis; so does its derivative.", "sum(-1,", "sum(-2,"),
@@ -61,7 +61,7 @@ softmax_backward = Exercise(
     ),
     properties={"every row of dS sums to 0": rows_sum_to_zero},
     package=softmax_by_autograd,
-    next="Next: the same idea one step on, in LayerNorm.",
+    next="Next: the same idea one step further, in LayerNorm.",
 )
 # fmt: on
 
@@ -106,7 +106,7 @@ layer_norm_backward = ExerciseOfSeveral(
         ("the second mean", [
             ("without - x̂ mean(dx̂ ⊙ x̂)", "s depends on every number of the token, so x_j also acts through s.", " - along_x", ""),
             ("with x, not x̂, in the second mean", "It measures how far dx̂ points along the normalised x̂.", "(dx_hat * x_hat)", "(dx_hat * x)"),
-            ("with mean(dx̂) for mean(dx̂ ⊙ x̂)", "x̂ stands twice in this term: inside the mean and in front.", "(dx_hat * x_hat)", "dx_hat"),
+            ("with mean(dx̂) for mean(dx̂ ⊙ x̂)", "x̂ appears twice in this term: inside the mean and in front.", "(dx_hat * x_hat)", "dx_hat"),
         ]),
         ("dx̂ = dy ⊙ γ", [
             ("without γ in dx", "y = γ ⊙ x̂ + β: on the way back, γ comes first.", "dx_hat = dy * gamma", "dx_hat = dy"),
@@ -118,8 +118,8 @@ layer_norm_backward = ExerciseOfSeveral(
             ("with 1/s², not 1/s", "s is the root of the variance.", "dx / s", "dx / s**2"),
         ]),
         ("s = √(σ² + ε)", [
-            ("without ε in s", "Backward must use the same s as forward.", " + eps", ""),
-            ("with the variance divided by d - 1", "Backward must use the same s as forward: torch's .var() divides by d - 1 unless told not to.",
+            ("without ε in s", "The backward pass must use the same s as the forward pass.", " + eps", ""),
+            ("with the variance divided by d - 1", "The backward pass must use the same s as the forward pass: torch's .var() divides by d - 1 unless told not to.",
              "correction=0", "correction=1"),
         ]),
         ("the sums of dγ and dβ", [
@@ -128,14 +128,14 @@ layer_norm_backward = ExerciseOfSeveral(
         ]),
         ("dγ = Σ dy ⊙ x̂", [
             ("with x, not x̂, in dγ", "γ multiplies x̂.", "(dy * x_hat)", "(dy * x)"),
-            ("with γ in dγ", "The derivative of γ x̂ by γ is x̂.", "(dy * x_hat)", "(dy * gamma * x_hat)"),
+            ("with γ in dγ", "The derivative of γ x̂ with respect to γ is x̂.", "(dy * x_hat)", "(dy * gamma * x_hat)"),
         ]),
         ("dβ = Σ dy", [("with γ in dβ", "β is added last: it sees dy as it comes.", ", dy.", ", (dy * gamma).")]),
     ),
     outputs=("dx", "dγ", "dβ"),
     like=("x", "gamma", "beta"),
     package=layer_norm_by_autograd,
-    next="Next: softmax's derivative and two matrix products are attention's.",
+    next="Next: with two matrix products, softmax's derivative becomes attention's.",
 )
 # fmt: on
 
@@ -188,14 +188,14 @@ attention_backward = ExerciseOfSeveral(
             ("with 1/d_k in dQ", "Is it there twice?", "@ K / root", "@ K / root**2"),
             ("with 1/d_k in dK", "Is it there twice?", "@ Q / root", "@ Q / root**2"),
         ]),
-        ("S = QKᵀ/√d_k", [("without 1/√d_k in the scores that P is computed from", "Backward needs the same P as forward.", "K.mT / root", "K.mT")]),
+        ("S = QKᵀ/√d_k", [("without 1/√d_k in the scores that P is computed from", "The backward pass needs the same P as the forward pass.", "K.mT / root", "K.mT")]),
         ("P = softmax(S) over the kept keys", [
-            ("with the mask not applied in backward", "Backward needs the same P as forward, with zeros at the hidden keys; then their gradient is 0 by itself.",
+            ("with the mask not applied in backward", "The backward pass needs the same P as the forward pass, with zeros at the hidden keys; then their gradient is 0 by itself.",
              "ops.softmax(scores, keep)", "ops.softmax(scores)"),
-            ("with NaN for a query that may attend to nothing", "There the softmax is 0/0. Forward gave zeros: P is zero there too, and so is everything that comes back.",
+            ("with NaN for a query that may attend to nothing", "There the softmax is 0/0. The forward pass gave zeros: P is zero there too, and so is everything that comes back.",
              "ops.softmax(scores, keep)", "torch.softmax(scores if keep is None else scores.masked_fill(~keep, -math.inf), -1)"),
         ]),
-        ("dS = P ⊙ (dP - rowsum(dP ⊙ P))", [("without softmax's sum, dS = P ⊙ dP", "It is exercise 1, inside.", SUM, "")]),
+        ("dS = P ⊙ (dP - rowsum(dP ⊙ P))", [("without softmax's sum, dS = P ⊙ dP", "This is exercise 1 again.", SUM, "")]),
         ("rowsum(dP ⊙ P)", [("with softmax's sum over the queries", "The softmax ran over the keys, the last axis.", "sum(-1,", "sum(-2,")]),
         ("dV = Pᵀ dO", [
             ("with P for Pᵀ in dV", "dV has one row per key, P has one row per query. Key j collects from all queries: column j of P.", "P.mT @ dO", "P @ dO"),
@@ -230,7 +230,7 @@ adamw_step = ExerciseOfSeveral(
             ("with t + 1 for t", "t already counts from 1.", "**t", "**(t + 1)"),
         ]),
         ("√v̂ + ε", [
-            ("with ε inside the root", "In Adam ε stands beside the root; in LayerNorm it stands inside.",
+            ("with ε inside the root", "In Adam ε stands outside the root; in LayerNorm it stands inside.",
              "(v_hat**0.5 + eps)", "(v_hat + eps) ** 0.5"),
             ("without the root over v̂", "v̂ is a mean of squares.", "v_hat**0.5", "v_hat"),
         ]),
@@ -238,7 +238,7 @@ adamw_step = ExerciseOfSeveral(
             ("with the decay added to the gradient, which is Adam with L2", "Then the decay is divided by √v̂ as well. AdamW takes it from θ itself.",
              "m = beta_1", "g = g + weight_decay * theta\n    m = beta_1", DECAY, ""),
             ("without the weight decay", "weight_decay is an argument.", DECAY, ""),
-            ("with the decay not multiplied by the learning rate", "As torch writes it, the decay is scaled by η.", "lr * weight_decay", "weight_decay"),
+            ("with the decay not multiplied by the learning rate", "As in torch, the decay is scaled by η.", "lr * weight_decay", "weight_decay"),
             ("with the decay taken from the new θ", "Both terms, the decay and the step, start from the old θ.",
              DECAY, "", "return theta,", "return theta - lr * weight_decay * theta,"),
         ]),
@@ -248,7 +248,7 @@ adamw_step = ExerciseOfSeveral(
             ("with β and 1 - β exchanged", "β is near 1 and belongs to what is remembered.",
              "beta_1 * m + (1 - beta_1) *", "(1 - beta_1) * m + beta_1 *", "beta_2 * v + (1 - beta_2) *", "(1 - beta_2) * v + beta_2 *"),
         ]),
-        ("v ← β₂ v + (1 - β₂) g²", [("with |g| for g² in v", "A square.", "g**2", "g.abs()")]),
+        ("v ← β₂ v + (1 - β₂) g²", [("with |g| for g² in v", "It is a square.", "g**2", "g.abs()")]),
         ("what is kept for the next step", [
             ("with m̂ and v̂ returned for m and v", "The corrected ones are for this step only; the next continues from m and v.",
              "return theta, m, v", "return theta, m_hat, v_hat"),

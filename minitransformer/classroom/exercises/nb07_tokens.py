@@ -82,9 +82,9 @@ best_pair = Exercise(
     right=most_frequent_pair, draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
     mistakes=known(
         ("the factor counts_w", [
-            ("with every word counted once", "A word that occurs five times has each of its pairs five times.", "counts.tolist()", "[1] * len(counts)")]),
+            ("with every word counted once", "A word that occurs five times contains each of its pairs five times.", "counts.tolist()", "[1] * len(counts)")]),
         ("w_t and w_(t+1) in the same word w", [
-            ("with the words joined to one text, so that pairs reach across their borders", "The last token of a word and the first of the next are no pair: go word by word.",
+            ("with the words joined to one text, so that pairs reach across their borders", "The last token of a word and the first of the next are not a pair: go word by word.",
              "zip(texts, counts.tolist(), strict=True)", "[(sum((k * text for text, k in zip(texts, counts.tolist())), []), 1)]")]),
         ("the sum over the places t of a word", [
             ("with the padding counted as a token", "pad_id fills the row after the end of the word. Leave out the pairs that contain it.",
@@ -102,7 +102,7 @@ best_pair = Exercise(
              "max(n, key=n.get)", "max(n)"),
             ("with the rarest pair chosen", "Sorting begins with the smallest.", "max(n, key=n.get)", "min(n, key=n.get)")]),
         ("[a, b, n(a, b)]", [
-            ("with the pair written the other way round", "a is the token that stands first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,")]),
+            ("with the pair written the other way round", "a is the token that comes first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,")]),
     ),
     next="Next: the pair becomes one token, everywhere.",
     differentiated=False, package=learned_pair,
@@ -129,7 +129,7 @@ def draw_text(rng: np.random.Generator, case: str) -> Inputs:
 
 
 def merged_pairs(ids: Tensor, a: int, b: int, new: int, pad_id: int) -> Tensor:
-    """From left to right: after a pair the search goes on behind it."""
+    """From left to right: after a pair the search continues behind it."""
     tokens, t = ids.tolist(), 0
     merged: list[int] = []
     while t < len(tokens):
@@ -150,7 +150,7 @@ def merged_by_the_library(ids: Tensor, a: int, b: int, new: int, pad_id: int) ->
 FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found else tokens[t])"
 merge_pair = Exercise(
     title="one merge",
-    formula="from left to right, every a with b behind it becomes new; filled with pad_id",
+    formula="from left to right, every a followed by b becomes new; padded with pad_id",
     right=merged_pairs, draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
     mistakes=known(
         ("every", [
@@ -160,19 +160,19 @@ merge_pair = Exercise(
         ("from left to right", [
             ("from right to left", "In `aaa` the first two are merged, and the third is left alone.",
              "ids.tolist()", "ids.tolist()[::-1]", "[a, b]", "[b, a]", "filled(merged", "filled(merged[::-1]"),
-            ("without the last token, where it is in no pair", "Nothing stands behind the last token, and yet it belongs to the text.",
+            ("without the last token, where it is in no pair", "Nothing follows the last token, and yet it belongs to the text.",
              "while t < len(tokens)", "while t < len(tokens) - 1")]),
-        ("every a with b behind it", [
+        ("every a followed by b", [
             ("with b still there behind the new token", "The new token stands for both: after a pair the next place to look at is t + 2.",
              "t += 2 if found else 1", "t += 1"),
             ("with a run of one token merged into a single new one", "`aaaa` holds two pairs, since a token goes into only one new token. Found all at once, with a mask, they overlap.",
              "t += 2 if found else 1", f"while found and {FOUND}: t += 1\n        t += 1"),
-            ("with the order of the pair exchanged", "b a is another pair than a b.", "[a, b]", "[b, a]"),
+            ("with the order of the pair exchanged", "b a is a different pair from a b.", "[a, b]", "[b, a]"),
             ("with a b and b a both merged", "A set of two has no order: compare one place with a, the next with b.", "== [a, b]", "in ([a, b], [b, a])"),
             ("with every a merged with whatever stands behind it", "Look at the next token too.", FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
-            ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing stands behind the last token.",
+            ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing follows the last token.",
              FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]")]),
-        ("filled with pad_id, behind the end", [
+        ("padded with pad_id, after the end", [
             ("with a hole where b was", "The text gets shorter: close the holes first, then pad at the end.",
              APPENDED, "merged += [new, pad_id] if found else [tokens[t]]")]),
     ),
@@ -232,11 +232,11 @@ def cut_by_the_library(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
 MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len(word), pad_id)'
 word_pieces = Exercise(
     title="the pieces of a word",
-    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; filled with pad_id",
+    formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; padded with pad_id",
     right=word_pieces_by_rule, draw=draw_word, cases=tuple(CUTS), axes="length",
     mistakes=known(
         ("the longest piece", [
-            ("with the shortest piece that fits", "Try the whole rest of the word first, then one character less.", "max(ends)", "min(ends)"),
+            ("with the shortest piece that fits", "Try the whole rest of the word first, then one character fewer.", "max(ends)", "min(ends)"),
             ("without pieces of a single character", "word[start : start + 1] is one character: a range that counts down stops before its end.",
              "range(start + 1,", "range(start + 2,"),
             ("without pieces that reach the end of the word", "word[start:end] stops before end, so end begins with len(word).",
@@ -257,7 +257,7 @@ word_pieces = Exercise(
              "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:")]),
         ("from the left", [
             ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
-            ("from the right", "The first piece is cut first, then the rest.",
+            ("from the right", "The first piece is cut off first, then the rest.",
              "start = 0", "end = len(word)", "while start < len(word)", "while end", "end in range(start + 1, len(word) + 1)", "start in range(end)", "[end for", "[start for",
              "append(vocab[piece(start, max(ends))])", "insert(0, vocab[piece(min(ends), end)])", "start = max(ends)", "end = min(ends)")]),
     ),

@@ -56,24 +56,24 @@ def mask_by_package(
 DRAWN = "(v >= 0.8) & (v < 0.9)"
 mask_tokens = Exercise(
     title="masking tokens",
-    formula="chosen: not special and u < 0.15; of these [MASK] if v < 0.8, the drawn token if 0.8 <= v < 0.9, else as it was",
+    formula="chosen: not special and u < 0.15; of these [MASK] if v < 0.8, the drawn token if 0.8 <= v < 0.9, otherwise unchanged",
     right=right_mask_tokens, package=mask_by_package, draw=draw_tokens, cases=("special tokens", "no special tokens"), axes="batch length",
     mistakes=known(
         ("not special", [
             ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
         ]),
         ("the shares of 80, 10 and 10 %", [
-            ("with [MASK] at every chosen token", "Did u decide both? Under 0.15 it is always under 0.8. The second question needs a number of its own, v.",
+            ("with [MASK] at every chosen token", "Did u decide both? A u below 0.15 is always below 0.8. The second question needs a number of its own, v.",
              "(v ", "(u "),
-            ("with 90 % masked and none drawn", "What is under 0.8 is under 0.9 too: in a chain of if and elif the smaller bound comes first.",
+            ("with 90 % masked and none drawn", "Whatever is below 0.8 is below 0.9 too: in a chain of if and elif the smaller bound comes first.",
              "v < 0.8", "v < 0.9", "v >= 0.8", "v >= 0.9"),
             ("with no token drawn at random", "The bounds add up: 0.8 to 0.9 is drawn, not v < 0.1 after v < 0.8 has been asked.", DRAWN, "(v >= 0.8) & (v < 0.1)"),
-            ("with every chosen token drawn that is not masked", "Where v >= 0.9 the token stays as it was, and is asked for all the same.", DRAWN, "(v >= 0.8)"),
+            ("with every chosen token drawn that is not masked", "Where v >= 0.9 the token stays as it was, and must still be predicted.", DRAWN, "(v >= 0.8)"),
             ("with the drawn tokens written over the masks", "Where v < 0.8, v < 0.9 holds too. Test both bounds, or write the masks last.", DRAWN, "(v < 0.9)"),
             ("with the first eighth of the masked tokens drawn, not masked", "v < 0.1 belongs to the 80 %: the drawn ones lie from 0.8 to 0.9.", DRAWN, "(v < 0.1)"),
         ]),
         ("0.8 <= v < 0.9", [
-            ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check has the drawn ones first.", DRAWN, "(v >= 0.9)"),
+            ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check puts the drawn ones first.", DRAWN, "(v >= 0.9)"),
         ]),
         ("u < 0.15", [
             ("with all ordinary tokens chosen", "80 % of the chosen tokens are masked, not 80 % of all.", " & (u < 0.15)", ""),
@@ -85,7 +85,7 @@ mask_tokens = Exercise(
 
 
 def draw_predictions(rng: np.random.Generator, case: str) -> Inputs:
-    """Every text has chosen tokens, and token 0 is asked for too."""
+    """Every text has chosen tokens, and token 0 is among the targets."""
     length, real = 13, [[13], [8], [10]] if case == "padding" else [[13]] * BATCH
     keep = np.arange(length) < np.array(real)
     chosen = keep & (rng.random((BATCH, length)) < 0.4)
@@ -109,9 +109,9 @@ masked_loss = Exercise(
     draw=draw_predictions, cases=("padding", "no padding"), axes="",
     mistakes=known(
         ("the mean over M, the chosen places", [
-            ("with every position counted, padding too", "Most tokens are there to be read, and padding is not even text. Only chosen tokens are asked for.",
+            ("with every position counted, padding too", "Most tokens are there to be read, and padding is not even text. Only chosen tokens are predicted.",
              "M = chosen", "M = torch.ones_like(keep)"),
-            ("with every real token counted", "A token that is not hidden is copied, not predicted: the loss falls fast, little is learned.", "M = chosen", "M = keep"),
+            ("with every real token counted", "A token that is not hidden is copied, not predicted: the loss falls fast, and little is learned.", "M = chosen", "M = keep"),
             ("with the tokens counted that are not chosen", "The mask is inverted.", "M = chosen", "M = keep & ~chosen"),
             ("with token 0 never counted", "ignore_index=0 skips every target that is token 0. Take logits[chosen], or an index that no token has: -100.",
              "M = chosen", "M = chosen & (targets != 0)"),
@@ -123,12 +123,12 @@ masked_loss = Exercise(
             ("summed, not averaged", "Divide by |M|.", " / M.sum()", ""),
         ]),
         ("log p(x_nt) at place t", [
-            ("with a shift, as for a causal model", "A hidden token is asked for at its own place.",
+            ("with a shift, as for a causal model", "A hidden token is predicted at its own position.",
              "losses = -", "logits, targets, M, keep = logits[:, :-1], targets[:, 1:], M[:, 1:], keep[:, 1:]; losses = -"),
         ]),
         ("log p", [
             ("with the softmax taken twice", "cross_entropy takes logits and applies the softmax itself.", "logits.log_softmax(", "logits.softmax(-1).log_softmax("),
-            ("without the logarithm", "The mean of -log p, not of -p.", ".log_softmax(", ".softmax("),
+            ("without the logarithm", "Take the mean of -log p, not of -p.", ".log_softmax(", ".softmax("),
         ]),
     ),
     next="Next: the head is needed at those places only, which saves six sevenths of its work.",
@@ -162,7 +162,7 @@ def spans_by_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int)
 
 corrupt_spans = Exercise(
     title="cutting spans out of a text",
-    formula="source: the text with each span of noise replaced by the next sentinel, filled with pad_id",
+    formula="source: the text with each span of noise replaced by the next sentinel, padded with pad_id",
     right=right_corrupt_spans, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
     mistakes=known(
         ("one sentinel for each span", [
@@ -176,9 +176,9 @@ corrupt_spans = Exercise(
             ("without sentinels", "Nothing says where something is missing.", "source.append(int(sentinels[used]))", "pass"),
         ]),
         ("replaced", [("with the spans left in the text", "The answer is still there to be read.", "if not hidden[t]:", "if True:")]),
-        ("noise", [("with noise and text exchanged", "noise is True at the tokens that go.", "noise.tolist()", "(~noise).tolist()")]),
+        ("noise", [("with noise and text exchanged", "noise is True at the tokens to be removed.", "noise.tolist()", "(~noise).tolist()")]),
         ("the start of a span", [
-            ("with the first token compared with the last", "roll(1) and the index -1 wrap around: nothing stands before the first token.",
+            ("with the first token compared with the last", "roll(1) and the index -1 wrap around: nothing comes before the first token.",
              "t > 0 and hidden[t - 1]", "hidden[t - 1]"),
         ]),
         ("source", [

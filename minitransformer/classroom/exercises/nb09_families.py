@@ -51,29 +51,29 @@ def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
 
 relative_bucket = Exercise(
     title="T5's relative buckets",
-    formula="|r| if |r| < n/2, else min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
+    formula="|r| if |r| < n/2, otherwise min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
     right=bucket_of_distance, draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
     mistakes=known(
         ("the sign of r = j - i", [
-            ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; causal, all are for r <= 0.",
+            ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; in the causal case, all are for r <= 0.",
              "(r > 0)", "(r < 0)", "(-r)", "r")]),
         ("n, which is half of n_buckets when bidirectional", [
-            ("with one set of buckets for both directions", "A key three before the query is told from a key three behind it.",
+            ("with one set of buckets for both directions", "A key three positions before the query must be told apart from one three positions after it.",
              "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0")]),
         ("b(r) for r > 0 when bidirectional", [
-            ("with the same bucket for a key before and behind", "|r| forgets the direction. Keys behind the query go n buckets higher.",
+            ("with the same bucket for a key before and behind", "|r| forgets the direction. Keys after the query go n buckets higher.",
              "n * (r > 0) if bidirectional else 0", "0")]),
         ("log(2|r|/n) / log(2 r_max/n)", [
             ("with the logarithm of |r| itself, not of |r| in units of n/2", "The far buckets begin at |r| = n/2: there the logarithm must be 0.",
              " / half)", ")")]),
         ("|r| for r > 0", [
-            ("with the future folded onto the past in the causal case", "Without the second half there is no place for keys behind the query. They are hidden, and all go to bucket 0.",
+            ("with the future folded onto the past in the causal case", "Without the second half there is no place for keys after the query. They are hidden, and all go to bucket 0.",
              "r.abs() if bidirectional else (-r).clamp(min=0)", "r.abs()")]),
         ("the logarithm", [
             ("with a bucket for each distance up to the last", "Only the first half of the buckets hold one distance each; the others share the farther distances.",
              "torch.where(r < half, r, far)", "r.clamp(max=n - 1)")]),
         ("min(n - 1, ...)", [
-            ("without the last bucket as a bound", "Distances beyond r_max are in the last bucket too, and not in one of the other direction.",
+            ("without the last bucket as a bound", "Distances beyond r_max belong in the last bucket too, not in one of the other direction.",
              ".clamp(max=n - 1)", "")]),
         ("⌊...⌋", [("rounded to the nearest bucket, not down", "A bucket begins where the logarithm reaches a whole number.", ".floor()", ".round()")]),
         ("n/2 + ...", [("with the far buckets starting at 0", "The first n/2 buckets are taken: the far ones come after them.", "(half + far", "(far")]),
@@ -94,7 +94,7 @@ def draw_c_attn(rng: np.random.Generator, case: str) -> Inputs:
 
 
 def three_maps(c_attn: Tensor) -> Tensor:
-    """The blocks of columns, each one turned."""
+    """The blocks of columns, each one transposed."""
     W_Q, W_K, W_V = c_attn.chunk(3, dim=1)
     return torch.stack([W_Q.T, W_K.T, W_V.T])
 
@@ -107,8 +107,8 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
     if distance(fused, parts) <= EXACT:
         return None
     return (
-        "The numbers x @ c_attn are not those of your three maps of x: a column of c_attn, which makes "
-        "one number of the output, has to become one row."
+        "Your three maps do not give the numbers of x @ c_attn: a column of c_attn, which makes "
+        "one number of the output, has to become a row."
     )
 
 
@@ -124,14 +124,14 @@ split_c_attn = Exercise(
             ("in the order Q, V, K", "The keys' columns come second, the values' last.", ORDER, "W_Q, W_V, W_K ="),
             ("with every third column for each", "The three stand side by side as blocks: the first d_out columns are W_Q's.",
              COLUMNS, "(c_attn[:, i::3] for i in range(3))")]),
-        ("the axis that is cut", [
+        ("the axis of the split", [
             ("cut along the rows of c_attn, not along its columns", "The stored matrix is (in, out), and the outputs are of three kinds. A reshape to (3, d_in, d_out) cuts along the memory, row by row.",
              COLUMNS, "c_attn.reshape(3, len(c_attn), -1)")]),
         ("(d_in, d_out) -> (d_out, d_in)", [
-            ("with a reshape in place of the transpose", "The shape is right, the numbers are not in their places: a reshape keeps their order in memory, a transpose exchanges rows and columns.",
+            ("with a reshape in place of the transpose", "The shape is right, the numbers are not in their places: a reshape keeps their order in memory, a transpose swaps rows and columns.",
              ".T", ".reshape(-1, len(c_attn))")]),
     ),
     properties={"together the three compute what the fused matrix does": columns_stay_together},
-    next="Next: the same for the bias, which has no second axis to turn.",
+    next="Next: the same for the bias, which has no second axis to transpose.",
     package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
 )  # fmt: skip

@@ -24,9 +24,9 @@ mean_pool = Exercise(
     right=heads.mean_pool, rows=("mean_pool",), draw=draw_hidden, cases=(RIGHT, LEFT, FULL), axes="batch d_model",
     mistakes=known(
         ("the sum over the real tokens", [
-            ("over all positions, padding included", "The vectors at padded positions are not zero. A text would get another vector in another batch.",
+            ("over all positions, padding included", "The vectors at padded positions are not zero. A text would get a different vector in a different batch.",
              REAL, "(real | True).unsqueeze(-1)"),
-            ("over the padding", "real is True where a token is real. Some libraries have it the other way round.", REAL, "(~real).unsqueeze(-1)"),
+            ("over the padding", "real is True where a token is real. In some libraries it is the other way round.", REAL, "(~real).unsqueeze(-1)"),
             ("with the first position alone", "That is [CLS], which this checkpoint was never trained to fill.",
              REAL, "(real | True)[:, :1].unsqueeze(-1)", "hidden * weight", "hidden[:, :1] * weight"),
             ("with the last position alone", "In a padded batch that is mostly padding.",
@@ -74,7 +74,7 @@ warmup_then_linear = NumberExercise(
         ("s < w", [("with the warm-up one step too long", "At s = w the first line would give more than 1.", "step < warmup", "step <= warmup")]),
         ("(S - s)/(S - w)", [
             ("that never falls", "After the warm-up it falls to 0.", FALL, "1.0"),
-            ("falling one step too early", "The first step after the warm-up has the whole rate: S - s.", FALL, "(steps - step - 1) / (steps - warmup)"),
+            ("falling one step too early", "The first step after the warm-up has the full rate: S - s.", FALL, "(steps - step - 1) / (steps - warmup)"),
             ("falling one step too late", "The first step after the warm-up is where it starts to fall: at s = w + 1 it is less.",
              FALL, "min(1.0, (steps - step + 1) / (steps - warmup))"),
             ("reaching 0 at the last step", "Steps are counted from 0 to S - 1, and 0 is reached at S, when training is over. A last step at rate 0 is wasted.",

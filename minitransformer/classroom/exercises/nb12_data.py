@@ -29,7 +29,7 @@ accuracy_error = Exercise(
         ("n", [("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)")]),
         ("p (1 - p)", [("with p for p (1 - p)", "A model that is always right has no error at all: at p = 1 this must be 0.", "p * (1 - p)", "p")]),
     ),
-    next="Next: this is the error of the test, that over seeds is the error of the training. Both are there.",
+    next="Next: this error comes from the test set, the error over seeds from training. Both are present.",
 )  # fmt: skip
 
 
@@ -56,7 +56,7 @@ mean_and_error = Exercise(
     right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
     mistakes=known(
         ("the n - 1 under the root", [
-            ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too near to it. NumPy's default is n, torch's is n - 1.",
+            ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it. NumPy's default is n, torch's is n - 1.",
              "(n - 1)", "n"),
         ]),
         ("the final / √n", [

@@ -30,10 +30,10 @@ feature_gradient = Exercise(
     mistakes=known(
         ("the v in front of xᵀ", [("without the head v", "The error reaches the features only through the head.", "torch.outer(v, ", "torch.outer(torch.ones_like(v), ")]),
         ("1/n", [("summed, not averaged", "The loss is a mean.", " / len(X)", "")]),
-        ("1/2n", [("with a factor 2 that the 1/2 cancels", "Derive the square.", "return ", "return 2 * ")]),
+        ("1/2n", [("with a factor 2 that the 1/2 cancels", "Differentiate the square.", "return ", "return 2 * ")]),
         ("v·Bx - y", [
             ("with the sign of the step, not of the gradient", "The gradient points uphill; the step has the minus.", "X @ B.mT @ v - y", "y - X @ B.mT @ v"),
-            ("with the prediction for the error", "Where the prediction is right nothing must move.", "X @ B.mT @ v - y", "X @ B.mT @ v"),
+            ("with the prediction for the error", "Where the prediction is right, nothing may move.", "X @ B.mT @ v - y", "X @ B.mT @ v"),
         ]),
     ),
     next="Next: with a random v this gradient is large and points nowhere useful. That is the whole argument for training the head first.",
@@ -67,7 +67,7 @@ in_and_out = Exercise(
             ("with one triangle only", "From movies to tweets is not the same as from tweets to movies.", AWAY, "accuracy.triu(1).sum() / (n * (n - 1) / 2)"),
         ]),
         ("1/(n² - n)", [("with the second sum divided by n²", "How many entries are off the diagonal?", "(n * n - n)", "(n * n)")]),
-        ("a_ii", [("with the first row for the diagonal", "Home is where training and test are of one domain.", "home.mean()", "accuracy[0].mean()")]),
+        ("a_ii", [("with the first row for the diagonal", "Home is where training and test share one domain.", "home.mean()", "accuracy[0].mean()")]),
     ),
     next="Next: a method is robust when the second number stays near the first.",
 )  # fmt: skip

@@ -46,11 +46,11 @@ temperature = Exercise(
             ("with the temperature ignored", "Divide by it.", DIVIDED, ""),
             ("with the logits divided by the root of the temperature", "The root belongs to attention, there with d_k; here it is T itself.",
              DIVIDED, " * temperature**-0.5")]),
-        ("the sum under the line", [
+        ("the denominator", [
             ("with the probabilities to the power 1/T, which no longer sum to 1", "The proportions are right: divide each row by its sum.",
              DIVIDED, "", SOFTMAX, f"{SOFTMAX} ** temperature**-1")]),
         ("the axis of the softmax", [
-            ("with the softmax over the batch", "Each row shares out one unit among the words, the last axis.",
+            ("with the softmax over the batch", "Each row distributes a total probability of 1 over the tokens, the last axis.",
              "amax(-1, keepdim=True)", "amax(0, keepdim=True)", SOFTMAX, "return scores.softmax(0)")]),
         ("the exponentials", [
             ("without subtracting the largest score", "A low temperature makes scores of hundreds, whose exponentials are infinite. torch's softmax subtracts the largest by itself.",
@@ -73,7 +73,7 @@ def draw_probabilities(rng: np.random.Generator, case: str) -> Inputs:
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """A token is kept as long as the likelier ones do not suffice."""
+    """A token is kept as long as the likelier ones do not reach the bound."""
     ordered, ids = probabilities.sort(-1, descending=True)
     kept = ordered.cumsum(-1) - ordered < top_p
     q = ordered * kept
@@ -85,29 +85,29 @@ KEPT, RENORMALISED = "ordered.cumsum(-1) - ordered < top_p", "q / q.sum(-1, keep
 PUT_BACK = "torch.zeros_like(q).scatter(-1, ids, q)"
 top_p = Exercise(
     title="top-p, the nucleus",
-    formula="q_v = p_v / Σ_A p for v in A, else 0; A = the fewest likeliest tokens with Σ_A p_v >= p",
+    formula="q_v = p_v / Σ_A p for v in A, otherwise 0; A = the fewest likeliest tokens with Σ_A p_v >= p",
     right=nucleus, draw=draw_probabilities, cases=("p = 0.8", "p = 1", "small p"), axes="batch vocab",
     mistakes=known(
         ("the fewest likeliest tokens with a sum of at least p", [
-            ("with one token too few, the one that crosses p", "The sum must reach p, so the token that carries it over belongs to A. A small p must leave the likeliest token, not none.",
+            ("with one token too few, the one that crosses p", "The sum must reach p, so the token that takes it past p belongs to A. A small p must leave the likeliest token, not none.",
              KEPT, "ordered.cumsum(-1) <= top_p + EXACT"),
-            ("with one token too many", "A token is in as long as the sum of those before it does not suffice.",
+            ("with one token too many", "A token is kept as long as the sum of those before it is below p.",
              KEPT, "ordered.cumsum(-1) - ordered - ordered.roll(1, -1) < top_p"),
             ("with the least likely tokens kept", "sort() begins with the smallest unless told descending=True.", "descending=True", "descending=False"),
             ("with the tokens added up in the order of their ids, not of their probability", "Likeliest first: sort before the cumulative sum.",
              "probabilities.sort(-1, descending=True)", "probabilities, torch.arange(probabilities.shape[-1]).expand_as(probabilities)"),
             ("with tokens kept whose own probability is at least p", "p bounds the sum, not the single token.", KEPT, "ordered >= top_p"),
             ("with tokens kept whose own probability is at least 1 - p", "p bounds the sum, not the single token.", KEPT, "ordered >= 1 - top_p")]),
-        ("Σ_A p under the line", [
+        ("the denominator Σ_A p", [
             ("without dividing by the sum of what is kept", "The probabilities of the kept tokens must sum to one again.", RENORMALISED, "q"),
             ("with what was cut off shared out in equal parts", "Dividing by the sum keeps the proportions; adding the same to each does not.",
              RENORMALISED, "q + kept * ((1 - q.sum(-1, keepdim=True)) / kept.sum(-1, keepdim=True))")]),
         ("q_v for token v", [
-            ("put back by gather, not by scatter", "ids[i] is the token at place i. gather(ids) takes what stands at place ids[i]; scatter(ids, q) puts q[i] to token ids[i].",
+            ("put back by gather, not by scatter", "ids[i] is the token at place i. gather(ids) takes what is at place ids[i]; scatter(ids, q) puts q[i] at place ids[i].",
              PUT_BACK, "q.gather(-1, ids)"),
-            ("in the order of the probabilities, not of the vocabulary", "Sorting renamed the tokens. Put each probability back to its own id.", PUT_BACK, "q")]),
+            ("in the order of the probabilities, not of the vocabulary", "Sorting renamed the tokens. Put each probability back at its own id.", PUT_BACK, "q")]),
     ),
     properties={SUM: sums_to_one},
-    next="Next: draw from it. The nucleus is small where the model is sure, and large where it is not.",
+    next="Next: sample from it. The nucleus is small where the model is sure, and large where it is not.",
     package=lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p),
 )  # fmt: skip

@@ -54,7 +54,7 @@ chance_loss = NumberExercise(
     cases=("two classes", "65 characters", "GPT-2's vocabulary"),
     axes="value",
     mistakes=CHANCE,
-    next="Next: measure it. If the first loss is anything else there is a reason, and it is found before training.",
+    next="Next: measure it. If the first loss is anything else, there is a reason, and you find it before training.",
     package=loss_of_equal_logits,
 )
 
@@ -122,8 +122,8 @@ def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
     if not changed:
         return None
     return (
-        "It came in training mode and is in evaluation mode now, so whoever goes on training does so "
-        "without dropout. Note block.training first and restore it with block.train(...)."
+        "It came in training mode and is in evaluation mode now, so any further training runs "
+        "without dropout. Save block.training first, and restore it with block.train(...)."
     )
 
 
@@ -147,13 +147,13 @@ LEAKS = known(
     ("x' is x before t", [
         ("with all of x changed", "Then every output may move. Only what comes from t on may differ.",
          CHANGED, "other[:, :]"),
-        ("with x changed from t - 1 on", "An output may well look at its own position: off by one.",
+        ("with x changed from t - 1 on", "An output may look at its own position: off by one.",
          CHANGED, "other[:, t - 1:]"),
     ]),
     ("i < t", [
         ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.",
          "[:, :t]", "[:, t:]"),
-        ("with the output at t as well", "The output at t looks at the input at t, and rightly: off by one.",
+        ("with the output at t as well", "The output at t rightly looks at the input at t: off by one.",
          "[:, :t]", "[:, :t + 1]"),
     ]),
     ("f, the same function both times", [
@@ -192,17 +192,17 @@ RIGHT = dict(zip(clinic.PATIENTS, SEATS, strict=True))
 
 
 def contradiction(letter: str, name: str) -> str:
-    """The measurement that speaks against a name; "" if none does.
+    """The measurement that contradicts a name; "" if none does.
 
     A symptom that is present and unexplained says more than one that is missing.
     """
     chart, fault = clinic.chart(letter), FAULTS[name]
     if fault.kind != chart.kind:
         does = {"writer": "write characters", "reader": "sort texts"}[fault.kind]
-        return f"that is a mistake of models that {does}; this one does not {does}."
+        return f"that is a mistake of models that {does}; this one does not."
     for symptom in clinic.SYMPTOMS:
-        if symptom.shows(chart) and symptom.name not in fault.signs:
-            return f"that does not explain that {symptom.measured(chart)}."
+        if symptom.shows(chart) and symptom.name not in fault.signs | fault.sometimes:
+            return f"that does not explain why {symptom.measured(chart)}."
     for symptom in clinic.SYMPTOMS:
         if symptom.name in fault.signs and not symptom.shows(chart):
             return f"that mistake {symptom.would}; here {symptom.measured(chart)}."

@@ -1,7 +1,8 @@
-r"""What the exercises of several notebooks share: mistakes in the scores and the softmax, and multi-head attention.
+r"""What several notebooks' exercises share: mistakes in scores and softmax, and multi-head attention.
 
-`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch `ops.softmax`.
-An exercise whose right answer calls these functions by their names lists them as its `parts`.
+`SCALE` patches `ops.scaled_scores`; `AXIS`, `MASK`, `HIDDEN`, `NO_KEYS` and `LARGEST` patch
+`ops.softmax`. An exercise whose right answer calls these functions lists them as its `parts`, and
+the call uses their bare names.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ MASK = known(
         ("with the mask applied after the softmax", "Zeroing weights afterwards leaves rows that sum to less than one. Hide the scores first.",
          HIDE, "pass", "return e / total", "return (e if keep is None else e * keep) / total")]),
     ("the meaning of keep: True = may attend", [("with the mask inverted", "The scores to hide are those where keep is False, ~keep.", "~keep", "keep")]),
-    ("the argument keep", [("without the mask", "It is given and never used, so hidden keys are averaged in.", HIDE, "pass")]),
+    ("the argument keep", [("without the mask", "It is given but never used, so hidden keys are averaged in.", HIDE, "pass")]),
     ("the value of a hidden score", [
         ("with the mask multiplied by -inf and added", "Where nothing is hidden, 0 times infinity gives NaN, which spreads everywhere. Select the places instead, with masked_fill or torch.where.",
          "scores.masked_fill(~keep, -math.inf)", "scores + ~keep * -math.inf")]),
@@ -66,7 +67,7 @@ LARGEST = known(("the exponentials", [
 # For a block that says `if norm_position == "post":`.
 POST = 'norm_position == "post"'
 POSITION = known(("norm_position", [
-    ("with pre-LN and post-LN exchanged", '"post" norms the sum of stream and sublayer; "pre" norms the input of the sublayer.', POST, 'norm_position == "pre"'),
+    ("with pre-LN and post-LN exchanged", '"post" normalises the sum of stream and sublayer; "pre" normalises the input of the sublayer.', POST, 'norm_position == "pre"'),
     ("with post-LN in both cases", 'For "pre" the norm stands inside the branch, and the sum is left alone.', POST, "True"),
     ("with pre-LN in both cases", 'For "post" the norm stands around the sum.', POST, "False"),
 ]))

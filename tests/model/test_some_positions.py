@@ -1,4 +1,4 @@
-"""Computing the last positions only against computing all and keeping the last."""
+"""Computing some positions only against computing all and keeping these."""
 
 import pytest
 import torch
@@ -24,6 +24,18 @@ KEEP = (IDS != 0)[:, None, None, :]
 EVERY = pytest.mark.parametrize("config", KINDS.values(), ids=KINDS)
 
 
+def assert_same_gradients(some: torch.Tensor, whole: torch.Tensor, module: torch.nn.Module) -> None:
+    parameters, g = list(module.parameters()), normal(*whole.shape, seed=1)
+    for a, b in zip(
+        torch.autograd.grad(some, parameters, g), torch.autograd.grad(whole, parameters, g),
+        strict=True,
+    ):  # fmt: skip
+        assert_close(a, b, rtol=0, atol=1e-10)
+
+
+# --- The last positions, of a decoder -------------------------------------------------------------
+
+
 @EVERY
 @pytest.mark.parametrize("cross", [False, True])
 @pytest.mark.parametrize("last", [1, 3])
@@ -35,13 +47,7 @@ def test_the_last_positions_are_those_of_the_whole(config, cross, last, kind):
     some, whole = decoder(IDS, last=last, **given), decoder(IDS, **given)[:, -last:]
     assert some.shape == (3, last, 20)
     assert_close(some, whole, rtol=0, atol=1e-12)
-    parameters = list(decoder.parameters())
-    g = normal(*whole.shape, seed=1)
-    for a, b in zip(
-        torch.autograd.grad(some, parameters, g), torch.autograd.grad(whole, parameters, g),
-        strict=True,
-    ):  # fmt: skip
-        assert_close(a, b, rtol=0, atol=1e-10)
+    assert_same_gradients(some, whole, decoder)
 
 
 @EVERY
@@ -77,3 +83,32 @@ def test_a_mask_and_a_bias_with_a_row_per_query_are_cut_with_the_queries(
     keep = normal(3, heads, 5, 5, seed=3) > -0.5
     some, whole = (block(y, keep, memory, bias=bias, last=n) for n in (last, None))
     assert_close(some, whole[:, -last:], rtol=0, atol=1e-12)
+
+
+# --- The first positions, of an encoder -----------------------------------------------------------
+
+SOURCE = torch.tensor([[5, 9, 11, 3, 2], [4, 7, 6, 0, 0], [8, 8, 1, 2, 0]])
+MASKS = {"padding": None, "causal": mt.causal_mask(5), "keys": SOURCE[:, None, None, :] != 8}
+
+
+@EVERY
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("first", [1, 3])
+def test_the_first_positions_are_those_of_the_whole(config, first, mask):
+    encoder = randomise(mt.Encoder(config))
+    some = encoder(SOURCE, MASKS[mask], first=first)
+    whole = encoder(SOURCE, MASKS[mask])[:, :first]
+    assert some.shape == (3, first, 20)
+    assert_close(some, whole, rtol=0, atol=1e-12)
+    assert_same_gradients(some, whole, encoder)
+
+
+def test_a_classifier_of_the_first_position_does_not_compute_the_others():
+    model = mt.SequenceClassifier(mt.Encoder(CONFIG.with_(pooler=True)), 2, "cls")
+    rows: list[int] = []
+    for block in randomise(model).encoder.blocks:
+        block.feed_forward.register_forward_hook(lambda m, a, y: rows.append(y.shape[1]))
+    logits = model(SOURCE)
+    assert rows == [5, 1]
+    whole = model.classifier(model.dropout(model.encoder.pooler(model.encoder(SOURCE))))
+    assert_close(logits, whole, rtol=0, atol=1e-12)

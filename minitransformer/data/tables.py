@@ -1,0 +1,162 @@
+"""The user's own files: CSV, TSV, JSONL or one text per line, with errors that name the line."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .datasets import LabelledTexts
+from .downloads import data_folder
+
+
+def samples() -> LabelledTexts:
+    """A few dozen sentences of our own, for a first try without a download."""
+    return read_table(data_folder() / "samples" / "reviews.csv")
+
+
+def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> LabelledTexts:
+    """The user's own file: CSV, TSV or JSONL in UTF-8 with the columns `text` and `label`.
+
+    Args:
+        label_names: the labels that a model knows; others are refused. By default those that occur,
+            in alphabetical order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown ending, bytes that are not UTF-8, no rows, a missing column, an empty
+            text or label, an unknown label; the message names the file and the line.
+    """
+    rows = read_rows(path, ("text", "label"))
+    names = tuple(label_names or sorted({row["label"] for _, row in rows}))
+    if len(names) < 2:
+        raise ValueError(
+            f"{path}: every row has the label {names[0]!r}; a classifier needs at least two labels"
+        )
+    for line, row in rows:
+        if row["label"] not in names:
+            raise ValueError(
+                f"{path}, line {line}: the label {row['label']!r} was not in the training data; "
+                f"known labels: {', '.join(map(repr, names))}"
+            )
+    index = {name: i for i, name in enumerate(names)}
+    texts = tuple(row["text"] for _, row in rows)
+    return LabelledTexts(texts, tuple(index[row["label"]] for _, row in rows), names, str(path))
+
+
+def read_texts(path: str | Path) -> list[str]:
+    """Texts to predict: the column `text` of a CSV, TSV or JSONL, or the lines of any other file.
+
+    Raises: as `read_table`.
+    """
+    if Path(path).suffix.lower() in (".csv", ".tsv", ".jsonl"):
+        return [row["text"] for _, row in read_rows(path, ("text",))]
+    lines = lines_of(read_utf8(path))
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number}: the text is empty; remove the line")
+    return lines
+
+
+def read_rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
+    """The rows of a CSV, TSV or JSONL, each with its line number, checked column by column."""
+    text, kind = read_utf8(path), Path(path).suffix.lower()
+    if kind not in (".csv", ".tsv", ".jsonl"):
+        raise ValueError(
+            f"{path}: give a .csv, .tsv or .jsonl file with the columns text and label"
+        )
+    parsed = (
+        parse_jsonl(path, text)
+        if kind == ".jsonl"
+        else parse_table(path, text, "\t" if kind == ".tsv" else ",")
+    )
+    rows = []
+    for line, raw in parsed:
+        row = {}
+        for column in columns:
+            if column not in raw:
+                there = ", ".join(repr(c) for c in raw) or "none"
+                raise ValueError(
+                    f"{path}, line {line}: there is no column {column!r} (columns: {there}); name it "
+                    f"{column!r} in the first line"
+                    if kind != ".jsonl"
+                    else f"{path}, line {line}: the object has no key {column!r} (keys: {there})"
+                )
+            value = "" if raw[column] is None else str(raw[column]).strip()
+            if not value:
+                raise ValueError(
+                    f"{path}, line {line}: the {column} is empty; fill it in or remove the row"
+                )
+            row[column] = value
+        rows.append((line, row))
+    if not rows:
+        raise ValueError(f"{path} has no rows; it needs the columns {' and '.join(columns)}")
+    return rows
+
+
+def parse_table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict]]:
+    """(line number, row) for each row of a CSV or TSV."""
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
+    csv.field_size_limit(2**31 - 1)  # a text may be a book
+    try:
+        if reader.fieldnames is not None and "text" not in reader.fieldnames:
+            yield 1, dict.fromkeys(reader.fieldnames)
+        for row in reader:
+            if None in row:
+                raise ValueError(
+                    f"{path}, line {reader.line_num}: {len(row) - 1 + len(row[None])} fields where the "
+                    f"first line names {len(row) - 1}; put texts with a {delimiter!r} in quotes"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}; check the quotes") from error
+
+
+def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict]]:
+    """(line number, object) for each line of a JSONL."""
+    for number, line in enumerate(lines_of(text), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f'{path}, line {number}: not an object like {{"text": ..., "label": ...}}'
+            )
+        yield number, row
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a file. Not `splitlines`: it also cuts at U+2028 and others inside a text."""
+    return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
+
+
+def existing(path: str | Path) -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        FileNotFoundError: it is not.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
+    return path
+
+
+def read_utf8(path: str | Path) -> str:
+    """The text of a file, or an error that names the line of the first bad byte."""
+    path = existing(path)
+    raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{raw[error.start]:02x} is not UTF-8; save the file as "
+            f"UTF-8 (for a Latin-1 file: iconv -f latin1 -t utf-8 {path.name} > new.csv)"
+        ) from None
+    if not text.strip():
+        raise ValueError(f"{path} is empty; put texts into it")
+    return text

@@ -1,0 +1,103 @@
+"""What a pretraining run from scratch needs: blocks of text, the objective's examples, a new model."""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from ..data.batches import EncodedTexts
+from ..data.masking import MaskedTexts
+from ..data.sequences import pack
+from ..data.spans import CorruptedSpans, span_numbers
+from ..data.tokenizers import Tokenizer, encode
+from ..model.config import TransformerConfig
+from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
+from ..model.transformer import Decoder, Encoder, EncoderDecoder
+from ..options import Objective
+from .loop import Data
+
+ENDS = {
+    "causal": ("[END]", "<|endoftext|>", "</s>", "[SEP]"),
+    "masked": ("[SEP]", "[END]", "</s>", "<|endoftext|>"),
+    "spans": ("</s>", "[END]", "[SEP]", "<|endoftext|>"),
+}
+"""The token that ends a text: the first of these that the tokenizer has."""
+SENTINEL = "<extra_id_%d>"
+"""The token for the n-th hole, by T5's name."""
+VALIDATION = 20
+"""One block in this many is kept for validation, from the end of the texts."""
+
+
+def sentinels_for(length: int) -> list[str]:
+    """One sentinel for each hole of a block, and one that says that no more follow."""
+    _, n_spans = span_numbers(length, CorruptedSpans.share, CorruptedSpans.mean_span)
+    return [SENTINEL % i for i in range(n_spans + 1)]
+
+
+def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
+    """The id of the token that ends a text.
+
+    Raises:
+        ValueError: the tokenizer has none.
+    """
+    for token in ENDS[objective]:
+        with contextlib.suppress(KeyError):
+            return tokenizer.id_of(token)
+    raise ValueError(
+        f"the tokenizer has no token that ends a text; add one of {', '.join(ENDS[objective])}"
+    )
+
+
+def blocks_of(
+    texts: Sequence[str], tokenizer: Tokenizer, length: int, end_id: int
+) -> tuple[EncodedTexts, EncodedTexts]:
+    """Blocks of `length` tokens to train on and, from the end of the texts, to validate on.
+
+    Raises:
+        ValueError: too little text for one of each.
+    """
+    encoded = encode(texts, tokenizer)
+    n_tokens = sum(map(len, encoded.ids))
+    if n_tokens < 2 * length:
+        raise ValueError(
+            f"{len(texts)} texts with {n_tokens} tokens are too few for two blocks of {length}, one to "
+            "train on and one to validate; give more text, or a smaller --length"
+        )
+    ids = pack(encoded, length, end_id).ids
+    n_train = len(ids) - max(1, len(ids) // VALIDATION)
+    train, valid = (EncodedTexts(part, None, encoded.pad_id) for part in (ids[:n_train], ids[n_train:]))  # fmt: skip
+    return train, valid
+
+
+def examples(objective: Objective, blocks: EncodedTexts, tokenizer: Tokenizer, end_id: int) -> Data:
+    """The blocks in the form that the objective trains on.
+
+    Raises:
+        ValueError: a tokenizer without the special tokens that the objective needs.
+    """
+    if objective == "masked":
+        return MaskedTexts(blocks, tokenizer)
+    if objective == "spans":
+        names = (SENTINEL % i for i in range(len(tokenizer.special)))
+        sentinels = [tokenizer.special[name] for name in names if name in tokenizer.special]
+        return CorruptedSpans(blocks, sentinels, end_id)
+    return blocks
+
+
+def new_model(
+    objective: Objective, tokenizer: Tokenizer, end_id: int, *, d_model: int, n_heads: int,
+    n_layers: int, length: int, dropout: float,
+) -> CausalLM | MaskedLM | Seq2SeqLM:  # fmt: skip
+    """A new model of these sizes, its weights from torch's random state: a GPT-2, a BERT or a T5."""
+    sizes: dict[str, Any] = dict(
+        vocab_size=tokenizer.vocab_size, d_model=d_model, n_heads=n_heads, n_layers=n_layers,
+        d_ff=4 * d_model, max_len=length, dropout=dropout, attention_dropout=dropout,
+        # where one token pads and ends, a mask tells the two apart
+        pad_id=tokenizer.pad_id if tokenizer.pad_id != end_id else None,
+    )  # fmt: skip
+    if objective == "causal":
+        return CausalLM(Decoder(TransformerConfig.gpt2(**sizes, start_id=end_id, eos_id=end_id)))
+    if objective == "spans":
+        sizes |= dict(feed_forward_dropout=dropout, final_dropout=dropout)
+        config = TransformerConfig.t5(**sizes, start_id=tokenizer.pad_id, eos_id=end_id)
+        return Seq2SeqLM(EncoderDecoder(config))
+    return MaskedLM(Encoder(TransformerConfig.bert(**sizes, pooler=False)))
