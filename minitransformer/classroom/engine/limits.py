@@ -210,7 +210,7 @@ def usual_cause(error: BaseException) -> str:
             "place, or a list grows in an endless loop."
         )
     if isinstance(error, RecursionError):
-        return "It calls itself endlessly. Did you mean another function of that name?"
+        return "It calls itself without end. Did you mean another function of that name?"
     if isinstance(error, SystemExit):
         return "exit() would end the whole notebook: use `return`."
     return ""
