@@ -1,4 +1,4 @@
-r"""Backward through what is made of parts: multi-head attention, feed-forward, residuals, the blocks.
+r"""Backward through composites: multi-head attention, feed-forward, residuals, the blocks.
 
 Nothing new is derived here: the functions of `gradients` are called in reverse order, and gradients
 are added where a value was used twice: at every residual, and for $x$ in self-attention, which is
@@ -142,7 +142,7 @@ def sublayer_backward(
     dout: ndarray, x: ndarray, f: Callable, f_backward: Callable, norm: Norm, eps: float,
     norm_position: str
 ) -> tuple[ndarray, ndarray, ndarray, Gradients]:  # fmt: skip
-    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$ and what `f_backward(df, input)` has besides "x".
+    r"""`sublayer` backward: $dx$, $d\gamma$, $d\beta$, and the other gradients of `f_backward(df, input)`.
 
     post-LN: $dr = \mathrm{LN}'(dout), \ dx = dr + f'(dr)$.
     pre-LN: $dx = dout + \mathrm{LN}'(f'(dout))$.
@@ -206,7 +206,7 @@ def block(x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any) -> list[nd
 def block_backward(
     dout: ndarray, x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any
 ) -> Gradients:
-    """Sublayer by sublayer, the last one first; what reaches the stream's beginning is called "x"."""
+    """Sublayer by sublayer, the last one first; the gradient of the block's input is called "x"."""
     stream, all_grads = block(x, sublayers, w, **how), Gradients()
     for (name, f, f_backward), x in reversed(list(zip(sublayers, stream[:-1], strict=True))):
         dout, dgamma, dbeta, grads = sublayer_backward(

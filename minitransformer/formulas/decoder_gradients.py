@@ -1,4 +1,4 @@
-r"""Backward through what a decoder adds: a bias on the scores, a gate, causal and cross-attention, tied logits.
+r"""Backward through the decoder's additions: bias on the scores, gate, causal and cross-attention, tied logits.
 
 Notation, shapes and the short $f'(dy)$ as in `gradients` and `block_gradients`.
 """

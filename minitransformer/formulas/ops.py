@@ -75,7 +75,7 @@ def attention(
     The bias $B$ is not in the paper; relative positions are one (`relative_buckets`).
 
     Args:
-        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
+        scale: the factor of the scores, by default $1 / \sqrt{d_k}$.
         causal: hide the keys later than the query, in addition to what `keep` hides.
 
     Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v); the bias

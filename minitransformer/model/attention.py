@@ -102,9 +102,9 @@ def scaled_dot_product_attention(
 
     Args:
         keep: True = may attend, broadcastable to (..., queries, keys). A query that may attend to
-            nothing gets weights and output zero.
+            nothing gets zero weights and a zero output.
         bias: added to the scores, broadcastable to (..., queries, keys); not in the formula.
-        scale: what to multiply the scores by instead of $1 / \sqrt{d_k}$.
+        scale: the factor of the scores, by default $1 / \sqrt{d_k}$.
 
     Shapes: (..., queries, d_k), (..., keys, d_k), (..., keys, d_v) -> (..., queries, d_v) and
     (..., queries, keys).

@@ -28,7 +28,7 @@ class TransformerConfig:
     d_model: int = 512
     n_heads: int = 8
     d_head: int = 0
-    r"""Width $d_k$ of one head; not given, it is $d_{model} / h$ (T5 chooses it freely)."""
+    r"""Width $d_k$ of one head, by default $d_{model} / h$ (T5 chooses it freely)."""
     n_layers: int = 6
     n_decoder_layers: int | None = None
     """Blocks of a decoder, if its depth is not the encoder's."""

@@ -31,7 +31,7 @@ class KeyValues:
     def update(
         self, compute: Callable[[], Float[Tensor, "2 batch heads new d_k"]]
     ) -> tuple[Heads, Heads]:
-        """All keys and values, those that `compute` returns appended; read memory needs no call."""
+        """All keys and values, with those of `compute` appended; a memory is computed only once."""
         if self.grows or self.both is None:
             new = compute()
             start, self.length = self.length, self.length + new.shape[3]

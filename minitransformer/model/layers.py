@@ -221,7 +221,7 @@ def init_weights(module: nn.Module, config: TransformerConfig) -> None:
 def check_inputs(
     ids: Tensor, segments: Tensor | None, positions: Tensor | None, first: int, c: TransformerConfig
 ) -> None:
-    """Reject what the tables of the embeddings do not have, and shapes that would broadcast."""
+    """Reject ids, segments and positions that no table has, and shapes that would broadcast."""
     low, high = smallest_and_largest(ids)
     if low < 0 or high >= c.vocab_size:
         bad = low if low < 0 else high

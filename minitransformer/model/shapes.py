@@ -1,4 +1,4 @@
-"""The shapes of what passes through every model, named once."""
+"""The shapes that pass through every model, named once."""
 
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -7,5 +7,5 @@ Ids = Int[Tensor, "batch length"]
 Hidden = Float[Tensor, "batch length d_model"]
 Memory = Float[Tensor, "batch keys d_model"]
 Logits = Float[Tensor, "batch length vocab"]
-Mask = Shaped[Tensor, "..."] | None  # True = may attend; `check_keep` says what is wrong with it
+Mask = Shaped[Tensor, "..."] | None  # True = may attend; checked by `check_keep`
 Bias = Float[Tensor, "..."] | None

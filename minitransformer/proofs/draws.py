@@ -13,6 +13,7 @@ SIZES = {
 }  # fmt: skip
 BATCH, HEADS, QUERIES, KEYS, D_K, D_V, D_MODEL, D_FF = SIZES.values()
 MASKS = ("no mask", "causal", "left padding", "right padding", "a query without keys")
+PADDING = ("no mask", "left padding", "right padding")
 HUGE = "huge scores"
 EPS = 0.1  # large, so that its place in a formula matters
 

@@ -11,12 +11,12 @@ from torch.func import functional_call
 
 from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from ..model import attention
-from ..model.block import DecoderBlock
+from ..model.block import DecoderBlock, residual
 from ..model.config import TransformerConfig
 from ..model.heads import LanguageModelHead
 from ..model.layers import FeedForward, RMSNorm
 from . import draws, rows_formulas, rows_modules
-from .draws import ATTENTION, CROSS_ATTENTION, HEADS, HUGE, KEYS, MASKS, draw
+from .draws import ATTENTION, CROSS_ATTENTION, HEADS, HUGE, KEYS, MASKS, PADDING, draw
 from .formula import Formula, both, per_example
 
 # --- Attention ----------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ ROWS = (
         latex=r"\mathrm{head}_i = \mathrm{softmax}\left(\frac{QK^\top}{\sqrt{d_k}} + M\right) V,\quad M_{ij} = -\infty \text{ where } j > i",
         source="Vaswani et al. 2017, section 3.2.3",
         draw=draw("x: batch keys d_model, keep: batch 1 keys keys", ATTENTION, n_heads=HEADS),
-        cases=("no mask", "left padding", "right padding"),
+        cases=PADDING,
         by_hand=per_example(causal_by_hand, of=by_hand.multi_head_attention),
         backward_by_hand=decoder_gradients.causal_self_attention_backward,
         **both(rows_modules.our_attention), shows=(attention.MultiHeadAttention.forward, ops.visible),
@@ -167,9 +167,9 @@ ROWS = (
         {"post": r"a = \mathrm{LN}_1(y + \mathrm{MHA}(y)),\ c = \mathrm{LN}_c(a + \mathrm{MHA}_c(a, z)),\ y' = \mathrm{LN}_2(c + \mathrm{FFN}(c))",
          "pre": r"a = y + \mathrm{MHA}(\mathrm{LN}_1(y)),\ c = a + \mathrm{MHA}_c(\mathrm{LN}_c(a), z),\ y' = c + \mathrm{FFN}(\mathrm{LN}_2(c))"},
         "y: batch queries d_model, keep: batch 1 queries queries, z: batch keys d_model, "
-        "memory_keep: batch 1 queries keys, gamma_c beta_c: d_model, " + CROSS_ATTENTION,
-        cases=("no mask", "left padding", "right padding"),
+        "memory_keep: batch 1 queries keys, gamma_c beta_c: d_model, " + CROSS_ATTENTION, cases=PADDING,
         by_hand=per_example(rows_modules.block_by_hand, of=by_hand_decoder.decoder_block),
-        backward_by_hand=decoder_gradients.decoder_block_backward, shows=(DecoderBlock.forward,),
+        backward_by_hand=decoder_gradients.decoder_block_backward,
+        shows=(DecoderBlock.forward, DecoderBlock.attend, residual),
     ),
 )  # fmt: skip

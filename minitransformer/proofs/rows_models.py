@@ -18,7 +18,7 @@ from ..model.config import TransformerConfig
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from . import rows_modules
-from .draws import EPS, HEADS, draw, matrix
+from .draws import EPS, HEADS, PADDING, draw, matrix
 from .formula import Formula, Inputs, both, per_example
 from .rows_modules import embeddings_by_hand, torch_embeddings
 
@@ -32,32 +32,35 @@ CAUSAL = CONFIG.with_(
 )  # fmt: skip
 MASKED = CONFIG.with_(activation="gelu")
 Mask = Tensor | None
+TOKENS = ("ids", "keep", "source", "target", "source_keep")
 
 # --- What the models share ----------------------------------------------------------------------
 
 
-def draw_model(
-    config: TransformerConfig, model: Callable[[TransformerConfig], nn.Module], shapes: str
-) -> Callable[[np.random.Generator, str], Inputs]:
-    """Draw tokens, a mask and the parameters of a model, beside the switches of its stacks."""
+def model(
+    config: TransformerConfig, build: Callable[[TransformerConfig], nn.Module], shapes: str
+) -> dict[str, Any]:
+    """Our side of a row: draw tokens, a mask, the switches of the stacks and parameters; run the model."""
     switches = {"norm_position": config.norm_position, "activation": config.activation}
     drawn = draw(shapes, switches=switches | {"n_heads": HEADS, "eps": EPS})
 
-    def run(rng: np.random.Generator, case: str) -> Inputs:
+    def draw_parameters(rng: np.random.Generator, case: str) -> Inputs:
         inputs = drawn(rng, case)
-        for name, p in model(config).state_dict().items():
+        for name, p in build(config).state_dict().items():
             plain = p.ndim == 1 or "embeddings" in name
             inputs[name] = rng.standard_normal(p.shape) if plain else matrix(rng, *p.shape[::-1]).T
         return inputs
 
-    return run
+    def ours(kernels: Any, switches: Inputs, **inputs: Any) -> Tensor:
+        module = build(config.with_(ops=kernels))
+        arguments = [inputs.pop(name) for name in TOKENS if name in inputs]
+        # The modules keep their table of positions in float32; here it has full precision.
+        dtype = next(iter(inputs.values())).dtype
+        for name, table in module.named_buffers():
+            inputs[name] = ops.sinusoidal_positions(len(table), table.shape[1], dtype)
+        return functional_call(module, inputs, tuple(arguments))
 
-
-def with_waves(parameters: Inputs, *prefixes: str) -> Inputs:
-    """Add the table of positions in full precision; the modules keep it in float32."""
-    E = parameters[f"{prefixes[0]}.embeddings.tokens.weight"]
-    waves = ops.sinusoidal_positions(CONFIG.max_len, E.shape[1], E.dtype)
-    return parameters | {f"{prefix}.embeddings.positions": waves for prefix in prefixes}
+    return {"draw": draw_parameters, **both(ours)}
 
 
 def stack_by_hand(
@@ -121,14 +124,6 @@ def transformer_by_hand(
     return by_hand_decoder.tied_logits(h, E)
 
 
-def our_transformer(
-    kernels: str, source: Tensor, target: Tensor, source_keep: Mask, switches: Inputs, **p: Tensor
-) -> Tensor:
-    config = CONFIG.with_(ops=kernels, norm_position=switches["norm_position"])
-    model = Seq2SeqLM(EncoderDecoder(config))
-    return functional_call(model, with_waves(p, ENCODER, DECODER), (source, target, source_keep))
-
-
 def torch_transformer(
     source: Tensor, target: Tensor, source_keep: Mask, switches: Inputs, **p: Tensor
 ) -> Tensor:
@@ -157,10 +152,6 @@ def causal_lm_by_hand(
     return by_hand_decoder.tied_logits(stack_by_hand(Stack(p, "decoder.", **switches), x, keep), E)
 
 
-def our_causal_lm(kernels: str, ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
-    return functional_call(CausalLM(Decoder(CAUSAL.with_(ops=kernels))), p, (ids, keep))
-
-
 def torch_causal_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
     E, P = (p[f"decoder.embeddings.{n}.weight"] for n in ("tokens", "position_table"))
     module, state = torch_stack(Stack(p, "decoder.", **switches))
@@ -181,11 +172,6 @@ def masked_lm_by_hand(
     return by_hand_decoder.tied_logits(n, E) + p["head.bias"]
 
 
-def our_masked_lm(kernels: str, ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
-    model = MaskedLM(Encoder(MASKED.with_(ops=kernels)))
-    return functional_call(model, with_waves(p, "encoder"), (ids, keep))
-
-
 def torch_masked_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
     E = p["encoder.embeddings.tokens.weight"]
     module, state = torch_stack(Stack(p, "encoder.", **switches))
@@ -203,34 +189,32 @@ ROWS = (
         Formula(
             id=f"{position}_ln_transformer", title=f"the whole Transformer, {position}-LN",
             latex=r"\ell = \mathrm{Decoder}(target,\ \mathrm{Encoder}(source))\,E^\top",
-            source=source,
-            draw=draw_model(CONFIG.with_(norm_position=position),
-                            lambda c: Seq2SeqLM(EncoderDecoder(c)),
-                            "source: 2 6, target: 2 4, source_keep: 2 1 1 6"),
-            cases=("no mask", "left padding", "right padding"),
-            by_hand=per_example(transformer_by_hand),
-            backward_by_hand=model_gradients.transformer_backward, **both(our_transformer),
+            source=source, cases=PADDING,
+            **model(CONFIG.with_(norm_position=position), lambda c: Seq2SeqLM(EncoderDecoder(c)),
+                    "source: 2 6, target: 2 4, source_keep: 2 1 1 6"),
             shows=(EncoderDecoder.forward, Encoder.forward, Decoder.forward, Seq2SeqLM.forward),
-            reference=torch_transformer,
+            by_hand=per_example(transformer_by_hand),
+            backward_by_hand=model_gradients.transformer_backward, reference=torch_transformer,
         )
         for position, source in (("post", "Vaswani et al. 2017, figure 1, section 3.4"),
                                  ("pre", "Xiong et al. 2020, figure 1"))
     ),
     Formula(
-        id="causal_lm", title="causal language model", source="Radford et al. 2018, section 3.1",
+        id="causal_lm", title="causal language model",
         latex=r"\ell_t = \mathrm{Decoder}(x_1 \dots x_t)_t\,E^\top",
-        draw=draw_model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
-        cases=("no mask", "right padding"),
+        source="Radford et al. 2018, section 3.1", cases=("no mask", "right padding"),
+        **model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
+        shows=(CausalLM.forward, Decoder.forward),
         by_hand=per_example(causal_lm_by_hand), backward_by_hand=model_gradients.causal_lm_backward,
-        **both(our_causal_lm), shows=(CausalLM.forward, Decoder.forward), reference=torch_causal_lm,
+        reference=torch_causal_lm,
     ),
     Formula(
         id="masked_lm", title="masked language model",
         latex=r"\ell = \mathrm{LN}(f(\mathrm{Encoder}(x)\,W + b))\,E^\top + b_E",
-        source="Devlin et al. 2019, section 3.1 and code",
-        draw=draw_model(MASKED, lambda c: MaskedLM(Encoder(c)), "ids: 2 6, keep: 2 1 1 6"),
-        cases=("no mask", "left padding", "right padding"),
+        source="Devlin et al. 2019, section 3.1 and code", cases=PADDING,
+        **model(MASKED, lambda c: MaskedLM(Encoder(c)), "ids: 2 6, keep: 2 1 1 6"),
+        shows=(MaskedLM.forward,),
         by_hand=per_example(masked_lm_by_hand), backward_by_hand=model_gradients.masked_lm_backward,
-        **both(our_masked_lm), shows=(MaskedLM.forward,), reference=torch_masked_lm,
+        reference=torch_masked_lm,
     ),
 )  # fmt: skip

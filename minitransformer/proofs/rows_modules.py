@@ -18,7 +18,13 @@ from torch.func import functional_call
 from ..formulas import block_gradients, by_hand, by_hand_decoder, gradients, ops
 from ..formulas.numpy_transformer import DECODER_NAMES, turned
 from ..model.attention import MultiHeadAttention
-from ..model.block import DecoderBlock, EncoderBlock, decoder_sublayer, encoder_sublayer
+from ..model.block import (
+    DecoderBlock,
+    EncoderBlock,
+    decoder_sublayer,
+    encoder_sublayer,
+    residual,
+)
 from ..model.config import TransformerConfig
 from ..model.heads import mean_pool
 from ..model.layers import Embeddings, FeedForward, LayerNorm
@@ -352,7 +358,8 @@ ROWS = (
          "pre": r"a = x + \mathrm{MHA}(\mathrm{LN}_1(x)),\quad y = a + \mathrm{FFN}(\mathrm{LN}_2(a))"},
         "x: batch queries d_model, keep: batch 1 queries queries", cases=MASKS[:-1],
         by_hand=per_example(block_by_hand, of=by_hand.encoder_block),
-        backward_by_hand=block_gradients.encoder_block_backward, shows=(EncoderBlock.forward,),
+        backward_by_hand=block_gradients.encoder_block_backward,
+        shows=(EncoderBlock.forward, EncoderBlock.attend, residual),
     ),
     Formula(
         id="embeddings", title="embeddings and positions",

@@ -21,7 +21,7 @@ import torch
 import minitransformer as mt
 from minitransformer import plots
 from minitransformer.classroom.clinic import charts as clinic
-from minitransformer.classroom.clinic import instruments as symptoms
+from minitransformer.classroom.clinic import instruments
 
 # %% [markdown]
 # ## 1. The guide
@@ -128,8 +128,10 @@ torch.manual_seed(0)
 config = mt.TransformerConfig(vocab_size=10, d_model=20, n_heads=5, d_ff=44, norm_position="pre")
 x = torch.randn(3, 7, 20, dtype=torch.float64)
 for block in (mt.DecoderBlock(config).double(), mt.EncoderBlock(config).double()):
-    print(f"{type(block).__name__}: moves by {symptoms.leak(block, x, 4):.0e}")
-assert symptoms.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < symptoms.leak(block, x, 4)
+    print(f"{type(block).__name__}: moves by {instruments.leak(block, x, 4):.0e}")
+assert (
+    instruments.leak(mt.DecoderBlock(config).double(), x, 4) == 0.0 < instruments.leak(block, x, 4)
+)
 
 # %% [markdown]
 # The same question can be asked for every pair of positions at once: replace token $j$, and see how

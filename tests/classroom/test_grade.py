@@ -12,10 +12,10 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from minitransformer.classroom.clinic.patients import SEATS
 
+import minitransformer as mt
 from minitransformer.__main__ import main
-from minitransformer.classroom.clinic import charts as clinic
+from minitransformer.classroom.exercises import nb20_debugging
 from minitransformer.classroom.grading import grade, report
 from minitransformer.classroom.grading import notebooks as sheets
 from minitransformer.classroom.grading.grade import NO_SHEET, Grade
@@ -101,7 +101,7 @@ def folder(tmp_path_factory):
         "    except OSError:\n        pass",
         after="mt.check.softmax = lambda f: True\nprint('passed: softmax')\nmt.check.softmax(max)",
     )  # fmt: skip
-    reference = "return mt.check.attention.reference(Q, K, V, keep)"
+    reference = "return mt.check.attention.right(Q, K, V, keep)"
     fill(
         folder / "borrows.ipynb", {**RIGHT, "my_attention": reference},
         before="%matplotlib inline\n!ls\nimport math\n# %%\n%%bash\nls",
@@ -233,7 +233,8 @@ def test_the_page_has_the_class_its_mistakes_and_each_student(out, rows):
     assert 'src="data:image/png;base64,' in page
     for student in {student for student, _ in rows}:
         assert student in text
-    assert "Every query shares out one unit among the keys" in text
+    hints = {m.name: m.hint for m in mt.check.softmax.mistakes}
+    assert hints["with the softmax over the queries"] in text
     assert re.search(r"right\s+✓\s+✓\s+✓\s+3 of 3", text)
     assert (out / "mistakes.png").read_bytes().startswith(b"\x89PNG")
 
@@ -245,7 +246,7 @@ def test_a_quiz_is_graded_by_its_names_alone(tmp_path):
     cells = [{"cell_type": "code", "source": source} for source in sheet]
     (tmp_path / "sheets").mkdir()
     (tmp_path / "sheets" / "20_quiz.ipynb").write_text(json.dumps({"cells": cells}))
-    right = dict(zip(clinic.PATIENTS, SEATS, strict=True))
+    right = nb20_debugging.RIGHT
     for name, answer in {"right": right, "one": right | {"C": "no shift"}}.items():
         handed = [sheet[0], sheet[1].replace("raise NotImplementedError", f"return {answer}")]
         (tmp_path / f"{name}.py").write_text("# %%\n" + "\n# %%\n".join(handed))

@@ -203,7 +203,7 @@ def test_a_profiler_goes_on_after_a_check_in_another_thread(answer):
     script = f"""
 import sys, threading
 import minitransformer as mt
-from minitransformer.classroom import limits
+from minitransformer.classroom.engine import limits
 limits.SECONDS = 0.3
 def forever():
     while True: pass

@@ -30,7 +30,7 @@ from minitransformer.proofs.measure import SEED, Errors, distance, measure
 PACKAGE = Path(mt.__file__).parent
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
 def test_every_formula_holds(seed):
     report = mt.verify(seed=seed)
     assert report.ok, str(report)
@@ -65,7 +65,7 @@ NOT_IN_TORCH = re.compile(r"by_hand|gradients|numpy|\.(config|compare|kv_cache|s
 
 
 def test_verify_runs_every_formula_and_module():
-    """A new operation or module that no row of the ledger computes with fails here."""
+    """A third seed; a new operation or module that no row computes with fails here."""
     rooms = [mt.formulas, mt.model]
     modules = [m.name for r in rooms for m in pkgutil.iter_modules(r.__path__, f"{r.__name__}.")]
     modules = [name for name in modules if not NOT_IN_TORCH.search(name)]
@@ -78,9 +78,10 @@ def test_verify_runs_every_formula_and_module():
     before = sys.getprofile()
     sys.setprofile(note)
     try:
-        mt.verify()
+        report = mt.verify(seed=2)
     finally:
         sys.setprofile(before)
+    assert report.ok, str(report)
     missed = {
         name for m, ran in zip(modules, files.values(), strict=True) for name in defined_in(m) - ran
     }

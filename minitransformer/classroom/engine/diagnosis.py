@@ -15,7 +15,7 @@ order 1, masks of every kind. The gradients are compared too.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from html import escape
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -235,21 +235,17 @@ def recognise(
     exercise: Exercise, cases: dict[str, Inputs], yours: dict[str, Tensor], seed: int
 ) -> tuple[Mistake, ...]:
     """The known mistake, or the pair of them, whose outputs are the student's in every case."""
-
-    def equal(*mistakes: Mistake) -> bool:
-        for (
-            case,
-            output,
-        ) in yours.items():  # most differ in the first case, which costs a single run
-            wrong = exercise.wrong(seed, case, cases[case], *mistakes)
-            if wrong is None or wrong.shape != output.shape or distance(output, wrong) > EXACT:
-                return False
-        return True
-
     singles = ((mistake,) for mistake in exercise.mistakes)
-    return next((m for m in singles if equal(*m)), ()) or next(
-        (pair for pair in combinations(exercise.mistakes, 2) if equal(*pair)), ()
-    )
+    for mistakes in chain(singles, combinations(exercise.mistakes, 2)):
+        # Most differ in the first case, so that the others are not computed.
+        if all(
+            (wrong := exercise.wrong(seed, case, cases[case], *mistakes)) is not None
+            and wrong.shape == output.shape
+            and torch.allclose(wrong, output, rtol=0.0, atol=EXACT, equal_nan=True)
+            for case, output in yours.items()
+        ):
+            return mistakes
+    return ()
 
 
 REPAIRED = (

@@ -197,20 +197,17 @@ class Shortened:
         return getattr(self.stream, name)
 
 
+CAUSES = (
+    (TimeUp, "Usually it is a `while` whose condition stays true, or a loop over single numbers "
+     "where one operation on the whole tensor would do."),
+    (MemoryError, "It asked for far more memory than this exercise needs. Usually a size is in the "
+     "wrong place, or a list grows in an endless loop."),
+    (RecursionError, "It calls itself without end. Did you mean another function of that name?"),
+    (SystemExit, "exit() would end the whole notebook: use `return`."),
+)  # fmt: skip
+
+
 def usual_cause(error: BaseException) -> str:
     """The usual cause of an error that says little by itself; "" for all others."""
-    if isinstance(error, TimeUp):
-        return (
-            "Usually it is a `while` whose condition stays true, or a loop over single numbers "
-            "where one operation on the whole tensor would do."
-        )
-    if isinstance(error, MemoryError) or "allocate memory" in str(error):
-        return (
-            "It asked for far more memory than this exercise needs. Usually a size is in the wrong "
-            "place, or a list grows in an endless loop."
-        )
-    if isinstance(error, RecursionError):
-        return "It calls itself without end. Did you mean another function of that name?"
-    if isinstance(error, SystemExit):
-        return "exit() would end the whole notebook: use `return`."
-    return ""
+    kind = MemoryError if "allocate memory" in str(error) else type(error)
+    return next((cause for known, cause in CAUSES if issubclass(kind, known)), "")

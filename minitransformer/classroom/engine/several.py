@@ -1,7 +1,6 @@
 """An exercise whose answer is several tensors, such as the gradients of all inputs."""
 
 import contextlib
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .diagnosis import EXACT, Exercise, Result, copies, distance
+from .diagnosis import Exercise, Result
+from .numbers import EXACT, distance
+from .running import copies
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class ExerciseOfSeveral(Exercise):
         with contextlib.suppress(Exception):  # a crash is reported by the diagnosis
             if malformed := self.malformed(student, seed):
                 return Result(self.title, False, malformed)
-        # Wrapped, so that a crash shows the student's own line.
-        packed = functools.wraps(student)(lambda *inputs: self.tensor(student(*inputs)))
-        result = super().answer(packed, seed)
+        result = super().answer(student, seed)
         if not result.passed and not result.mistakes:
             with contextlib.suppress(Exception):
                 return Result(self.title, False, result.message + self.which(student, seed))

@@ -156,24 +156,17 @@ def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: in
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             token = secrets.token_hex(16)
             job = Job(cells, steps, dict(troubles), folder, hidden, seconds, memory, token)
-            said, fatal, why = attempt(job, until)
-        for number, answer in said.items():
-            kind, what = steps[number]
+            reports = attempt(job, until)
+        for (kind, what), report in zip(steps, reports, strict=False):
             if kind == "check":
-                answers[what] = answer
-            elif answer.get("error"):
-                troubles[what] = str(answer["error"])
-        if fatal is not None:
-            kind, what = steps[fatal]
-            if kind == "cell":
-                troubles[what] = why
-            else:
-                answers[what] = {"message": f"Checking it {why}."}
-        left_out = steps[fatal] if fatal is not None else None
-        steps = [
-            (kind, what) for kind, what in steps
-            if (kind, what) != left_out and not (kind == "check" and what in answers)
-        ]  # fmt: skip
+                answers[what] = report
+            elif report.get("error"):
+                troubles[what] = str(report["error"])
+        # A cell is needed again, unless it was fatal.
+        done = [
+            kind == "check" or "fatal" in r for (kind, _), r in zip(steps, reports, strict=False)
+        ]
+        steps = [step for i, step in enumerate(steps) if i >= len(done) or not done[i]]
     trouble = "; ".join(f"code cell {i + 1}: {text}" for i, text in sorted(troubles.items()))
     return [
         to_grade(handed.student, sheet, name, answers.get((name, function)), trouble)
@@ -215,8 +208,8 @@ def to_grade(
 # --- The process ------------------------------------------------------------------------------
 
 
-def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
-    """Do the steps in a new process: its report on each, the step it did not survive, and why."""
+def attempt(job: Job, until: float) -> list[dict[str, Any]]:
+    """Do the steps in a new process: its report on each, up to one that it did not survive."""
     context: Any = multiprocessing.get_context(
         "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     )
@@ -225,28 +218,25 @@ def attempt(job: Job, until: float) -> tuple[dict[int, dict], int | None, str]:
     process = context.Process(target=work, args=(job, theirs), daemon=True)
     process.start()
     theirs.close()
-    said: dict[int, dict] = {}
-    step, limit, why = 0, START, "ended the process"
-    deadline = time.monotonic() + limit
+    reports: list[dict[str, Any]] = []
+    limit, deadline = START, time.monotonic() + START
     # For half a message, which only a trick can send, `recv_bytes` would wait for ever.
     last_resort = threading.Timer(max(until - time.monotonic(), 0.0) + START, process.kill)
     last_resort.daemon = True
     last_resort.start()
     try:
-        while step < len(job.steps):
+        while len(reports) < len(job.steps):
             answer = heard(ours, job.token, deadline)
             if answer is None:
                 late = time.monotonic() >= deadline
-                why = f"did not end after {limit:.0f} seconds" if late else why
-                return said, step, why
-            number = answer.get("step")
-            if number == step and len(answer) == 2:  # it begins
-                limit = job.seconds if job.steps[step][0] == "cell" else limits.SECONDS
+                why = f"did not end after {limit:.0f} seconds" if late else "ended the process"
+                return [*reports, {"error": why, "message": f"Checking it {why}.", "fatal": True}]
+            if answer.get("step") == len(reports) and len(answer) == 2:  # it begins
+                limit = job.seconds if job.steps[len(reports)][0] == "cell" else limits.SECONDS
                 deadline = min(time.monotonic() + limit, until) + GRACE
-            elif number == step:
-                said[step] = answer
-                step += 1
-        return said, None, ""
+            elif answer.get("step") == len(reports):
+                reports.append(answer)
+        return reports
     finally:
         last_resort.cancel()
         end(process)
