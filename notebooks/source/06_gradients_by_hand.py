@@ -10,7 +10,7 @@
 # It covers the formulas of section 4 of the article, backward, and steps 3 and 4 of its section 3.2:
 # cross-entropy, AdamW, training. The notebooks before this one build the same formulas forward.
 #
-# *Runs in under a minute on two cores. Needs `make data` once, for section 7.*
+# *Runs in half a minute to two minutes on two cores. Needs `make data` once, for section 7.*
 
 # %%
 import math

@@ -15,7 +15,7 @@
 # models were given to read. Sources: Sennrich, Haddow and Birch 2016, section 3.2 (byte pairs); Radford
 # et al. 2019, section 2.2 (over bytes); Devlin et al. 2019, section 3 (word pieces).
 #
-# *Runs in about half a minute on two cores. Needs `make data` once.*
+# *Runs in half a minute to a minute on two cores. Needs `make data` once.*
 
 # %%
 import json

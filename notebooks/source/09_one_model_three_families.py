@@ -12,7 +12,7 @@
 # It covers section 2.1 of the article, on pretrained Transformers: BERT (Devlin et al. 2019), GPT
 # (Radford et al. 2019) and T5 (Raffel et al. 2020).
 #
-# *Runs in under a minute on two cores. Needs `make data` once, for the real weights.*
+# *Runs in half a minute to a minute on two cores. Needs `make data` once, for the real weights.*
 
 # %%
 import json

@@ -10,7 +10,7 @@
 # wins at home and loses away. Their remedy, LP-FT, trains the head first. We look at their theory in
 # a few lines of NumPy, then at real texts.
 #
-# *Runs in about two minutes on two cores. Needs `make data` once.*
+# *Runs in one to two minutes on two cores. Needs `make data` once.*
 
 # %%
 import matplotlib.pyplot as plt

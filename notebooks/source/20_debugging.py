@@ -11,7 +11,7 @@
 # work. Each mistake has been made in public by somebody; Karpathy's "recipe" (at the end) is the
 # classic on how to find them.
 #
-# *Runs in about a minute on two cores. Needs `make data` once.*
+# *Runs in half a minute to two minutes on two cores. Needs `make data` once.*
 
 # %%
 import math
