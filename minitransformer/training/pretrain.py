@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.layers import eval_mode
+from ..options import Precision, Schedule
 from .checkpointing import Checkpoint, digest, identity_of
 from .history import Entry, History
 from .layers import layers_of
 from .loop import Data, Recipe, fit
 from .objectives import Objective, cross_entropy, masked_lm_loss, masked_predictions, objective_of
-from .optim import Schedule
-from .precision import Precision, matmul_precision
+from .precision import matmul_precision
 from .strategies import Full, Strategy
 
 
