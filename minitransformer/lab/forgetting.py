@@ -10,8 +10,8 @@ from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier, mean_pool
 from ..model.layers import eval_mode
 from ..model.transformer import Encoder
-from ..training.layers import layers_of
 from ..training.precision import matmul_precision
+from ..training.strategies import layers_of
 
 CANDIDATES = 20
 

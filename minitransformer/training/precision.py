@@ -1,8 +1,8 @@
 """How exactly matrices are multiplied.
 
-`highest`: float32 as it is. `medium`: float32 through torch's faster kernels, which may round
-inside (on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32. `auto`:
-bfloat16 on a CPU that has instructions for it, else medium.
+`highest`: plain float32. `medium`: float32 through torch's faster kernels, which may round inside
+(on many CPUs they do not). `bfloat16`: products in 16 bits, weights and sums in 32. `auto`: bfloat16
+on a CPU that has instructions for it, otherwise medium.
 """
 
 import contextlib
@@ -15,11 +15,7 @@ from ..options import Precision
 
 
 def resolve(precision: Precision) -> str:
-    """What `auto` means on this machine; without the instructions bfloat16 is emulated, and slow.
-
-    Raises:
-        ValueError: an unknown precision.
-    """
+    """What `auto` means on this machine; without the instructions bfloat16 is emulated, and slow."""
     if precision not in get_args(Precision):
         raise ValueError(
             f"precision={precision!r} is not known; choose one of {get_args(Precision)}"
@@ -32,11 +28,7 @@ def resolve(precision: Precision) -> str:
 
 @contextlib.contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Multiply matrices with this precision inside, with torch's former setting outside.
-
-    Raises:
-        ValueError: an unknown precision.
-    """
+    """Inside, multiply matrices with this precision; outside, with torch's former setting."""
     used = resolve(precision)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if used == "highest" else "medium")
