@@ -17,10 +17,7 @@ class FrozenPrefix:
 
     A frozen layer has no dropout and no new weights: its output for a text is the same every epoch.
     The first batch with a text computes it, later ones look it up. Only real positions are kept, one
-    after another; once the budget is used up, the remaining texts are computed every time.
-
-    Args:
-        budget: MiB of memory for the outputs; 0 keeps nothing.
+    after another, in `budget` MiB; the texts that do not fit are computed every time.
     """
 
     def __init__(self, model: SequenceClassifier, data: EncodedTexts, budget: int):

@@ -126,7 +126,7 @@ def fit(
         def phase(rates: list[float]) -> nn.Module:
             """Freeze and thaw; then, in this order, tell everything that depends on it."""
             set_trainable(model, layers, rates, strategy)
-            on_freeze(leading_zeros(rates))
+            on_freeze([*map(bool, rates), True].index(True))
             best.watch()
             return shared(LossOfPart(model, loss_of, n_targets))
 
@@ -177,11 +177,6 @@ def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, i
 def due(done: int, every: int, steps: int) -> bool:
     """True every `every` steps, and after the last one."""
     return done % every == 0 or done == steps
-
-
-def leading_zeros(rates: list[float]) -> int:
-    """The number of frozen layers at the bottom."""
-    return next(i for i, rate in enumerate([*rates, 1.0]) if rate)
 
 
 def set_trainable(

@@ -38,8 +38,8 @@ def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
     r"""Cross-entropy of every next token: $-\frac1N \sum_{n,t} \log p(x_{n,t+1} \mid x_{n,\le t})$.
 
     The shift is here and nowhere else: position t predicts the token at t + 1, so the last position
-    predicts nothing, and nothing predicts the first token. $N$ counts the real next tokens: padding
-    neither predicts nor is predicted, and the head computes no logits there.
+    predicts nothing, and nothing predicts the first token. $N$ counts the real next tokens; the head
+    computes logits for these only.
 
     Raises:
         ValueError: no text of the batch has a second token.
@@ -110,9 +110,7 @@ def shift_right(target: Int[Tensor, "batch length"], start_id: int) -> Int[Tenso
 
 
 def cross_entropy(
-    config: TransformerConfig,
-    logits: Float[Tensor, "examples classes"],
-    targets: Int[Tensor, "examples"],
+    config: TransformerConfig, logits: Float[Tensor, "n classes"], targets: Int[Tensor, "n"]
 ) -> Float[Tensor, ""]:
     """The mean over the targets, with the operations of the config."""
     if logits.dtype is torch.bfloat16:  # autocast; the sum of exponentials needs more digits
@@ -122,9 +120,10 @@ def cross_entropy(
 
 def objective_of(model: nn.Module) -> Objective:
     """The loss that a language model is trained with, by its kind."""
-    for kind, objective in (
+    known: list[tuple[type, Objective]] = [
         (CausalLM, causal_lm_loss), (Seq2SeqLM, seq2seq_loss), (MaskedLM, masked_lm_loss)
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for kind, objective in known:
         if isinstance(model, kind):
             return objective
     raise TypeError(

@@ -24,9 +24,7 @@ from ..data.batches import cut
 class LossOfPart(nn.Module):
     """The loss as a module, for `DistributedDataParallel` to wrap.
 
-    The objectives call parts of the model, so wrapping the model itself would miss them. A part
-    without a target has the loss 0, which still depends on every weight that learns: the other
-    processes wait for its gradients.
+    The objectives call parts of the model, so wrapping the model itself would miss them.
     """
 
     def __init__(self, model: nn.Module, loss_of: Callable[[Any], Tensor], n_targets: Any):
@@ -34,7 +32,7 @@ class LossOfPart(nn.Module):
         self.model, self.loss_of, self.n_targets = model, loss_of, n_targets
 
     def forward(self, part: Any) -> Tensor:
-        """The mean over the part's targets."""
+        """The mean over the part's targets; without any, a 0 whose gradients others wait for."""
         if self.n_targets(part):
             return self.loss_of(part)
         learning = [p.sum() for p in self.model.parameters() if p.requires_grad]

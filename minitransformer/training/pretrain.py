@@ -95,14 +95,9 @@ def pretrain(
         run = described(recipe, strategy, loss, train, valid)
         saved = Checkpoint(checkpoint, checkpoint_every or recipe.validate_every, resume, run)
 
-    def validate() -> Entry:
-        if loss is masked_lm_loss and isinstance(model, MaskedLM):
-            return masked_scores(model, valid)
-        return {"loss": mean_loss(model, valid, loss)}
-
     return fit(
-        model, train, lambda batch: loss(model, batch), validate, strategy, recipe,
-        progress=progress, checkpoint=saved,
+        model, train, lambda batch: loss(model, batch), lambda: scores(model, valid, loss), strategy,
+        recipe, progress=progress, checkpoint=saved,
     )  # fmt: skip
 
 
@@ -121,6 +116,26 @@ def refuse_unknown_ids(model: nn.Module, data: Data, name: str) -> None:
 
 
 @torch.no_grad()
+def scores(
+    model: nn.Module, data: Data, objective: Objective | None = None, batch_size: int = 64,
+    precision: Precision = "medium",
+) -> Entry:  # fmt: skip
+    """`mean_loss`, and for a `MaskedLM` trained as such `masked_accuracy`, in one pass."""
+    loss = objective_of(model) if objective is None else objective
+    masked = model if loss is masked_lm_loss and isinstance(model, MaskedLM) else None
+    total, right, n = 0.0, 0, 0
+    with eval_mode(model), matmul_precision(precision):
+        for batch in data.batches(batch_size):
+            if masked:
+                logits, targets = masked_predictions(masked, batch)
+                mean = cross_entropy(masked.config, logits, targets)
+                right += int((logits.argmax(-1) == targets).sum())
+            else:
+                mean = loss(model, batch)
+            total, n = total + mean.item() * batch.n_targets, n + batch.n_targets
+    return {"loss": total / n} | ({"masked_accuracy": right / n} if masked else {})
+
+
 def mean_loss(
     model: nn.Module, data: Data, objective: Objective | None = None, batch_size: int = 64,
     precision: Precision = "medium",
@@ -129,31 +144,8 @@ def mean_loss(
 
     Batches have different numbers $N_b$ of tokens, so the plain mean of their losses $L_b$ would
     differ, and depend on the batch size. The model's mode is left as it was.
-
-    Raises:
-        TypeError: as `pretrain`.
     """
-    loss = objective_of(model) if objective is None else objective
-    total, tokens = 0.0, 0
-    with eval_mode(model), matmul_precision(precision):
-        for batch in data.batches(batch_size):
-            n = batch.n_targets
-            total, tokens = total + loss(model, batch).item() * n, tokens + n
-    return total / tokens
-
-
-@torch.no_grad()
-def masked_scores(
-    model: MaskedLM, data: Data, batch_size: int = 64, precision: Precision = "medium"
-) -> Entry:
-    """`mean_loss` and `masked_accuracy` in one pass; the accuracy does not decide what is best."""
-    total, right, tokens = 0.0, 0, 0
-    with eval_mode(model), matmul_precision(precision):
-        for batch in data.batches(batch_size):
-            logits, targets = masked_predictions(model, batch)
-            total += cross_entropy(model.config, logits, targets).item() * len(targets)
-            right, tokens = right + int((logits.argmax(-1) == targets).sum()), tokens + len(targets)
-    return {"loss": total / tokens, "masked_accuracy": right / tokens}
+    return scores(model, data, objective, batch_size, precision)["loss"]
 
 
 def masked_accuracy(
@@ -163,7 +155,7 @@ def masked_accuracy(
 
     10 % of them are visible (see `MaskedTexts`), so copying alone gives about 0.1.
     """
-    return masked_scores(model, data, batch_size, precision)["masked_accuracy"]
+    return scores(model, data, masked_lm_loss, batch_size, precision)["masked_accuracy"]
 
 
 def perplexity(

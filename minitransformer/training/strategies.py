@@ -1,11 +1,8 @@
 r"""Which layers learn, when, and how fast: the heart of fine-tuning.
 
 A model is a list of layers, bottom to top: embeddings, blocks, head. At every step a strategy gives
-each layer a learning rate, as a multiple of the base rate; 0 means frozen. The loop does the rest:
-frozen layers get no gradient and stay in evaluation mode, so their dropout is off. `BiasOnly` and
-`LoRA` also choose what learns *within* a layer, and `LoRA` adds something to it.
-
-Source: article, sections 3.1 and 3.2.
+each layer a learning rate, as a multiple of the base rate; 0 means frozen, without dropout. `BiasOnly`
+and `LoRA` also choose what learns *within* a layer. Source: article, sections 3.1 and 3.2.
 """
 
 import contextlib
@@ -244,8 +241,8 @@ class BiasOnly(Strategy):
 class LoRA(Strategy):
     r"""The head learns, and a low-rank change of some matrices: $W = W_0 + \frac{\alpha}{r} BA$.
 
-    It starts at no change ($B = 0$). After training the change is added into the matrices, so the
-    model is a plain one again, with its former size and speed.
+    It starts at no change ($B = 0$). After training the change is added into the matrices, which
+    leaves a plain model of the former size and speed.
 
     Args:
         rank: $r$; a d x d matrix has 2 d r numbers to learn instead of d^2.
