@@ -23,14 +23,8 @@ class RowsInUse(nn.Embedding):
 
     The other rows get no gradient, so their momentum stays 0 and AdamW only decays them, all alike:
     $\theta \leftarrow (1 - \eta\lambda)\,\theta$. One row of ones, which no id reads, goes through AdamW
-    and records that decay for all of them.
-
-        rows = RowsInUse(encoder.embeddings, train)
-        with rows.inside():
-            ...  # make the optimizer, train
-            with rows.outside():
-                ...  # the whole table, up to date: other texts can be read
-        ...  # the whole table has learned
+    and records that decay for all of them. `inside` surrounds the training, with the making of the
+    optimizer; `outside` surrounds a look at other texts in between, as for validation.
 
     Not for a table shared with an output layer: there every row gets a gradient.
 
