@@ -31,13 +31,8 @@ FILE, HISTORY = "checkpoint.safetensors", "history.jsonl"
 class Checkpoint:
     """The checkpoint of one run, in a folder; as a context it closes the history's file.
 
-    Args:
-        every: steps from one checkpoint to the next.
-        resume: continue from the checkpoint in the folder, if there is one.
-        run: what `described` says about the run, which resumes only from its own checkpoint.
-
-    Raises:
-        FileExistsError: the folder already holds a run and `resume` is false.
+    It is written every `every` steps. With `resume` the run continues from the checkpoint in the
+    folder, if there is one and it belongs to the same `run`, as `described` tells.
     """
 
     def __init__(self, folder: str | Path, every: int, resume: bool, run: Mapping[str, Any]):

@@ -62,11 +62,8 @@ class History:
     def read(cls, path: str | Path, size: int | None = None) -> "History":
         """The history in a run's file, even while the run is going on.
 
-        Args:
-            size: read this many bytes, the file's size at a checkpoint; by default all whole lines.
-
-        Raises:
-            ValueError: a line that is no entry, or fewer bytes than `size`.
+        It reads the first `size` bytes, the file's size at a checkpoint; by default all whole lines.
+        Raises ValueError for a line that is no entry, and for fewer bytes than `size`.
         """
         raw = Path(path).read_bytes()[:size]
         if size is not None and len(raw) < size:

@@ -30,7 +30,6 @@ class Data(Protocol):
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Any]:
         """All examples once, in ceil(len / batch_size) batches that depend on the seed alone."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

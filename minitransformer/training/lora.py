@@ -54,11 +54,8 @@ def insert(
 ) -> None:
     """Give every linear map whose name ends in one of `targets` a low-rank change.
 
-    The seed decides how they start; torch's own random state is neither used nor changed.
-
-    Raises:
-        ValueError: a target that matches nothing, or a rank above a matrix's size; the model is then
-            unchanged.
+    The seed decides how they start; torch's own random state is neither used nor changed. A target
+    that matches nothing, or a rank above a matrix's size, is a ValueError; the model is unchanged.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     known = {n.rpartition(".")[2] for n in linears}

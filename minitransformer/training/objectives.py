@@ -24,10 +24,7 @@ def classification_loss(
 ) -> Float[Tensor, ""]:
     r"""Cross-entropy of the classes: $-\frac1N \sum_n \log \mathrm{softmax}(\text{logits}_n)_{y_n}$.
 
-    Args:
-        prefix: looks up the outputs of the frozen layers.
-
-    Source: article, section 3.2.
+    A `prefix` looks up the outputs of the frozen layers. Source: article, section 3.2.
     """
     logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
     assert batch.labels is not None

@@ -152,8 +152,7 @@ class HeadOnly(Strategy):
 class GradualUnfreezing(Strategy):
     """First the head alone, then one more layer at a time, from the top (article, section 3.2).
 
-    A layer thaws every `every` epochs or steps. With `every=None` they thaw evenly over the run, the
-    embeddings for its last part.
+    A layer thaws every `every` epochs or steps; with `every=None` the layers thaw evenly over the run.
 
     Source: Howard and Ruder 2018, section 3.3, one layer per epoch.
     """
@@ -286,9 +285,6 @@ STRATEGIES: dict[str, type[Strategy]] = dict(zip(options.STRATEGIES, CLASSES, st
 
 def named(text: str) -> Strategy:
     """A strategy by its name on the command line, with its first argument after a colon.
-
-    Raises:
-        ValueError: an unknown name, or an argument that does not fit.
 
     >>> named("last-layers:3"), named("gradual:even")
     (LastLayers(n=3), GradualUnfreezing(every=None, unit='epoch'))
