@@ -67,7 +67,7 @@ class Lab:
             ValueError: more texts than there are, or only one label among those drawn.
         """
         if trial.domain not in self.parts:
-            raise KeyError(f"no domain {trial.domain!r}; there are: {', '.join(self.parts)}")
+            raise KeyError(f"no domain {trial.domain!r}; choose one of {', '.join(self.parts)}")
         train, valid, _ = self.parts[trial.domain]
         few = train.sample(trial.labels, trial.seed)
         if len(set(few.labels)) < 2:
