@@ -27,6 +27,7 @@ NAMES = {
     "init_std": "initializer_range",
     "pad_id": "pad_token_id",
 }
+FREE = ("activation", "pooler")
 BLOCK = {
     "attention.W_Q": "attention.self.query",
     "attention.W_K": "attention.self.key",
@@ -51,11 +52,7 @@ OURS = "minitransformer"
 
 
 def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
-    """Our switches from a config.json; the weights say whether there is a pooler.
-
-    Raises:
-        ValueError: a missing entry, an unknown activation, or positions that are not absolute.
-    """
+    """Our switches from a config.json; the weights say whether there is a pooler."""
     hf.refuse(
         config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False
     )
@@ -151,17 +148,12 @@ def restore(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
 
 
 def write_config(model: Bert) -> dict[str, Any]:
-    """The config.json of a model with BERT's switches.
-
-    Raises:
-        ValueError: switches that BERT's files cannot express; the message lists them.
-    """
+    """The config.json of a model with BERT's switches."""
     config = config_of(model)
-    free = ("activation", "pooler")
     written: dict[str, Any] = {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM" if isinstance(model, MaskedLM) else "BertModel"],
-        **hf.write_entries(config, NAMES, free, TransformerConfig.bert(), "BERT"),
+        **hf.write_entries(config, NAMES, FREE, TransformerConfig.bert(), "BERT"),
         "hidden_act": hf.activation_name(config.activation),
         "position_embedding_type": "absolute",
     }

@@ -192,11 +192,7 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Make sure that a model may be written to this folder.
-
-    Raises:
-        FileExistsError: the folder exists and holds something other than a model.
-    """
+    """Raise FileExistsError for a folder that holds something other than a model."""
     if not folder.exists() or (folder / "config.json").is_file():
         return
     if not folder.is_dir() or {p.name for p in folder.iterdir()} - {TRAINING}:
@@ -204,11 +200,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family whose files hold this class of model.
-
-    Raises:
-        TypeError: no family's files do.
-    """
+    """The family whose files hold this class of model; TypeError if there is none."""
     for family in FAMILIES.values():
         if isinstance(model, family.MODELS):
             return family

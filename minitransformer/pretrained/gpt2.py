@@ -32,6 +32,7 @@ NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
+FREE = ("d_ff", "activation", "tie_embeddings")
 BLOCK = {
     "norm_1": "ln_1",
     "attention.W_Q": "attn.c_attn.q",
@@ -55,9 +56,6 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
 
     A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
-
-    Raises:
-        ValueError: a missing entry, an unknown activation, or a switch that is not supported.
     """
     hf.refuse(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     hf.refuse(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
@@ -127,17 +125,12 @@ def key_map(model: CausalLM) -> Iterator[tuple[str, str]]:
 
 
 def write_config(model: CausalLM) -> dict[str, Any]:
-    """The config.json of a model with GPT-2's switches.
-
-    Raises:
-        ValueError: switches that GPT-2's files cannot express; the message lists them.
-    """
+    """The config.json of a model with GPT-2's switches."""
     config = model.config
-    free = ("d_ff", "activation", "tie_embeddings")
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **hf.write_entries(config, NAMES, free, TransformerConfig.gpt2(), "GPT-2"),
+        **hf.write_entries(config, NAMES, FREE, TransformerConfig.gpt2(), "GPT-2"),
         "n_inner": config.d_ff,
         "embd_pdrop": config.dropout,
         "activation_function": hf.activation_name(config.activation),

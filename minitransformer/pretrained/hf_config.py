@@ -58,9 +58,7 @@ def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
     """Our switches from a config.json; `names` maps our names to theirs.
 
     Missing entries are left to the family's preset, except for the sizes that every model needs.
-
-    Raises:
-        ValueError: a size that is missing or not a whole number.
+    ValueError for a size that is missing or not a whole number.
     """
     switches = {}
     for ours, theirs in names.items():
@@ -82,14 +80,10 @@ def write_entries(
     usual: TransformerConfig,
     family: str,
 ) -> dict[str, Any]:
-    """The inverse of `read_entries`.
+    """The inverse of `read_entries`; ValueError lists the switches that the files cannot express.
 
-    Args:
-        free: further switches that the files can express, under entries of their own.
-        usual: the family's preset, for all other switches.
-
-    Raises:
-        ValueError: switches that the files cannot express; the message lists them.
+    Those are switches that differ from the family's preset `usual` and are neither among `names` nor
+    among `free`, for which the family has entries of its own.
     """
     wanted = vars(usual) | {"d_head": config.d_model // config.n_heads}
     odd = [
@@ -104,11 +98,7 @@ def write_entries(
 
 
 def activation(config: Mapping[str, Any], entry: str, usual: str) -> str:
-    """Our name of an activation.
-
-    Raises:
-        ValueError: an unknown one.
-    """
+    """Our name of an activation; ValueError for an unknown one."""
     name = config.get(entry, usual)
     if name not in ACTIVATIONS:
         raise ValueError(
@@ -123,11 +113,7 @@ def activation_name(ours: str) -> str:
 
 
 def refuse(config: Mapping[str, Any], **only: Any) -> None:
-    """Accept entries that this package does not implement only with the given values.
-
-    Raises:
-        ValueError: the message names the entry.
-    """
+    """Raise ValueError for an entry with another value than the one that this package implements."""
     for entry, value in only.items():
         if config.get(entry, value) != value:
             raise ValueError(

@@ -32,6 +32,12 @@ NAMES = {
 }
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has a single rate for all of ours."""
+FREE = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id", "tie_embeddings",
+        "scale_logits", "init_std")  # fmt: skip
+ATTENTIONS = (
+    ("attention", "norm_1", "SelfAttention"),
+    ("cross_attention", "norm_cross", "EncDecAttention"),
+)
 SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 MARK = "shared.weight"
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
@@ -45,9 +51,6 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
 
     New files have `scale_decoder_outputs` for scaled logits (and `tie_word_embeddings` is true even
     for v1.1); in old ones `tie_word_embeddings: false` means that logits are not scaled.
-
-    Raises:
-        ValueError: a missing entry, or an unknown activation.
     """
     hf.refuse(config, is_encoder_decoder=True)
     switches = hf.read_entries(config, NAMES)
@@ -111,9 +114,7 @@ def key_map(model: Seq2SeqLM) -> Iterator[tuple[str, str]]:
 
 def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, str]]:
     """The pairs of one block."""
-    sublayers = [("attention", "norm_1", "SelfAttention")]
-    if side == "decoder":
-        sublayers.append(("cross_attention", "norm_cross", "EncDecAttention"))
+    sublayers = ATTENTIONS[: 2 if side == "decoder" else 1]
     for j, (attention, norm, theirs) in enumerate(sublayers):
         for w in "QKVO":
             yield f"{mine}.{attention}.W_{w}.weight", f"{other}.{j}.{theirs}.{w.lower()}.weight"
@@ -126,15 +127,9 @@ def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, 
 
 
 def write_config(model: Seq2SeqLM) -> dict[str, Any]:
-    """The config.json of a model with T5's switches.
-
-    Raises:
-        ValueError: switches that T5's files cannot express; the message lists them.
-    """
+    """The config.json of a model with T5's switches."""
     c = model.config
-    free = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id", "tie_embeddings",
-            "scale_logits", "init_std")  # fmt: skip
-    entries = hf.write_entries(c, NAMES, free, TransformerConfig.t5(), "T5")
+    entries = hf.write_entries(c, NAMES, FREE, TransformerConfig.t5(), "T5")
     rates = {name: getattr(c, name) for name in ("dropout", *DROPOUTS)}
     if len(set(rates.values())) > 1:
         said = ", ".join(f"{name}={rate}" for name, rate in rates.items())
