@@ -9,11 +9,7 @@ from typing import BinaryIO
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file that replaces the old one at the end; a crash leaves the old one untouched.
-
-    Raises:
-        OSError: it could not be written.
-    """
+    """A new file that replaces the old one at the end; a crash or error leaves the old one as it was."""
     draft = path.with_name(f"{path.name}.part")
     try:
         with open(draft, "w+b") as file:

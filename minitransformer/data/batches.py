@@ -134,8 +134,7 @@ class EncodedTexts:
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
         """Every example once, grouped and ordered by `by_length`.
 
-        Measured on the movie reviews, padding falls from 79 % of the ids (padded to 128) to a few
-        per cent (tests/benchmarks/finetuning.py).
+        On the movie reviews this leaves a few per cent of padding, where padding to 128 makes 79 %.
         """
         for chunk in by_length([len(ids) for ids in self.ids], batch_size, seed):
             labels = None if self.labels is None else [self.labels[i] for i in chunk]

@@ -16,11 +16,7 @@ def data_folder() -> Path:
 
 
 def cached(filename: str) -> Path:
-    """A downloaded archive in `data/cache`.
-
-    Raises:
-        FileNotFoundError: it has not been downloaded; the message says how to get it.
-    """
+    """A downloaded archive in `data/cache`; FileNotFoundError says how to download a missing one."""
     path = data_folder() / "cache" / filename
     if not path.is_file():
         raise FileNotFoundError(
@@ -32,11 +28,7 @@ def cached(filename: str) -> Path:
 
 
 def read_member(archive: bytes | Path, member: str) -> bytes:
-    """One file from a zip (a wheel) or a tar; nothing is unpacked to disk.
-
-    Raises:
-        ValueError: the archive is damaged, or has no such member.
-    """
+    """One file from a zip (a wheel) or a tar, in memory; ValueError if it is damaged or lacks the member."""
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
     where = "the inner archive" if isinstance(archive, bytes) else str(archive)
     with source:

@@ -131,11 +131,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def existing(path: str | Path) -> Path:
-    """The path, if there is a file.
-
-    Raises:
-        FileNotFoundError: there is none.
-    """
+    """The path, if there is a file; otherwise FileNotFoundError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
