@@ -10,8 +10,8 @@
 # 4. train,
 # 5. evaluate.
 #
-# Then it asks what all that bought: against counting words, and against the same model left as it
-# was; with these two thousand, and with all eight thousand that there are.
+# Then it asks what all that bought, compared with counting words, and with the same model left as it
+# was; with these two thousand reviews, and with all eight thousand.
 #
 # It covers sections 2.2, 3.1, 3.2 and the worked example of section 5 of the article; the example's
 # two sentences are replaced by real reviews. The model is all-MiniLM-L6-v2: BERT's architecture in
@@ -48,7 +48,7 @@ for text, label in list(zip(train.texts, train.labels, strict=True))[:4]:
 # Three parts, and each has one job. The model learns from the first. The second decides which epoch
 # is kept. The third is looked at once, at the end. A text that occurs twice is never in two parts:
 # a model that has seen a test review would be quoting, not understanding. To be done in a minute or
-# two, the trainings below learn from 2,000 of the first part; what all of it gives stands at the end.
+# two, the trainings below use 2,000 reviews of the first part; the end shows what all of them give.
 
 # %%
 assert not set(train.texts) & set(test.texts) and not set(valid.texts) & set(test.texts)
@@ -57,10 +57,10 @@ assert not set(train.texts) & set(test.texts) and not set(valid.texts) & set(tes
 # ## What is there to beat?
 #
 # Before any Transformer: count words, weigh them by rarity (TF-IDF), draw a line (logistic
-# regression). It takes seconds, knows nothing of word order, and is the bar that many a fine
+# regression). It takes seconds, knows nothing of word order, and is a bar that many a fine
 # network fails to clear. We give it a fair chance: words, pairs of words, and pieces of words, and
-# how far the weights may grow is chosen on the second part. It is all scikit-learn's:
-# `minitransformer/training/baseline.py`.
+# how far the weights may grow is chosen on the second part. Scikit-learn does all of it:
+# `minitransformer/lab/baseline.py`.
 
 # %%
 from minitransformer.lab.baseline import tf_idf
@@ -90,7 +90,7 @@ for name, part in (("embeddings", encoder.embeddings), ("blocks", encoder.blocks
 # ### Text into tokens
 #
 # The model does not see words. Common words are tokens of their own, rare ones are cut into pieces
-# (`##` goes on a word), and two special tokens mark start and end.
+# (`##` continues a word), and two special tokens mark start and end.
 
 # %%
 sentence = "An unfussily charming, sub-zero comedy."
@@ -102,12 +102,12 @@ print(ids)
 # ### Padding, truncation, and the mask
 #
 # Sentences differ in length, a tensor does not. So the shorter ones are filled up with `[PAD]`, and
-# a mask `keep` hides the filling from attention: True means *may be attended to*. Texts longer than
+# a mask `keep` hides the padding from attention: True means *may be attended to*. Texts longer than
 # the model's 512 positions are cut (none of ours is).
 #
 # The article pads everything to 128. Look at what that costs: the left picture is one batch of 32
 # reviews as the article's script sees it. On the right, the same number of reviews, chosen to be of
-# like length and padded only to the longest of them.
+# similar length and padded only to the longest of them.
 
 # %%
 data = mt.data.encode(train, tokenizer)
@@ -132,9 +132,9 @@ print(
 assert real / padded > 0.9
 
 # %% [markdown]
-# *Notice* the white on the left: four fifths of the work would go into multiplying filling.
+# *Notice* the white on the left: four fifths of the work would be spent on multiplying padding.
 #
-# The mask must make the filling invisible. If it does, a review alone and the same review in a
+# The mask must make the padding invisible. If it does, a review alone and the same review in a
 # padded batch have the same vectors:
 
 # %%
@@ -157,14 +157,14 @@ assert (alone - together).abs().max() < 1e-4 < (alone - unmasked).abs().max()
 #
 # $$\text{logits} = \mathrm{pool}(\mathrm{Encoder}(ids))\,W + b$$
 #
-# $W$ and $b$ are new and random; all else is pretrained. (BERT's own way is a tanh layer on the
+# $W$ and $b$ are new and random; everything else is pretrained. (BERT's own way is a tanh layer on the
 # first token, `pooling="cls"`. This checkpoint was trained to make good *means*.)
 #
 # ### Exercise 1: the mean over the real tokens
 #
 # $$\mathrm{pool}(h) = \frac{\sum_t \text{real}_t\, h_t}{\sum_t \text{real}_t}$$
 #
-# The vectors at padded positions are numbers like all others, and nothing hides them any more. One or
+# The vectors at padded positions are numbers like any others, and nothing hides them any more. One or
 # two lines; mind the shapes.
 
 
@@ -180,7 +180,7 @@ def my_mean_pool(hidden, real):
 mt.check.mean_pool(my_mean_pool)
 
 # %% [markdown]
-# And now the classifier, with the package's `mean_pool`:
+# Now the classifier, with the package's `mean_pool`:
 
 
 # %%
@@ -209,7 +209,7 @@ print(f"loss before training: {loss:.2f}, ln 2 = {np.log(2):.2f}")
 assert abs(loss - np.log(2)) < 0.1
 
 # %% [markdown]
-# The optimiser is AdamW, whose one step is a row of the ledger:
+# The optimiser is AdamW; one step of it is a row of the ledger:
 
 # %%
 mt.ledger.show("adamw")
@@ -217,14 +217,14 @@ mt.ledger.show("adamw")
 # %% [markdown]
 # Two customs go with it. Weights decay a little at every step, but biases and the gains of norms do
 # not. And the learning rate is small, warms up over the first tenth of the steps, and then falls to
-# zero: large steps would wash out what pretraining has put there. The schedule is a factor of the
+# zero: large steps would wash out what pretraining has put there. The schedule multiplies the
 # rate, with $S$ steps counted from $s = 0$ and $w$ of them to warm up:
 #
 # $$f(s) = \frac{s + 1}{w} \ \text{ for } s < w, \qquad f(s) = \frac{S - s}{S - w} \ \text{ from } s = w \text{ on.}$$
 #
 # ### Exercise 2: the schedule
 #
-# Two fractions, and most ways to be off by one.
+# Two fractions, and many ways to be off by one.
 
 
 # %%
@@ -266,7 +266,7 @@ accuracy["frozen encoder"] = mt.evaluate(frozen, parts["test"]).accuracy
 assert torch.equal(before, frozen.encoder.blocks[0].attention.W_Q.weight)  # it really was frozen
 
 # %% [markdown]
-# Then the dear one. **Full**: all 22.7 million weights may move. Two passes over the reviews, at the
+# Then the expensive way. **Full**: all 22.7 million weights may move. Two passes over the reviews, at the
 # rate that validation reviews chose in notebook 11; the model is left at the epoch with the best
 # validation accuracy.
 
@@ -278,8 +278,8 @@ _ = history.plot()
 
 # %% [markdown]
 # *Notice* how steeply the loss falls in the first fifty steps: the features were there, they only had
-# to be pointed at the question. From the second epoch on the model meets reviews again that it knows,
-# and the training loss is no longer that of new texts: only validation says what has been learned.
+# to be pointed at the question. From the second epoch on, the model meets reviews that it knows,
+# and the training loss no longer tells about new texts: only validation says what has been learned.
 #
 # ## Step 5: evaluate
 #
@@ -300,7 +300,7 @@ assert accuracy["full fine-tuning"] > max(accuracy["TF-IDF"], accuracy["frozen e
 
 # %% [markdown]
 # *Notice* the order. Full fine-tuning wins clearly. And with all 8,058 reviews? Those trainings take
-# four times as long. They were made by the command of notebook 12, `python -m minitransformer
+# four times as long. They were made with the command of notebook 12, `python -m minitransformer
 # experiment --labels 16 128 1024 8058 ...`, three seeds of each, and are kept in
 # `data/results/movies.jsonl`:
 

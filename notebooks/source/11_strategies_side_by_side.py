@@ -5,7 +5,7 @@
 # article's section 3.1 names three answers, *full*, *partial* and *frozen* fine-tuning, and section
 # 3.2 a fourth, *gradual unfreezing*. Later papers added more. Here all of them train on the same
 # thousand reviews, with the same number of steps, and are compared in what matters: accuracy,
-# seconds, memory, and what the model forgets.
+# seconds, memory, and how much the model forgets.
 #
 # *Runs in one to three minutes on two cores. Needs `make data` once.*
 
@@ -39,7 +39,7 @@ for strategy in (HeadOnly(), LastLayers(2), GradualUnfreezing(every=None), LoRA(
 # %% [markdown]
 # *Notice* the sizes. Half of the model is its table of word pieces. The head has 770 numbers. LoRA
 # trains a third of a percent of the weights, yet reaches into every block. And a frozen layer has
-# its dropout off: its features are fixed, noise on them would help nobody.
+# its dropout off: its features are fixed, and noise on them would help nobody.
 #
 # The others: `LayerwiseDecay` lets lower layers learn more slowly, `LinearProbeThenFull` trains the
 # head alone first, `BiasOnly` moves nothing but biases. All eight are in
@@ -49,7 +49,7 @@ for strategy in (HeadOnly(), LastLayers(2), GradualUnfreezing(every=None), LoRA(
 #
 # Write the rule that thaws one layer after the other, from the top, evenly over the run: of
 # $L$ layers, $1 + \lfloor L \cdot \text{step} / \text{steps} \rfloor$ learn (and never more than
-# $L$). Return a tensor with one rate a layer, 0 or 1, the embeddings first and the head last.
+# $L$). Return a tensor with one rate per layer, 0 or 1, the embeddings first and the head last.
 
 
 # %%
@@ -67,7 +67,7 @@ mt.check.gradual_rates(gradual_rates)
 # %% [markdown]
 # ### Exercise: LoRA
 #
-# A change of low rank beside a frozen map (Hu et al. 2021): $y = xW^\top + \frac{\alpha}{r}\,x
+# A change of low rank is added to a frozen map (Hu et al. 2021): $y = xW^\top + \frac{\alpha}{r}\,x
 # A^\top B^\top$ with $A$ of shape $(r, d_{in})$ and $B$ of shape $(d_{out}, r)$.
 
 
@@ -96,8 +96,8 @@ assert (beside - merged).abs().max() < 1e-5
 # %% [markdown]
 # ## Frozen layers need to be computed once
 #
-# A frozen layer says the same to the same text in every epoch. So its output can be kept: the first
-# epoch computes it, the others start above it. The result is the same, to rounding. Watch five
+# A frozen layer gives the same output for the same text in every epoch. So its output can be kept: the
+# first epoch computes it, the others start above it. The result is the same, to rounding. Watch five
 # epochs of the head alone on 320 reviews, and count the texts that go through the encoder:
 
 # %%
@@ -125,7 +125,7 @@ assert difference < 2e-3 and computed["computed every epoch"] == 5 * computed["c
 # ## All of them, on the same reviews
 #
 # 1,024 reviews, 100 steps of 32, the same head to start from. The learning rate of each was chosen
-# on validation reviews: a comparison at one common rate would be about the rate. Those choices and
+# on validation reviews: a comparison at one common rate would be a comparison of rates. Those choices and
 # three seeds of each are in `data/results/movies.jsonl`, made by
 #
 # ```
@@ -148,7 +148,7 @@ assert mean["full"] > mean["head-only"] + 0.02 and mean["head-only"] > mean["tf-
 
 # %% [markdown]
 # The test part has 1,006 reviews, so the standard error of one accuracy is 0.012: differences of a
-# point are not a result. A claim in a file is best repeated. One of them again, here:
+# point are not a result. A claim in a file is best repeated. Here is one of them again:
 
 # %%
 lab = mt.experiments.Lab(
@@ -199,10 +199,10 @@ axes[2].set(xscale="log")
 _ = axes[0].legend(frameon=False, fontsize=7, loc="lower right")
 
 # %% [markdown]
-# The dotted line counts words and needs no network at all. Of the strategies, those that may move
-# more reach more, and cost more: time goes into passing gradients down, memory into keeping what the
+# The dotted line counts words and needs no network at all. Strategies that may move more weights
+# reach more, and cost more: time goes into passing gradients down, memory into keeping what the
 # backward pass needs. LoRA and the biases have few parameters to train but must still send gradients
-# through the whole model, so they save memory and hardly time.
+# through the whole model, so they save memory and hardly any time.
 #
 # ## How they learn
 
@@ -265,8 +265,8 @@ assert forgot["full"] > 0.04 and forgot["last-layers:2"] > 0.04 > forgot["lp-ft"
 
 # %% [markdown]
 # The head alone forgets nothing, because it changes nothing. Full fine-tuning pays with a third of the
-# old skill, and so does training the last two blocks, which has a sixth of the weights: it is not
-# the number of weights that counts. LoRA and the biases forget less (Biderman et al. 2024 say so of
+# old skill, and so does training the last two blocks, a sixth of the weights: it is not
+# the number of weights that counts. LoRA and the biases forget less (as Biderman et al. 2024 report for
 # LoRA), and the head first, then everything, forgets nothing either: when its turn comes the head is
 # right already and asks for little change. The accuracy on the new task shows none of this.
 #
@@ -299,11 +299,11 @@ assert needed["lora:8"] <= 8 < needed["full"]
 #   it can learn, and what it can forget.
 # - *Does gradual unfreezing help?* It is cheaper, since the frozen part is computed once, and it
 #   moves the lower layers less.
-# - *When is the frozen encoder enough?* When seconds or memory count most. Notebook 12 asks it for
+# - *When is the frozen encoder enough?* When seconds or memory count most. Notebook 12 asks this for
 #   sixteen labels and for eight thousand.
 #
 # ## What to read next
 #
-# - `minitransformer/training/strategies.py` and `lora.py`; `prefix.py` for the frozen layers.
+# - `minitransformer/training/strategies.py` and `lora.py`; `frozen_cache.py` for the frozen layers.
 # - Howard and Ruder 2018 (gradual unfreezing), Kumar et al. 2022 (LP-FT), Hu et al. 2021 (LoRA),
 #   Ben Zaken et al. 2022 (biases), Biderman et al. 2024 (LoRA learns less and forgets less).
