@@ -8,7 +8,7 @@ from minitransformer.formulas import ops
 
 
 def mistake(*edits):
-    return known(("the term", [("a name", "A hint.", *edits)]))[0]
+    return known("the term", ("a name", "A hint.", *edits))[0]
 
 
 def double(x):
@@ -20,9 +20,7 @@ def twice(x):
 
 
 def test_a_table_becomes_mistakes():
-    first, second = known(
-        ("a", [("1", "Hint.", "x", "y", "z", "w")]), ("b", [("2", "Hint.", "u", "")])
-    )
+    first, second = known("a", ("1", "Hint.", "x", "y", "z", "w"), "b", ("2", "Hint.", "u", ""))
     assert first == Mistake("1", "a", "Hint.", (("x", "y"), ("z", "w"))) and second.term == "b"
 
 

@@ -30,13 +30,20 @@ class Mistake:
     """The patch: each old text of the right answer's source, and the new text in its place."""
 
 
-def known(*terms: tuple[str, list[tuple[str, ...]]]) -> tuple[Mistake, ...]:
-    """Mistakes, listed by the term that they break; each is (name, hint, old, new, old, new, ...)."""
-    return tuple(
-        Mistake(name, term, hint, tuple(zip(edits[::2], edits[1::2], strict=True)))
-        for term, mistakes in terms
-        for name, hint, *edits in mistakes
-    )
+def known(*table: str | tuple[str, ...]) -> tuple[Mistake, ...]:
+    """A table of mistakes: a term of the formula, then those that break it, and so on.
+
+    Each mistake is (name, hint, old, new, old, new, ...).
+    """
+    mistakes, term = [], ""
+    for entry in table:
+        if isinstance(entry, str):
+            term = entry
+        else:
+            name, hint, *edits = entry
+            pairs = zip(edits[::2], edits[1::2], strict=True)
+            mistakes.append(Mistake(name, term, hint, tuple(pairs)))
+    return tuple(mistakes)
 
 
 @functools.cache

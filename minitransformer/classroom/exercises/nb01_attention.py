@@ -7,33 +7,20 @@ import torch
 from torch import Tensor
 
 from ...formulas import ops
-from ...proofs.draws import HUGE, MASKS, draw_attention, draw_softmax
+from ...proofs.draws import HUGE, MASKS, draw, draw_attention, draw_softmax
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import EXACT, Exercise, distance
 from ..engine.patches import known
 from .shared import AXIS, HIDDEN, LARGEST, MASK, NO_KEYS, SCALE
 
-# --- The scores -------------------------------------------------------------------------------
-
-
-def draw_scores(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draw_attention(rng, "no mask")
-    return {"Q": inputs["Q"], "K": inputs["K"]}
-
-
 scaled_scores = Exercise(
     title="the scores",
     formula="QKᵀ/√d_k",
-    right=ops.scaled_scores,
-    draw=draw_scores,
-    cases=("random Q and K",),
-    axes="batch heads queries keys",
+    right=ops.scaled_scores, rows=("attention",),
+    draw=draw("Q: batch heads queries d_k, K: batch heads keys d_k"), cases=("random Q and K",), axes="batch heads queries keys",
     mistakes=SCALE,
     next="Next: what a softmax makes of them, and why their size matters.",
-    rows=("attention",),
-)
-
-# --- Softmax ----------------------------------------------------------------------------------
+)  # fmt: skip
 
 
 def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
@@ -90,51 +77,36 @@ def of_weights(
 
 SUM_TO_ONE = "the weights of a query sum to 1, or to 0 where it may attend to nothing"
 NO_LEAK = "a hidden key gets no weight"
-
 softmax = Exercise(
     title="softmax with a mask",
     formula="softmax(s)_j = exp(s_j) / Σ_m exp(s_m), m over the kept keys",
-    right=ops.softmax,
-    draw=draw_softmax,
-    cases=(*MASKS, HUGE),
-    axes="batch queries keys",
+    right=ops.softmax, rows=("softmax",), draw=draw_softmax, cases=(*MASKS, HUGE), axes="batch queries keys",
     mistakes=AXIS + MASK + HIDDEN + NO_KEYS + LARGEST,
     properties={SUM_TO_ONE: of_weights(rows_sum_to_one), NO_LEAK: of_weights(hidden_get_nothing)},
     next="Next: the weights average the values, and that is all of attention.",
-    rows=("softmax",),
-)
-
-# --- Attention --------------------------------------------------------------------------------
-
-# fmt: off
-AVERAGE = known(
-    ("the axis of the softmax", [
-        ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
-         "(-1, keepdim=True)", "(1, keepdim=True)")]),
-    ("softmax(...)", [
-        ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
-         "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)")]),
-    ("the denominator √d_k, inside the softmax", [
-        ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
-         " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
-         "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V")]),
-)
-# fmt: on
+)  # fmt: skip
 
 attention = Exercise(
     title="scaled dot-product attention",
     formula="softmax(QKᵀ/√d_k) V",
-    right=ops.attention,
-    parts=(ops.softmax, ops.scaled_scores),
-    draw=draw_attention,
-    cases=(*MASKS, HUGE),
-    axes="batch heads queries d_v",
-    # All but d_model's: attention sees single heads only.
-    mistakes=(*SCALE[:-1], *AXIS, *MASK, *HIDDEN, *NO_KEYS, *LARGEST, *AVERAGE),
+    right=ops.attention, parts=(ops.softmax, ops.scaled_scores), rows=("attention",),
+    draw=draw_attention, cases=(*MASKS, HUGE), axes="batch heads queries d_v",
+    # Of SCALE all but d_model's: attention sees single heads only.
+    mistakes=SCALE[:-1] + AXIS + MASK + HIDDEN + NO_KEYS + LARGEST + known(
+        "the axis of the softmax",
+        ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
+         "(-1, keepdim=True)", "(1, keepdim=True)"),
+        "softmax(...)",
+        ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
+         "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)"),
+        "the denominator √d_k, inside the softmax",
+        ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
+         " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
+         "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
+    ),
     properties={
         SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity),
         NO_LEAK: of_weights(hidden_get_nothing, with_identity),
     },
     next="Next: notebook 02 runs several of these side by side.",
-    rows=("attention",),
-)
+)  # fmt: skip

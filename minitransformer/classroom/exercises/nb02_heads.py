@@ -9,92 +9,68 @@ from torch.func import functional_call
 
 from ...formulas import ops
 from ...model import attention as heads
-from ...proofs.draws import BATCH, D_K, D_MODEL, HEADS, KEYS, MASKS, QUERIES, draw_keep, matrix
+from ...proofs.draws import BATCH, HEADS, KEYS, MASKS, QUERIES, draw, draw_keep
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import EXACT, Exercise, distance
 from ..engine.patches import known
 from . import shared
-from .shared import AXIS, MASK, NO_KEYS, SCALE
+from .shared import AXIS, MASK, NO_KEYS, SCALE, moved
 
-# --- Split and merge --------------------------------------------------------------------------
-
-ONE = "one position"
+ONE, SEVEN = "one position", "seven positions"
 
 
 def draw_split(rng: np.random.Generator, case: str) -> Inputs:
     length = 1 if case == ONE else QUERIES
-    return {"x": rng.standard_normal((BATCH, length, D_MODEL)), "n_heads": HEADS}
+    return draw(f"x: batch {length} d_model", n_heads=HEADS)(rng, case)
 
 
 def draw_merge(rng: np.random.Generator, case: str) -> Inputs:
     length = 1 if case == ONE else QUERIES
-    return {"heads": rng.standard_normal((BATCH, HEADS, length, D_K))}
+    return draw(f"heads: batch heads {length} d_k")(rng, case)
 
 
 def tokens_stay(f: Callable, inputs: Inputs) -> str | None:
     """Whether a token's numbers stay with the token in the split into heads."""
-    x, n_heads = inputs["x"], inputs["n_heads"]
-    other = x.clone()
-    other[:, 0] += torch.randn(x.shape[-1], dtype=x.dtype)
-    moved = (f(x, n_heads) - f(other, n_heads)).abs().amax((0, 1, 3))
-    wrong = [t for t in range(1, x.shape[1]) if float(moved[t]) > EXACT]
+    off = moved(f, inputs, "x", np.s_[:, 0]).amax((0, 1, 3)).tolist()
+    wrong = [t for t in range(1, len(off)) if off[t] > EXACT]
     return f"Changing token 0 moved your positions {wrong}." if wrong else None
 
 
-# fmt: off
 CUT, CONCAT = "x.unflatten(-1, (n_heads, -1)).transpose(1, 2)", "heads.transpose(1, 2).flatten(2)"
-SPLIT = known(("the split into heads", [
-    ("cut by view(batch, heads, length, d_k) without a transpose", "A view only renames axes: read row by row, the first d_model numbers are one token, and this spreads them over several positions. Split the last axis, then swap two axes.",
-     CUT, "x.reshape(len(x), n_heads, x.shape[1], -1)"),
-    ("with every h-th number to a head", "Head i has d_k neighbouring columns, i d_k to (i+1) d_k: the last axis becomes (heads, d_k), in this order. Pretrained weights are laid out like this.",
-     CUT, "x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)"),
-    ("with length and d_model exchanged before the cut", "Swap after the split, and swap length with heads.",
-     CUT, "x.mT.reshape(len(x), n_heads, x.shape[1], -1)"),
-]))
-MERGE = known(("Concat(head_1, ..., head_h)", [
-    ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must move next to d_k.",
-     CONCAT, "heads.reshape(len(heads), heads.shape[2], -1)"),
-    ("with the numbers of the heads interleaved", "All of head 1 comes first, then all of head 2: the axes in the order (heads, d_k).",
-     CONCAT, "heads.permute(0, 2, 3, 1).flatten(2)"),
-]))
-# fmt: on
-
 split_heads = Exercise(
     title="split into heads",
     formula="(batch, length, h d_k) -> (batch, h, length, d_k)",
-    right=heads.split_heads,
-    draw=draw_split,
-    cases=("seven positions", ONE),
-    axes="batch heads length d_k",
-    mistakes=SPLIT,
+    right=heads.split_heads, rows=("multi_head_attention",), draw=draw_split, cases=(SEVEN, ONE), axes="batch heads length d_k",
+    mistakes=known("the split into heads",
+        ("cut by view(batch, heads, length, d_k) without a transpose", "A view only renames axes: read row by row, the first d_model numbers are one token, and this spreads them over several positions. Split the last axis, then swap two axes.",
+         CUT, "x.reshape(len(x), n_heads, x.shape[1], -1)"),
+        ("with every h-th number to a head", "Head i has d_k neighbouring columns, i d_k to (i+1) d_k: the last axis becomes (heads, d_k), in this order. Pretrained weights are laid out like this.",
+         CUT, "x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)"),
+        ("with length and d_model exchanged before the cut", "Swap after the split, and swap length with heads.",
+         CUT, "x.mT.reshape(len(x), n_heads, x.shape[1], -1)"),
+    ),
     properties={"a token's numbers stay at its position": tokens_stay},
-    next="Next: the way back. If you were surprised that no number moves in memory, print "
-    "`.stride()` before and after.",
-    rows=("multi_head_attention",),
-)
+    next="Next: the way back. If you were surprised that no number moves in memory, print `.stride()` before and after.",
+)  # fmt: skip
 
 merge_heads = Exercise(
     title="merge the heads",
     formula="Concat(head_1, ..., head_h): (batch, h, length, d_k) -> (batch, length, h d_k)",
-    right=heads.merge_heads,
-    draw=draw_merge,
-    cases=("seven positions", ONE),
-    axes="batch length d_model",
-    mistakes=MERGE,
+    right=heads.merge_heads, rows=("multi_head_attention",), draw=draw_merge, cases=(SEVEN, ONE), axes="batch length d_model",
+    mistakes=known("Concat(head_1, ..., head_h)",
+        ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must move next to d_k.",
+         CONCAT, "heads.reshape(len(heads), heads.shape[2], -1)"),
+        ("with the numbers of the heads interleaved", "All of head 1 comes first, then all of head 2: the axes in the order (heads, d_k).",
+         CONCAT, "heads.permute(0, 2, 3, 1).flatten(2)"),
+    ),
     next="Next: attention between the split and the merge.",
-    rows=("multi_head_attention",),
-)
-
-# --- All of it --------------------------------------------------------------------------------
+)  # fmt: skip
 
 
 def draw_multi_head(rng: np.random.Generator, case: str) -> Inputs:
-    maps = {W: matrix(rng, D_MODEL, D_MODEL) for W in ("W_Q", "W_K", "W_V", "W_O")}
     return {
-        "x": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
-        "z": rng.standard_normal((BATCH, KEYS, D_MODEL)),
-        **maps,
-        "n_heads": HEADS,
+        **draw("x: batch queries d_model, z: batch keys d_model")(rng, case),
+        **draw("W_Q W_K W_V W_O: d_model d_model", n_heads=HEADS)(rng, case),
         "keep": draw_keep(rng, case, (BATCH, 1, QUERIES, KEYS)),
     }
 
@@ -116,39 +92,31 @@ def order_of_queries(f: Callable, inputs: Inputs) -> str | None:
     return f"Reversing the tokens of x changed your outputs by {off:.2f}." if off > EXACT else None
 
 
-# fmt: off
 FIRST = "    Q = split_heads("
-MAPS = known(
-    ("W_O at the end", [
-        ("without W_O", "Without it every head writes to its own columns, and the heads never mix.", " @ W_O\n", "\n"),
-        ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)", " @ W_O\n", " @ W_O.T\n"),
-    ]),
-    ("x W_Q, z W_K, z W_V", [
-        ("with W_Q, W_K and W_V transposed", "The formula multiplies from the right, x W. (nn.Linear stores the transpose.)",
-         FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}")]),
-    ("z W_K", [
-        ("with W_Q also for the keys", "With one map for both, the score of i for j equals that of j for i: no token can look at another without being looked at.",
-         "z @ W_K", "z @ W_Q")]),
-    ("z W_V", [
-        ("with W_K also for the values", "What a token is found by and what it passes on are two different things, with two maps.", "z @ W_V", "z @ W_K"),
-        ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
-    ]),
-    ("z W_K and z W_V", [
-        ("with keys and values from x", "x asks, z answers. In self-attention they are the same; in cross-attention they are not.", FIRST, f"    z = x\n{FIRST}")]),
-    ("the heads", [("with a single head as wide as d_model", "n_heads is given but never used.", ", n_heads)", ", 1)")]),
-)
-# fmt: on
-
 multi_head_attention = Exercise(
     title="multi-head attention",
     formula="Concat(head_1, ..., head_h) W_O, head_i = Attention(x W_Q_i, z W_K_i, z W_V_i)",
-    right=shared.multi_head_attention,
+    right=shared.multi_head_attention, package=by_module,
     parts=(ops.softmax, ops.scaled_scores, ops.attention, heads.split_heads, heads.merge_heads),
-    draw=draw_multi_head,
-    cases=MASKS,
-    axes="batch queries d_model",
-    mistakes=(*SPLIT, *MERGE, *SCALE[:2], SCALE[-1], *AXIS, *MASK, *NO_KEYS, *MAPS),
+    draw=draw_multi_head, cases=MASKS, axes="batch queries d_model",
+    mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:2] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(
+        "W_O at the end",
+        ("without W_O", "Without it every head writes to its own columns, and the heads never mix.", " @ W_O\n", "\n"),
+        ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)", " @ W_O\n", " @ W_O.T\n"),
+        "x W_Q, z W_K, z W_V",
+        ("with W_Q, W_K and W_V transposed", "The formula multiplies from the right, x W. (nn.Linear stores the transpose.)",
+         FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}"),
+        "z W_K",
+        ("with W_Q also for the keys", "With one map for both, the score of i for j equals that of j for i: no token can look at another without being looked at.",
+         "z @ W_K", "z @ W_Q"),
+        "z W_V",
+        ("with W_K also for the values", "What a token is found by and what it passes on are two different things, with two maps.", "z @ W_V", "z @ W_K"),
+        ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
+        "z W_K and z W_V",
+        ("with keys and values from x", "x asks, z answers. In self-attention they are the same; in cross-attention they are not.",
+         FIRST, f"    z = x\n{FIRST}"),
+        "the heads", ("with a single head as wide as d_model", "n_heads is given but never used.", ", n_heads)", ", 1)"),
+    ),
     properties={"without a mask, the order of the queries does not matter": order_of_queries},
     next="Next: notebook 03 puts it into a block.",
-    package=by_module,
-)
+)  # fmt: skip

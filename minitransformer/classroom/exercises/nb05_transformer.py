@@ -12,17 +12,16 @@ from torch import Tensor
 from ...formulas import ops
 from ...model.attention import causal_mask
 from ...model.transformer import EncoderDecoder
-from ...proofs.draws import BATCH, D_MODEL, HEADS, KEYS, QUERIES, matrix
+from ...proofs.draws import BATCH, D_MODEL, KEYS, QUERIES
 from ...proofs.formula import Inputs
 from ...training import objectives
-from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.diagnosis import EXACT, Exercise
 from ..engine.patches import known
+from .shared import LOG, moved, random_attention
 
 VOCAB = 11
 LENGTHS = (QUERIES, QUERIES - 3, 2)
 """Real tokens of each target, including the end token."""
-
-# --- What the decoder reads -------------------------------------------------------------------
 
 
 def draw_target(rng: np.random.Generator, case: str) -> Inputs:
@@ -39,12 +38,10 @@ def reads_what_it_is_asked_for(f: Callable, inputs: Inputs) -> str | None:
     for t in range(target.shape[1]):
         other = target.clone()
         other[:, t:] += 100
-        moved = (f(target, start_id) != f(other, start_id)).any(0).nonzero().flatten()
-        if len(moved) and int(moved[0]) <= t:
-            return (
-                f"Changing the target from position {t} on changed your input at position "
-                f"{int(moved[0])}: there the decoder can copy."
-            )
+        changed = (f(target, start_id) != f(other, start_id)).any(0).tolist()
+        if True in changed[: t + 1]:
+            said = f"Changing the target from position {t} on changed your input at position"
+            return f"{said} {changed.index(True)}: there the decoder can copy."
     return None
 
 
@@ -54,31 +51,29 @@ shift_right = Exercise(
     formula="start, y_1, y_2, ..., y_(T-1)",
     right=objectives.shift_right, draw=draw_target, cases=("ended and padded", "one token"), axes="batch length",
     mistakes=known(
-        ("y_(t-1) at position t", [
-            ("without the shift", "At every position the decoder reads the very token that it should predict. The loss falls to zero, and nothing is learned.",
-             SHIFTED, "target.clone()"),
-            ("shifted to the left", "Now it reads the token after the one it should predict. The start token comes before the first token, so everything moves to the right.",
-             SHIFTED, "torch.cat([target[:, 1:], start], 1)"),
-            ("shifted twice", "With two start tokens the decoder never reads the token right before. Perhaps you also shift somewhere else.",
-             SHIFTED, "torch.cat([start, start, target], 1)[:, : target.shape[1]]")]),
-        ("the start token at position 0", [
-            ("shifted around, with the last token in front and no start token", "torch.roll moves what falls off the end to the front. start_id belongs there.",
-             SHIFTED, "target.roll(1, 1)"),
-            ("with 0, the padding, for the start token", "start_id is given but never used. (T5 does start with its padding token; its start_id is 0.)",
-             "(target[:, :1], start_id)", "(target[:, :1], 0)")]),
-        ("y_1 at position 1", [
-            ("with the start token written over the first token", "The start token goes before the first token, not in its place; all others move by one.",
-             "target[:, :-1]", "target[:, 1:]")]),
-        ("the axis of the shift", [
-            ("shifted along the batch, so that each example reads the one before it", "Positions are the last axis of (batch, length).",
-             SHIFTED, "torch.cat([start.expand_as(target)[:1], target[:-1]])")]),
+        "y_(t-1) at position t",
+        ("without the shift", "At every position the decoder reads the very token that it should predict. The loss falls to zero, and nothing is learned.",
+         SHIFTED, "target.clone()"),
+        ("shifted to the left", "Now it reads the token after the one it should predict. The start token comes before the first token, so everything moves to the right.",
+         SHIFTED, "torch.cat([target[:, 1:], start], 1)"),
+        ("shifted twice", "With two start tokens the decoder never reads the token right before. Perhaps you also shift somewhere else.",
+         SHIFTED, "torch.cat([start, start, target], 1)[:, : target.shape[1]]"),
+        "the start token at position 0",
+        ("shifted around, with the last token in front and no start token", "torch.roll moves what falls off the end to the front. start_id belongs there.",
+         SHIFTED, "target.roll(1, 1)"),
+        ("with 0, the padding, for the start token", "start_id is given but never used. (T5 does start with its padding token; its start_id is 0.)",
+         "(target[:, :1], start_id)", "(target[:, :1], 0)"),
+        "y_1 at position 1",
+        ("with the start token written over the first token", "The start token goes before the first token, not in its place; all others move by one.",
+         "target[:, :-1]", "target[:, 1:]"),
+        "the axis of the shift",
+        ("shifted along the batch, so that each example reads the one before it", "Positions are the last axis of (batch, length).",
+         SHIFTED, "torch.cat([start.expand_as(target)[:1], target[:-1]])"),
     ),
     properties={"what is read at t is known before t is written": reads_what_it_is_asked_for},
     next="Next: the end token. Your input never holds the last token of the longest target, since nothing is written after it.",
     package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
 )  # fmt: skip
-
-# --- The loss ---------------------------------------------------------------------------------
 
 
 def draw_loss(rng: np.random.Generator, case: str) -> Inputs:
@@ -99,69 +94,53 @@ def mean_loss(logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
 
 N = "the mean over the N real tokens"
 FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
-LOG: tuple[str, list[tuple[str, ...]]] = ("log p", [
-    ("with the softmax taken twice", "cross_entropy takes logits and applies the softmax itself.",
-     ".log_softmax(-1)", ".softmax(-1).log_softmax(-1)"),
-    ("without the logarithm", "Take the mean of -log p, not of -p.", ".log_softmax(-1)", ".softmax(-1)"),
-])  # fmt: skip
 target_loss = Exercise(
     title="the loss of a batch of targets",
     formula="-1/N Σ log p(y_t | y_<t, x) over the N real tokens of the batch",
     right=mean_loss, draw=draw_loss, cases=("padding", "no padding"), axes="",
     mistakes=known(
-        (N, [
-            ("with padding counted", "The model is taught to write padding after padding. That is easy: the more padding, the smaller the loss.",
-             MEAN, "log_p.mean()"),
-            ("with the logits at padding set to zero, and padding counted all the same", "Logits of zero are a uniform guess, which costs log V. Leave those positions out.",
-             FIRST, "log_p = (logits * keep[..., None])", MEAN, "log_p.mean()"),
-            ("with id 0 taken for padding", "keep says which tokens are real. Where the padding id is also a token, as in GPT-2 and T5, this leaves out real tokens.",
-             FIRST, f"keep = target != 0; {FIRST}"),
-            ("without each target's last token, its end", "keep is True at the end token, which has to be learned: otherwise the model never stops.",
-             FIRST, f"keep = keep & (keep.cumsum(1) < keep.sum(1, keepdim=True)); {FIRST}"),
-            ("as the mean of the examples' means", "A token of a short target then counts more than one of a long target, and the loss depends on the batching. Sum over all tokens, divide once.",
-             MEAN, "((log_p * keep).sum(1) / keep.sum(1)).mean()"),
-            ("divided by the number of positions, padding included", "The sum leaves padding out, so the divisor must too. This is what (losses * keep).mean() does.",
-             "/ keep.sum()", "/ keep.numel()"),
-            ("divided by the number of examples", "Divide by the number of tokens: otherwise long batches take larger steps.", "/ keep.sum()", "/ len(keep)"),
-            ("summed, not averaged", "Divide by the number of tokens.", " / keep.sum()", "")]),
-        ("log p(y_t | ...) at position t", [
-            ("with another shift", "The decoder's input was shifted already: logits and target belong together as they are.",
-             FIRST, f"logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]; {FIRST}")]),
-        LOG,
-    ),
+        N,
+        ("with padding counted", "The model is taught to write padding after padding. That is easy: the more padding, the smaller the loss.",
+         MEAN, "log_p.mean()"),
+        ("with the logits at padding set to zero, and padding counted all the same", "Logits of zero are a uniform guess, which costs log V. Leave those positions out.",
+         FIRST, "log_p = (logits * keep[..., None])", MEAN, "log_p.mean()"),
+        ("with id 0 taken for padding", "keep says which tokens are real. Where the padding id is also a token, as in GPT-2 and T5, this leaves out real tokens.",
+         FIRST, f"keep = target != 0; {FIRST}"),
+        ("without each target's last token, its end", "keep is True at the end token, which has to be learned: otherwise the model never stops.",
+         FIRST, f"keep = keep & (keep.cumsum(1) < keep.sum(1, keepdim=True)); {FIRST}"),
+        ("as the mean of the examples' means", "A token of a short target then counts more than one of a long target, and the loss depends on the batching. Sum over all tokens, divide once.",
+         MEAN, "((log_p * keep).sum(1) / keep.sum(1)).mean()"),
+        ("divided by the number of positions, padding included", "The sum leaves padding out, so the divisor must too. This is what (losses * keep).mean() does.",
+         "/ keep.sum()", "/ keep.numel()"),
+        ("divided by the number of examples", "Divide by the number of tokens: otherwise long batches take larger steps.", "/ keep.sum()", "/ len(keep)"),
+        ("summed, not averaged", "Divide by the number of tokens.", " / keep.sum()", ""),
+        "log p(y_t | ...) at position t",
+        ("with another shift", "The decoder's input was shifted already: logits and target belong together as they are.",
+         FIRST, f"logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]; {FIRST}"),
+    ) + LOG,
     next="Next: the two halves together, and which mask goes where.",
     package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
 )  # fmt: skip
 
-# --- Both halves ------------------------------------------------------------------------------
-
 
 def draw_encoder_decoder(rng: np.random.Generator, case: str) -> Inputs:
     """Embedded source and target, and an encoder and a decoder with random weights."""
-
-    def attention() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-        W_Q, W_K, W_V, W_O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))
-
-        def attend(x: Tensor, z: Tensor, keep: Tensor | None) -> Tensor:
-            QKV = (x @ W_Q, z @ W_K, z @ W_V)
-            Q, K, V = (y.unflatten(-1, (HEADS, -1)).transpose(1, 2) for y in QKV)
-            return x + ops.attention(Q, K, V, keep).transpose(1, 2).flatten(2) @ W_O
-
-        return attend
-
-    reads, writes, looks = attention(), attention(), attention()
+    reads, writes, looks = (random_attention(rng) for _ in range(3))
     padding = {"no padding": (0, 0, 0), "padding on the right": (0, 2, 4)}.get(case, (3, 0, 1))
     keep = np.arange(KEYS) < KEYS - np.array(padding)[:, None]
     if case == "padding on the left":
         keep = keep[:, ::-1].copy()
+
+    def decoder(y: Tensor, z: Tensor, keep=None, memory_keep=None) -> Tensor:
+        y = y + writes(y, y, keep)
+        return y + looks(y, z, memory_keep)
+
     return {
         "source": rng.standard_normal((BATCH, KEYS, D_MODEL)),
         "target": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
         "source_keep": keep[:, None, None],
-        "encoder": lambda x, keep=None: reads(x, x, keep),
-        "decoder": lambda y, z, keep=None, memory_keep=None: looks(
-            writes(y, y, keep), z, memory_keep
-        ),
+        "encoder": lambda x, keep=None: x + reads(x, x, keep),
+        "decoder": decoder,
     }
 
 
@@ -192,22 +171,14 @@ def package_transformer(
 
 def sees_the_future(f: Callable, inputs: Inputs) -> str | None:
     """Whether a later token of the target changes an earlier output."""
-    source, target, *rest = inputs.values()
-    other = target.clone()
-    other[:, -1] += torch.randn(target.shape[-1], dtype=target.dtype)
-    moved = (f(source, target, *rest) - f(source, other, *rest)).abs().amax((0, 2))[:-1]
-    wrong = (moved > EXACT).nonzero().flatten().tolist()
-    last = target.shape[1] - 1
-    return f"Changing the target at {last} changed your output at {wrong}." if wrong else None
+    *off, _ = moved(f, inputs, "target", np.s_[:, -1]).amax((0, 2)).tolist()
+    wrong = [t for t, by in enumerate(off) if by > EXACT]
+    return f"Changing the target at {len(off)} changed your output at {wrong}." if wrong else None
 
 
 def sees_padding(f: Callable, inputs: Inputs) -> str | None:
     """Whether the values in the source's padding change anything."""
-    source, target, keep, *rest = inputs.values()
-    hidden = ~keep[:, 0, 0]
-    other = source.clone()
-    other[hidden] += torch.randn(int(hidden.sum()), source.shape[-1], dtype=source.dtype)
-    off = distance(f(source, target, keep, *rest), f(other, target, keep, *rest))
+    off = float(moved(f, inputs, "source", ~inputs["source_keep"][:, 0, 0]).max())
     return f"Different padding changed your output by {off:.2f}." if off > EXACT else None
 
 
@@ -219,28 +190,28 @@ encoder_decoder = Exercise(
     formula="z = encoder(source, source_keep), decoder(target, z, causal, source_keep)",
     right=whole_transformer, draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left"), axes="batch length d_model",
     mistakes=known(
-        ("memory_keep of the decoder", [
-            ("without the source's mask in cross-attention", "The encoder hid the padding from the words, but its own outputs at padding are still there, and the decoder sees them. The same mask is needed twice.",
-             CROSS, "causal, None)"),
-            ("with a causal mask in cross-attention", "To write the first token the decoder may look at the whole source.",
-             CROSS, "causal, source_keep & torch.ones(length, source.shape[1], dtype=torch.bool).tril())")]),
-        ("keep of the encoder", [
-            ("without the source's mask in the encoder", "The words of the source are mixed with padding before the decoder sees them.",
-             READ, "encoder(source, None)"),
-            ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",
-             READ, "encoder(source, source_keep & causal_mask(source.shape[1]))")]),
-        ("keep of the decoder", [
-            ("without a causal mask in the decoder", "In training the whole target is given at once; without a mask, position t sees the token it should predict, one position further on.",
-             CAUSAL, "None"),
-            ("with a causal mask that sees one token ahead", "The input is shifted already: one ahead is the token to predict.", CAUSAL, f"{PAIRS}.tril(1)"),
-            ("with a causal mask that hides a token from itself", "At t the decoder may use what it read at t, which is the token before. The diagonal is True.",
-             CAUSAL, f"{PAIRS}.tril(-1)"),
-            ("with a causal mask in which True means hidden", "nn.Transformer's masks work this way: triu(1) marks what is hidden. Here True = may attend.",
-             CAUSAL, f"{PAIRS}.triu(1)"),
-            ("with the causal mask inverted", "True = may attend: query i sees key j where j <= i.", CAUSAL, f"{PAIRS}.triu()")]),
-        ("z = encoder(source, ...)", [
-            ("with the source itself as memory, not the encoder's output", "The encoder's output is computed but never used.",
-             "decoder(target, z,", "decoder(target, source,")]),
+        "memory_keep of the decoder",
+        ("without the source's mask in cross-attention", "The encoder hid the padding from the words, but its own outputs at padding are still there, and the decoder sees them. The same mask is needed twice.",
+         CROSS, "causal, None)"),
+        ("with a causal mask in cross-attention", "To write the first token the decoder may look at the whole source.",
+         CROSS, "causal, source_keep & torch.ones(length, source.shape[1], dtype=torch.bool).tril())"),
+        "keep of the encoder",
+        ("without the source's mask in the encoder", "The words of the source are mixed with padding before the decoder sees them.",
+         READ, "encoder(source, None)"),
+        ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",
+         READ, "encoder(source, source_keep & causal_mask(source.shape[1]))"),
+        "keep of the decoder",
+        ("without a causal mask in the decoder", "In training the whole target is given at once; without a mask, position t sees the token it should predict, one position further on.",
+         CAUSAL, "None"),
+        ("with a causal mask that sees one token ahead", "The input is shifted already: one ahead is the token to predict.", CAUSAL, f"{PAIRS}.tril(1)"),
+        ("with a causal mask that hides a token from itself", "At t the decoder may use what it read at t, which is the token before. The diagonal is True.",
+         CAUSAL, f"{PAIRS}.tril(-1)"),
+        ("with a causal mask in which True means hidden", "nn.Transformer's masks work this way: triu(1) marks what is hidden. Here True = may attend.",
+         CAUSAL, f"{PAIRS}.triu(1)"),
+        ("with the causal mask inverted", "True = may attend: query i sees key j where j <= i.", CAUSAL, f"{PAIRS}.triu()"),
+        "z = encoder(source, ...)",
+        ("with the source itself as memory, not the encoder's output", "The encoder's output is computed but never used.",
+         "decoder(target, z,", "decoder(target, source,"),
     ),
     properties={
         "no output depends on later tokens of the target": sees_the_future,

@@ -28,14 +28,13 @@ gradual_rates = Exercise(
     right=right_gradual_rates, package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
     draw=draw_progress, cases=tuple(STEPS), axes="layer",
     mistakes=known(
-        ("the order of the layers", [
-            ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
-        ]),
-        ("the layers already thawed", [("with only the newest layer learning", "A thawed layer keeps learning when the next one joins it.", ">= n_layers", "== n_layers")]),
-        ("the number of layers at step 0", [
-            ("with nothing learning at first", "At step 0 the head learns: one layer, not none.", "1 + n_layers * step", "n_layers * step"),
-            ("with two layers from the start", "At step 0 the head learns alone.", "1 + n_layers * step", "2 + n_layers * step"),
-        ]),
+        "the order of the layers",
+        ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
+        "the layers already thawed",
+        ("with only the newest layer learning", "A thawed layer keeps learning when the next one joins it.", ">= n_layers", "== n_layers"),
+        "the number of layers at step 0",
+        ("with nothing learning at first", "At step 0 the head learns: one layer, not none.", "1 + n_layers * step", "n_layers * step"),
+        ("with two layers from the start", "At step 0 the head learns alone.", "1 + n_layers * step", "2 + n_layers * step"),
     ),
     next="Next: compare with GradualUnfreezing.rates in training/strategies.py, which takes a few lines.",
 )  # fmt: skip
@@ -67,14 +66,13 @@ lora = Exercise(
     formula="y = x Wᵀ + (α/r) x Aᵀ Bᵀ",
     right=right_lora, package=lora_by_package, draw=draw_lora, cases=("B = 0", "a change"), axes="batch length d_out",
     mistakes=known(
-        ("x Wᵀ", [("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", "")]),
-        ("the factor α/r", [
-            ("with α for α/r", "The rank is the number of rows of A; dividing by it keeps the scale when r changes.", "alpha / len(A)", "alpha"),
-            ("without the scale", "α is an argument.", "alpha / len(A) * ", ""),
-            ("divided by the width of x, not by the rank", "A has shape (r, d_in): which of the two is r?", "alpha / len(A)", "alpha / x.shape[-1]"),
-            ("with r/α for α/r", "A larger α is a larger change.", "alpha / len(A)", "len(A) / alpha"),
-            ("divided by the root of the rank", "That is another proposal (rsLoRA); here it is the rank itself.", "alpha / len(A)", "alpha / len(A) ** 0.5"),
-        ]),
+        "x Wᵀ", ("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", ""),
+        "the factor α/r",
+        ("with α for α/r", "The rank is the number of rows of A; dividing by it keeps the scale when r changes.", "alpha / len(A)", "alpha"),
+        ("without the scale", "α is an argument.", "alpha / len(A) * ", ""),
+        ("divided by the width of x, not by the rank", "A has shape (r, d_in): which of the two is r?", "alpha / len(A)", "alpha / x.shape[-1]"),
+        ("with r/α for α/r", "A larger α is a larger change.", "alpha / len(A)", "len(A) / alpha"),
+        ("divided by the root of the rank", "That is another proposal (rsLoRA); here it is the rank itself.", "alpha / len(A)", "alpha / len(A) ** 0.5"),
     ),
     next="Next: merge it. W + (α/r) B A gives the same outputs and costs nothing at prediction.",
 )  # fmt: skip

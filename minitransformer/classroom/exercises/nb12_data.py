@@ -24,10 +24,11 @@ accuracy_error = Exercise(
     right=right_accuracy_error, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
     draw=draw_shares, cases=("a small test", "a large test"), axes="method",
     mistakes=known(
-        ("the root", [("without the root", "p (1 - p) / n is a variance.", ".sqrt()", "")]),
-        ("what is under the root", [("with n outside the root", "Four times the test texts only halve the error.", "(p * (1 - p) / n).sqrt()", "(p * (1 - p)).sqrt() / n")]),
-        ("n", [("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)")]),
-        ("p (1 - p)", [("with p for p (1 - p)", "A model that is always right has no error at all: at p = 1 this must be 0.", "p * (1 - p)", "p")]),
+        "the root", ("without the root", "p (1 - p) / n is a variance.", ".sqrt()", ""),
+        "what is under the root",
+        ("with n outside the root", "Four times the test texts only halve the error.", "(p * (1 - p) / n).sqrt()", "(p * (1 - p)).sqrt() / n"),
+        "n", ("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)"),
+        "p (1 - p)", ("with p for p (1 - p)", "A model that is always right has no error at all: at p = 1 this must be 0.", "p * (1 - p)", "p"),
     ),
     next="Next: this error comes from the test set, the error over seeds from training. Both are present.",
 )  # fmt: skip
@@ -55,15 +56,13 @@ mean_and_error = Exercise(
     formula="m = Σ a_s / n and √(Σ (a_s - m)² / (n - 1)) / √n",
     right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
     mistakes=known(
-        ("the n - 1 under the root", [
-            ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it. NumPy's default is n, torch's is n - 1.",
-             "(n - 1)", "n"),
-        ]),
-        ("the final / √n", [
-            ("with the standard deviation for the standard error", "How far apart single runs lie does not say how well their mean is known.", " / n**0.5", ""),
-            ("divided by n, not by its root", "Variances add up.", "n**0.5", "n"),
-        ]),
-        ("the root of the mean square", [("with the variance for its root", "An error has the units of the accuracy.", "variance.sqrt()", "variance")]),
+        "the n - 1 under the root",
+        ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it. NumPy's default is n, torch's is n - 1.",
+         "(n - 1)", "n"),
+        "the final / √n",
+        ("with the standard deviation for the standard error", "How far apart single runs lie does not say how well their mean is known.", " / n**0.5", ""),
+        ("divided by n, not by its root", "Variances add up.", "n**0.5", "n"),
+        "the root of the mean square", ("with the variance for its root", "An error has the units of the accuracy.", "variance.sqrt()", "variance"),
     ),
     next="Next: a difference smaller than two such errors is not a result.",
 )  # fmt: skip

@@ -28,13 +28,13 @@ feature_gradient = Exercise(
     right=right_feature_gradient, package=lambda X, y, v, B: torch.func.grad(lambda B: ((X @ B.mT @ v - y) ** 2).mean() / 2)(B),
     draw=draw_linear, cases=("nine examples", "one example"), axes="k d",
     mistakes=known(
-        ("the v in front of xᵀ", [("without the head v", "The error reaches the features only through the head.", "torch.outer(v, ", "torch.outer(torch.ones_like(v), ")]),
-        ("1/n", [("summed, not averaged", "The loss is a mean.", " / len(X)", "")]),
-        ("1/2n", [("with a factor 2 that the 1/2 cancels", "Differentiate the square.", "return ", "return 2 * ")]),
-        ("v·Bx - y", [
-            ("with the sign of the step, not of the gradient", "The gradient points uphill; the step has the minus.", "X @ B.mT @ v - y", "y - X @ B.mT @ v"),
-            ("with the prediction for the error", "Where the prediction is right, nothing may move.", "X @ B.mT @ v - y", "X @ B.mT @ v"),
-        ]),
+        "the v in front of xᵀ",
+        ("without the head v", "The error reaches the features only through the head.", "torch.outer(v, ", "torch.outer(torch.ones_like(v), "),
+        "1/n", ("summed, not averaged", "The loss is a mean.", " / len(X)", ""),
+        "1/2n", ("with a factor 2 that the 1/2 cancels", "Differentiate the square.", "return ", "return 2 * "),
+        "v·Bx - y",
+        ("with the sign of the step, not of the gradient", "The gradient points uphill; the step has the minus.", "X @ B.mT @ v - y", "y - X @ B.mT @ v"),
+        ("with the prediction for the error", "Where the prediction is right, nothing may move.", "X @ B.mT @ v - y", "X @ B.mT @ v"),
     ),
     next="Next: with a random v this gradient is large and points nowhere useful. That is the whole argument for training the head first.",
 )  # fmt: skip
@@ -62,12 +62,11 @@ in_and_out = Exercise(
     formula="(1/n) Σ_i a_ii and (1/(n² - n)) Σ_{i≠j} a_ij",
     right=right_in_and_out, package=in_and_out_by_mask, draw=draw_matrix, cases=("four domains", "three domains"), axes="two",
     mistakes=known(
-        ("i ≠ j in the second sum", [
-            ("with the whole matrix as away", "The diagonal is home and must not count twice.", AWAY, "accuracy.mean()"),
-            ("with one triangle only", "From movies to tweets is not the same as from tweets to movies.", AWAY, "accuracy.triu(1).sum() / (n * (n - 1) / 2)"),
-        ]),
-        ("1/(n² - n)", [("with the second sum divided by n²", "How many entries are off the diagonal?", "(n * n - n)", "(n * n)")]),
-        ("a_ii", [("with the first row for the diagonal", "Home is where training and test share one domain.", "home.mean()", "accuracy[0].mean()")]),
+        "i ≠ j in the second sum",
+        ("with the whole matrix as away", "The diagonal is home and must not count twice.", AWAY, "accuracy.mean()"),
+        ("with one triangle only", "From movies to tweets is not the same as from tweets to movies.", AWAY, "accuracy.triu(1).sum() / (n * (n - 1) / 2)"),
+        "1/(n² - n)", ("with the second sum divided by n²", "How many entries are off the diagonal?", "(n * n - n)", "(n * n)"),
+        "a_ii", ("with the first row for the diagonal", "Home is where training and test share one domain.", "home.mean()", "accuracy[0].mean()"),
     ),
     next="Next: a method is robust when the second number stays near the first.",
 )  # fmt: skip

@@ -30,19 +30,15 @@ def loss_of_equal_logits(n: int) -> Tensor:
 
 # fmt: off
 CHANCE = known(
-    ("ln", [
-        ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.",
-         "math.log(", "math.log2("),
-        ("with the logarithm to base 10", "math.log is the natural one.",
-         "math.log(", "math.log10("),
-        ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
-         "math.log(n)", "(1 - 1 / n)"),
-    ]),
-    ("the minus in front", [
-        ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
-         "return ", "return -"),
-    ]),
-    ("1/n", [("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)")]),
+    "ln",
+    ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
+    ("with the logarithm to base 10", "math.log is the natural one.", "math.log(", "math.log10("),
+    ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
+     "math.log(n)", "(1 - 1 / n)"),
+    "the minus in front",
+    ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
+     "return ", "return -"),
+    "1/n", ("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)"),
 )
 # fmt: on
 
@@ -136,36 +132,24 @@ def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
 CHANGED = "other[:, t:]"
 # fmt: off
 LEAKS = known(
-    ("x', random from t on", [
-        ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",
-         "torch.randn_like(other[:, t:])", f"{CHANGED} + 1"),
-        ("with position t alone changed", "The block may look further ahead than one token.",
-         CHANGED, "other[:, t:t + 1]"),
-        ("with the last position alone changed", "A mask that is off by one shows the next token, not the last one.",
-         CHANGED, "other[:, -1:]"),
-    ]),
-    ("x' is x before t", [
-        ("with all of x changed", "Then every output may move. Only what comes from t on may differ.",
-         CHANGED, "other[:, :]"),
-        ("with x changed from t - 1 on", "An output may look at its own position: off by one.",
-         CHANGED, "other[:, t - 1:]"),
-    ]),
-    ("i < t", [
-        ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.",
-         "[:, :t]", "[:, t:]"),
-        ("with the output at t as well", "The output at t rightly looks at the input at t: off by one.",
-         "[:, :t]", "[:, :t + 1]"),
-    ]),
-    ("f, the same function both times", [
-        ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
-         "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
-    ]),
-    ("> 0", [
-        ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
-         "> EXACT", "> 0.1"),
-        ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.",
-         "> EXACT", '> float("inf")'),
-    ]),
+    "x', random from t on",
+    ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",
+     "torch.randn_like(other[:, t:])", f"{CHANGED} + 1"),
+    ("with position t alone changed", "The block may look further ahead than one token.", CHANGED, "other[:, t:t + 1]"),
+    ("with the last position alone changed", "A mask that is off by one shows the next token, not the last one.", CHANGED, "other[:, -1:]"),
+    "x' is x before t",
+    ("with all of x changed", "Then every output may move. Only what comes from t on may differ.", CHANGED, "other[:, :]"),
+    ("with x changed from t - 1 on", "An output may look at its own position: off by one.", CHANGED, "other[:, t - 1:]"),
+    "i < t",
+    ("with the outputs from t on", "Those may move: they look back at what you changed. Watch the ones before.", "[:, :t]", "[:, t:]"),
+    ("with the output at t as well", "The output at t rightly looks at the input at t: off by one.", "[:, :t]", "[:, :t + 1]"),
+    "f, the same function both times",
+    ("with dropout on", "In training mode two calls differ by themselves. Call block.eval() first, and restore the mode at the end.",
+     "eval_mode(block)", "torch.random.fork_rng(devices=[])"),
+    "> 0",
+    ("with too large a tolerance", "A mask of -7 instead of -inf leaves a weight of a thousandth, and training will find it. In float64 rounding is below 1e-12.",
+     "> EXACT", "> 0.1"),
+    ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.", "> EXACT", '> float("inf")'),
 )
 # fmt: on
 
