@@ -28,13 +28,13 @@ setup: $(READY)  ## create .venv and install
 
 data: $(DATA)  ## download weights and reviews into data/cache (about 124 MB)
 
-notebooks: $(READY) $(DATA)  ## execute every notebook (under half an hour on two cores)
+notebooks: $(READY) $(DATA)  ## execute every notebook (10 to 30 minutes on two cores)
 	$(BIN)/python notebooks/build.py
 
 exercises: $(READY)  ## write the student's editions, without executing anything
 	$(BIN)/python notebooks/build.py --exercises
 
-test: $(READY) $(DATA)  ## run all tests, notebooks included (about half an hour on two cores)
+test: $(READY) $(DATA)  ## run all tests, notebooks included (20 to 50 minutes on two cores)
 	$(BIN)/python -m pytest
 
 quick: $(READY) $(DATA)  ## run the tests without the notebooks

@@ -1,4 +1,4 @@
-"""Figures that notebooks share. Each draws into `ax`, or into a new figure of its own."""
+"""Figures that notebooks share. Each draws into `ax`, or into a new figure."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 WEIGHTS, NUMBERS = "Blues", "RdBu_r"
@@ -25,12 +26,12 @@ def attention(
     top: float = 1.0,
     ax: Axes | None = None,
 ) -> None:
-    """Attention weights: a row a query, a column a key, dark where the weight is large.
+    """Attention weights: one row per query, one column per key, dark where the weight is large.
 
     Args:
-        top: the weight that is darkest; less than 1 for means, which are never large.
+        top: the weight that is drawn darkest; less than 1 for means, which are never large.
 
-    Raises: ValueError when there are not as many labels as rows and columns.
+    Raises: ValueError for too few or too many labels.
     """
     keys = queries if keys is None else keys
     if weights.shape != (len(queries), len(keys)):
@@ -50,7 +51,7 @@ def attention(
 def heads(
     weights: Float[Tensor, "heads queries keys"], tokens: Sequence[str], titles: Sequence[str]
 ) -> None:
-    """A few heads side by side; only the first has labels at its rows."""
+    """A few heads side by side; only the first has row labels."""
     width = 2.6 * len(weights)
     axes = figure(len(weights), (width, 3.4), sharey=True, squeeze=False)[0]
     for ax, w, title in zip(axes, weights, titles, strict=True):
@@ -62,15 +63,14 @@ def heads(
 
 
 def matrices(*items: str | tuple[str, Float[Tensor, "rows columns"], str, str]) -> None:
-    """An equation of matrices, drawn to scale, each number a colour.
+    """An equation of matrices, drawn to scale, with a colour for each number.
 
     Args:
-        items: signs such as "×" and "=", and (name, matrix, what the rows are, what the columns
-            are). Axes of the same name have the same length.
+        items: signs such as "×" and "=", and tuples (name, matrix, meaning of rows, of columns).
     """
     shapes = [item[1].shape if isinstance(item, tuple) else (1, 1.6) for item in items]
     rows = max(shape[0] for shape in shapes)
-    # Room for the labels at each side is 2.2 cells.
+    # Labels take 2.2 cells beside each matrix.
     ax = figure(size=(6, 6 * (rows + 3) / sum(s[1] + 2.2 for s in shapes)))
     left = 0.0
     for item, shape in zip(items, shapes, strict=True):
@@ -83,10 +83,7 @@ def matrices(*items: str | tuple[str, Float[Tensor, "rows columns"], str, str]) 
         top = float(matrix.abs().max())
         box = (left, left + m, n / 2, -n / 2)
         ax.imshow(matrix.detach().numpy(), cmap=NUMBERS, vmin=-top, vmax=top, extent=box)
-        ax.plot(
-            [left, left + m, left + m, left, left], [n / 2, n / 2, -n / 2, -n / 2, n / 2],
-            color="black", linewidth=0.8,
-        )  # fmt: skip
+        ax.add_patch(Rectangle((left, -n / 2), m, n, fill=False, linewidth=0.8))
         ax.text(left + m / 2, -n / 2 - 0.5, name, ha="center", va="bottom", fontsize=12)
         ax.text(left + m / 2, n / 2 + 0.4, f"{column} {m}", ha="center", va="top", fontsize=8)
         ax.text(left - 0.3, 0, f"{row} {n}", ha="right", va="center", rotation=90, fontsize=8)
@@ -98,10 +95,7 @@ def matrices(*items: str | tuple[str, Float[Tensor, "rows columns"], str, str]) 
 def cells(
     entries: Float[Tensor, "rows columns"], title: str, ax: Axes, row: str = "", column: str = ""
 ) -> None:
-    """A matrix whose entries say which token (colour) and which of its numbers (text) they are.
-
-    Entry `100 t + j` is number j of token t; NaN stays blank.
-    """
+    """A matrix of labels: entry `100 t + j` is number j (text) of token t (colour); NaN is blank."""
     ax.imshow((entries // 100).numpy(), cmap="Set2", vmin=0, vmax=7)
     for (i, j), entry in np.ndenumerate(entries.numpy()):
         if not np.isnan(entry):

@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process, its output, its exit code."""
 
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -189,6 +190,38 @@ def test_help_explains_every_option(command, capsys):
     choices = next(a for a in parser()._actions if a.choices).choices
     for action in choices[command]._actions:
         assert action.help and (action.option_strings or [action.dest])[0] in shown
+
+
+NO_TORCH = """
+import sys
+from minitransformer.__main__ import main
+
+for arguments in {cases}:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    print(code, [name for name in ("torch", "sklearn", "matplotlib") if name in sys.modules])
+"""
+
+
+def test_what_needs_no_model_is_answered_before_torch_is_loaded(tmp_path):
+    """Loading torch takes seconds; a mistyped option or file name is answered at once."""
+    every = [*COMMANDS, "mistakes", "experiment", "grade"]
+    cases = [["--help"], *([command, "--help"] for command in every)]
+    cases += [[command, "--mistyped"] for command in every]
+    cases += [
+        ["finetune", "--data", "none.csv", "--out", "m"], ["pretrain", "--texts", "none.txt", "--out", "m"],
+        ["experiment", "--data", "none.csv", "--out", "r"], ["evaluate", "m", "--data", "none.csv"],
+        ["predict", "m", "--file", "none.txt"], ["predict", "m", "a text"],
+    ]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", NO_TORCH.format(cases=cases)], capture_output=True, text=True,
+        check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path(mt.__file__).parents[1])},
+    )  # fmt: skip
+    said = [line for line in run.stdout.splitlines() if line.endswith("]") and line[0] in "02"]
+    assert said == [f"{0 if '--help' in case else 2} []" for case in cases], run.stderr
+    assert run.stderr.count("there is no f") == 6 and not [*tmp_path.iterdir()]
 
 
 def test_no_or_an_unknown_command_lists_those_there_are(capsys):

@@ -41,7 +41,7 @@ class Measured:
     name: str
     known: int
     witness: str
-    """What noticed the planted mistakes: rows of the ledger, or the package's function."""
+    """What the mistakes are held against: rows of the ledger, or the package's function."""
     wrong: list[str] = field(default_factory=list)
     """What the exercise itself gets wrong: a right answer rejected, a patch that no longer fits ..."""
     misnamed: list[str] = field(default_factory=list)
@@ -56,16 +56,11 @@ class Measured:
     slowest: float = 0.0
     """Milliseconds for the slowest answer; mostly the first one to an unknown mistake."""
 
-    @property
-    def planted(self) -> int:
-        """How many mistakes were planted."""
-        return self.known if self.witness else 0
-
 
 def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Measured:
     """Make every known mistake, and every two at once, and see what the check says."""
     exercise = replace(exercise)  # a copy that remembers no wrong outputs yet
-    witness = " ".join(exercise.rows) or ("the package's function" if exercise.package else "")
+    witness = " ".join(exercise.rows) or "the package's function"
     found = Measured(name, len(exercise.mistakes), witness)
 
     def answer(student: Callable | None, seed: int = SEED) -> Result:
@@ -74,7 +69,7 @@ def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Meas
         found.slowest = max(found.slowest, 1000 * (time.perf_counter() - start))
         return result
 
-    for seed in (SEED, *seeds):
+    for seed in seeds:
         if not answer(exercise.right, seed).passed:
             found.wrong.append(f"the right answer is rejected with seed {seed}")
         found.right = found.right or found.slowest
@@ -92,10 +87,10 @@ def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Meas
             found.wrong.append(f"{a.name!r} and {b.name!r} together are accepted")
         found.pairs += result.mistakes not in ((a.name,), (b.name,))
         found.both_named += {*result.mistakes} == {a.name, b.name}
-    for notice in [by_ledger] if exercise.rows else [by_package] if exercise.package else []:
-        if notice(exercise):
-            found.wrong.append(f"{witness} differs from the right answer")
-        found.survived = [m.name for m in fitting if not notice(exercise, m)]
+    notices = by_ledger if exercise.rows else by_package
+    if notices(exercise):
+        found.wrong.append(f"{witness} differs from the right answer")
+    found.survived = [m.name for m in fitting if not notices(exercise, m)]
     return found
 
 
@@ -162,29 +157,23 @@ class Catalogue:
 
     def summary(self) -> Iterator[str]:
         """The sums, and what is not as it should be."""
-        sums = (
-            sum(getattr(r, a) for r in self.rows)
-            for a in ("known", "both_named", "pairs", "planted")
+        known, both, pairs = (
+            sum(getattr(row, name) for row in self.rows)
+            for name in ("known", "both_named", "pairs")
         )
-        known, both, two, planted = sums
-        caught = planted - len(self.named("survived"))
-        yield f"{known - len(self.named('misnamed'))} of {known} mistakes are rejected and named, each on {len(SEEDS)} seeds"
-        yield f"{both} of {two} pairs ({share(both, two)}) are both named"
-        yield f"mutation score: {caught} of {planted} ({share(caught, planted)}) planted mistakes are caught"
+        named, caught = (known - len(self.all(kind)) for kind in ("misnamed", "survived"))
+        yield f"{named} of {known} mistakes are rejected and named, each on {len(SEEDS)} seeds"
+        yield f"{both} of {pairs} pairs ({share(both, pairs)}) are both named"
+        yield f"mutation score: {caught} of {known} ({share(caught, known)}) planted mistakes are caught"
         right, slow = (max(self.rows, key=attrgetter(name)) for name in ("right", "slowest"))
         yield (
             f"a right answer is recognised within {right.right:.0f} ms ({right.name}); the slowest "
             f"answer of all took {slow.slowest:.0f} ms ({slow.name})"
         )
-        for what, kind in (
-            ("not named", "misnamed"),
-            ("not caught", "survived"),
-            ("wrong", "wrong"),
-        ):
-            if names := self.named(kind):
-                yield f"{what}: {'; '.join(names)}"
+        kinds = {"not named": "misnamed", "not caught": "survived", "wrong": "wrong"}
+        yield from (f"{what}: {'; '.join(self.all(k))}" for what, k in kinds.items() if self.all(k))
 
-    def named(self, kind: str) -> list[str]:
+    def all(self, kind: str) -> list[str]:
         """The entries of one kind, each with the name of its exercise."""
         return [f"{row.name}, {entry}" for row in self.rows for entry in getattr(row, kind)]
 
@@ -194,13 +183,13 @@ HEAD = f"{'exercise':22} {'known':>5} {'named':>6} {'pairs named':>14} {'caught'
 
 def line(row: Measured) -> str:
     """One exercise as a line of the table."""
+    named, caught = row.known - len(row.misnamed), row.known - len(row.survived)
     both = (
         f"{row.both_named}/{row.pairs} {share(row.both_named, row.pairs):>6}" if row.pairs else "-"
     )
-    caught = str(row.planted - len(row.survived)) if row.planted else "-"
     return (
-        f"{row.name:22} {row.known:5} {row.known - len(row.misnamed):6} {both:>14} {caught:>7} "
-        f"{row.right:4.0f} {row.slowest:7.0f}  {row.witness or 'no ledger row'}"
+        f"{row.name:22} {row.known:5} {named:6} {both:>14} {caught:7} "
+        f"{row.right:4.0f} {row.slowest:7.0f}  {row.witness}"
     )
 
 

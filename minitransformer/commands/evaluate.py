@@ -1,4 +1,4 @@
-"""`python -m minitransformer evaluate`: how good a classifier is on labelled texts."""
+"""`python -m minitransformer evaluate`: score a classifier on labelled texts."""
 
 import argparse
 import time
@@ -8,7 +8,6 @@ from .inputs import LABELLED, check_source, load_classifier, read_labelled
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser("evaluate", help="score a trained model on labelled texts")
     p.add_argument("model", help="folder that finetune wrote")
     p.add_argument("--data", required=True, help=LABELLED)
@@ -16,7 +15,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score a model on labelled texts."""
+    """Print the metrics of a model on labelled texts."""
     check_source(args.data)
     model, tokenizer = load_classifier(args.model)
     labelled = read_labelled(args.data, model.labels)

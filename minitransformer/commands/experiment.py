@@ -1,4 +1,4 @@
-"""`python -m minitransformer experiment`: strategies side by side, over labels and seeds."""
+"""`python -m minitransformer experiment`: compare strategies over numbers of labels and seeds."""
 
 import argparse
 from typing import Any, get_args
@@ -9,27 +9,26 @@ from .inputs import LABELLED, load_encoder, read_labelled
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "experiment",
         help="compare strategies over numbers of labels and seeds",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         epilog="example: python -m minitransformer experiment --methods full head-only tf-idf "
-        "--labels 64 1024 --out results.jsonl; stopped, it continues where it was",
+        "--labels 64 1024 --out results.jsonl; once stopped, it continues where it was",
     )
-    p.add_argument("--out", required=True, help="the JSONL file of results; those in it are not redone")  # fmt: skip
+    p.add_argument("--out", required=True, help="JSONL file of results; trials that are in it are not repeated")  # fmt: skip
     p.add_argument("--data", nargs="+", default=list(Grid.domains), help=LABELLED)
-    p.add_argument("--also-test", nargs="*", default=[], help="more of them, to test on only")
+    p.add_argument("--also-test", nargs="*", default=[], help="more of them, only to test on")
     p.add_argument("--methods", nargs="+", default=list(Grid.methods),
-                   help=f"strategies ({', '.join(STRATEGIES)}), with a number after a colon, and tf-idf")  # fmt: skip
+                   help=f"strategies ({', '.join(STRATEGIES)}), perhaps with a number after a colon; and tf-idf")  # fmt: skip
     p.add_argument("--labels", nargs="+", type=int, default=list(Grid.labels), help="training texts")  # fmt: skip
-    p.add_argument("--seeds", nargs="+", type=int, default=list(Grid.seeds), help="one training each")  # fmt: skip
+    p.add_argument("--seeds", nargs="+", type=int, default=list(Grid.seeds), help="one training run each")  # fmt: skip
     p.add_argument("--lr-factors", nargs="+", type=float, default=list(Grid.lr_factors),
-                   help="multiples of each strategy's own rate to choose from, on validation")  # fmt: skip
+                   help="multiples of each strategy's own rate; validation chooses")  # fmt: skip
     p.add_argument("--tune-up-to", type=int, default=Grid.tune_up_to,
-                   help="with more labels take the rate that was best with fewer")  # fmt: skip
-    p.add_argument("--min-steps", type=int, default=Grid.min_steps, help="for few labels")
-    p.add_argument("--epochs", type=int, default=Grid.epochs, help="for many labels")
+                   help="with more labels, take the rate that was best with fewer")  # fmt: skip
+    p.add_argument("--min-steps", type=int, default=Grid.min_steps, help="with few labels")
+    p.add_argument("--epochs", type=int, default=Grid.epochs, help="with many labels")
     p.add_argument("--batch-size", type=int, default=Grid.batch_size, help="texts in a batch")
     p.add_argument("--model", default="all-MiniLM-L6-v2", help="name or folder of an encoder")
     p.add_argument("--pooling", choices=get_args(Pooling), default="mean", help="the text's vector")
@@ -38,7 +37,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the trials that are missing and print the table of all."""
+    """Run the missing trials and print the table of all."""
     domains = {name: read_labelled(name) for name in (*args.data, *args.also_test)}
 
     from ..data import load
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
     for method in args.methods:
         if method != TF_IDF:
-            named(method)  # a wrong name is refused now, not after the others have run
+            named(method)  # a wrong name fails now, not after the others have run
     grid = Grid(
         tuple(args.data), tuple(args.methods), tuple(args.labels), tuple(args.seeds),
         tuple(args.lr_factors), args.tune_up_to, args.min_steps, args.epochs, args.batch_size,

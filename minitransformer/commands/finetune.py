@@ -1,4 +1,4 @@
-"""`python -m minitransformer finetune`: labelled texts become a classifier."""
+"""`python -m minitransformer finetune`: train a classifier on labelled texts."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,6 @@ from .inputs import LABELLED, load_encoder, read_labelled
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "finetune",
         help="train a classifier on your texts",
@@ -20,7 +19,7 @@ def add(commands: Any) -> None:
     p.add_argument("--out", required=True, help="folder to write the model to")
     p.add_argument("--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model")  # fmt: skip
     p.add_argument("--strategy", default="full", metavar="NAME[:NUMBER]",
-                   help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 the last two, lora:8 rank 8")  # fmt: skip
+                   help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 is the last two, lora:8 rank 8")  # fmt: skip
     p.add_argument("--pooling", choices=get_args(Pooling), default="mean",
                    help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
     p.add_argument("--epochs", type=int, default=3, help="passes over the data")
@@ -34,7 +33,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """From a file of labelled texts to a folder with a model, and its figures on unseen texts."""
+    """Train on labelled texts, save the model and print its metrics on unseen texts."""
     if args.epochs < 1 or args.batch_size < 1:
         raise ValueError("--epochs and --batch-size must be at least 1")
     labelled = read_labelled(args.data)

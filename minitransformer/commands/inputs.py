@@ -1,4 +1,4 @@
-"""What several commands read: labelled texts, and models."""
+"""Inputs that several commands read: labelled texts and models."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,13 +17,13 @@ LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
 
 
 def check_source(source: str) -> None:
-    """A missing file is reported now, not after a model was loaded."""
+    """Report a missing file now, not after a model has been loaded."""
     if source not in DOMAINS:
         existing(source)
 
 
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
-    """A file, or one of the domains by name."""
+    """The texts of a file, or of a domain by its name."""
     if source not in DOMAINS:
         return read_table(source, label_names)
     domain = load(source)
@@ -36,7 +36,7 @@ def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> La
 
 
 def load_encoder(name: str) -> "tuple[Encoder, Tokenizer]":
-    """The encoder of a pretrained model; a head that it has is dropped."""
+    """The encoder of a pretrained model, without its head."""
     from ..model.heads import MaskedLM, SequenceClassifier
     from ..model.transformer import Encoder
     from ..pretrained import load_pretrained
@@ -50,8 +50,8 @@ def load_encoder(name: str) -> "tuple[Encoder, Tokenizer]":
 
 
 def load_classifier(folder: str) -> "tuple[SequenceClassifier, Tokenizer]":
-    """A folder that holds a classifier."""
-    if not Path(folder).is_dir():  # said before torch is loaded
+    """The classifier in a folder."""
+    if not Path(folder).is_dir():  # reported before torch is loaded
         raise FileNotFoundError(f"there is no folder {folder}; finetune --out {folder} writes one")
     from ..model.heads import SequenceClassifier
     from ..pretrained import load_pretrained

@@ -1,11 +1,10 @@
-"""`python -m minitransformer mistakes`: how well the exercises know their mistakes."""
+"""`python -m minitransformer mistakes`: check that the exercises recognise their mistakes."""
 
 import argparse
 from typing import Any
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "mistakes", help="make every mistake that the exercises know; exit 1 if one goes unseen"
     )
@@ -15,7 +14,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print how well the exercises know their mistakes, or which they know."""
+    """Print which mistakes the exercises recognise, or only list those they know."""
     from ..classroom.audit import catalogue, listed
 
     if args.list:

@@ -1,4 +1,4 @@
-"""`python -m minitransformer predict`: texts get labels."""
+"""`python -m minitransformer predict`: label texts with a classifier."""
 
 import argparse
 import csv
@@ -12,7 +12,6 @@ from .inputs import load_classifier
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser("predict", help="label texts with a trained model")
     p.add_argument("model", help="folder that finetune wrote")
     p.add_argument("texts", nargs="*", help="texts, each in quotes")
@@ -24,7 +23,7 @@ def add(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label texts."""
+    """Print a label for each text, or write them to a CSV."""
     texts = [*args.texts, *(read_texts(args.file) if args.file else [])]
     if not texts:
         raise ValueError('give texts in quotes, or --file: predict my-model "I liked it"')

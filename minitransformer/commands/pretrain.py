@@ -1,4 +1,4 @@
-"""`python -m minitransformer pretrain`: a file of texts becomes a language model."""
+"""`python -m minitransformer pretrain`: train a language model on a file of texts."""
 
 import argparse
 import contextlib
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, get_args
 
 from ..data.domains import DOMAINS, load
-from ..data.tables import lines_of, read_texts, read_utf8
+from ..data.tables import TABLES, lines_of, read_texts, read_utf8
 from ..options import Objective, Precision, Schedule, TokenizerKind
 
 if TYPE_CHECKING:
@@ -16,17 +16,16 @@ if TYPE_CHECKING:
 
 TOKENIZERS = get_args(TokenizerKind)
 UNCUT = 2**40
-"""The length to cut texts to: none is cut, since blocks are made of all of it."""
+"""A maximum length that cuts no text: all of it goes into the blocks."""
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "pretrain",
         help="train a small language model on your texts, from scratch",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Train a small language model from scratch: learn a tokenizer, pack the texts "
-        "into blocks, train, write the model. It may be stopped at any moment, also by a power cut: "
+        "into blocks, train, write the model. It may stop at any moment, even through a power cut: "
         "the same command with --resume continues, and ends as if nothing had happened.",
         epilog="examples: python -m minitransformer pretrain --texts book.txt --out my-gpt; with two "
         "processes: python -m torch.distributed.run --nproc-per-node 2 -m minitransformer pretrain "
@@ -53,14 +52,14 @@ def add(commands: Any) -> None:
     p.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     p.add_argument("--schedule", choices=get_args(Schedule), default="linear", help="how it falls")
     p.add_argument("--warmup", type=float, default=0.1, help="share of the steps over which it rises")  # fmt: skip
-    p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps from one checkpoint to the next")  # fmt: skip
+    p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints")  # fmt: skip
     p.add_argument("--precision", choices=get_args(Precision), default="auto", help="as in finetune")  # fmt: skip
-    p.add_argument("--seed", type=int, default=0, help="of the first weights, order, masks and dropout")  # fmt: skip
+    p.add_argument("--seed", type=int, default=0, help="of the initial weights, order, masks and dropout")  # fmt: skip
     p.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """From texts to a folder with a model."""
+    """Train on texts and save the model."""
     texts = read_corpus(args)
 
     import torch
@@ -105,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """Ctrl-C and a plain kill say how to continue; after kill -9 nothing can, but it continues too."""
+    """Say how to continue after Ctrl-C or a plain kill. (After kill -9 it can be continued too.)"""
 
     def stop(*_: object) -> NoReturn:
         raise KeyboardInterrupt
@@ -125,13 +124,13 @@ def read_corpus(args: argparse.Namespace) -> Sequence[str]:
     """The texts; blank lines in a plain file are skipped."""
     if args.data:
         return load(args.data).texts
-    if Path(args.texts).suffix.lower() in (".csv", ".tsv", ".jsonl"):
+    if Path(args.texts).suffix.lower() in TABLES:
         return read_texts(args.texts)
     return [line for line in lines_of(read_utf8(args.texts)) if line.strip()]
 
 
 def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path) -> "Tokenizer":
-    """That of a model's folder; or one learned now, or earlier by the run that is resumed."""
+    """A model's tokenizer, or one learned now, or earlier by the run that is resumed."""
     from ..data.atomic import write_whole
     from ..data.tokenizers import Tokenizer
     from ..data.vocabulary import train_tokenizer

@@ -1,11 +1,10 @@
-"""`python -m minitransformer verify`: whether every formula holds."""
+"""`python -m minitransformer verify`: check that every formula holds."""
 
 import argparse
 from typing import Any
 
 
 def add(commands: Any) -> None:
-    """Add the command and its options to the parser."""
     p = commands.add_parser(
         "verify", help="check every formula of the ledger; exit 1 if one is off"
     )

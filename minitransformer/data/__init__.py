@@ -1,8 +1,9 @@
 """Text becomes batches: sources, tokenizers, splits, padding, masks.
 
-Reading order: `datasets` (labelled texts and their splits), `tables` (your own files), `downloads`,
-`domains`, `corpora`, `vocabulary` and `tokenizers`, `batches`, `sequences`, `masking`, `spans`,
-`stream` (texts larger than memory), `atomic` (files written whole).
+Reading order: `datasets` (labelled texts and their splits), `tables` (your own files), `downloads`
+and `domains` (the texts of `make data`), `corpora` (texts to pretrain on), `batches`, `tokenizers`
+and `vocabulary`, `sequences` (blocks and pairs), `stream` (texts larger than memory), `masking` and
+`spans` (what BERT and T5 learn from), `atomic` (files written whole).
 """
 
 from ..lazy import lazily

@@ -2,19 +2,18 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
-def write_whole(path: Path, raw: bytes) -> None:
-    """Write a file so that, whenever the process dies, the old or the new one is there, whole.
-
-    Raises:
-        OSError: it could not be written; the old one is as it was.
-    """
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file that replaces the old one at the end; a crash or error leaves the old one as it was."""
     draft = path.with_name(f"{path.name}.part")
     try:
-        with open(draft, "wb") as file:
-            file.write(raw)
+        with open(draft, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())  # on the disk before it gets its name
         os.replace(draft, path)
@@ -22,5 +21,13 @@ def write_whole(path: Path, raw: bytes) -> None:
         draft.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # the new name too; not every system can
         folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def write_whole(path: Path, raw: bytes) -> None:
+    """Write a file as `whole_file` does."""
+    with whole_file(path) as file:
+        file.write(raw)

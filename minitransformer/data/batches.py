@@ -1,4 +1,4 @@
-"""Examples of different length into padded batches that waste little."""
+"""Examples of different lengths become padded batches that waste little."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ AnyBatch = TypeVar("AnyBatch")
 
 
 def cut(batch: AnyBatch, k: int) -> list[AnyBatch]:
-    """A batch in k parts of as equal size as can be, by its rows; some are empty where k is larger.
+    """Split a batch by rows into k nearly equal parts; some are empty if k exceeds the rows.
 
-    Any dataclass will do: its tensors and tuples with an entry for each example are cut, the rest
-    is every part's.
+    Any dataclass will do: tensors and tuples with one entry per example are split, all other fields
+    are shared by the parts.
 
     >>> [part.indices for part in cut(pad([[5], [6, 7], [8]], 0, indices=(2, 0, 1)), 2)]
     [(2,), (0, 1)]
@@ -26,21 +26,21 @@ def cut(batch: AnyBatch, k: int) -> list[AnyBatch]:
     if k == 1:
         return [batch]
     rows = len(batch)  # type: ignore[arg-type]
-    of_each = {
+    per_example = {
         f.name: value
         for f in fields(batch)  # type: ignore[arg-type]
         if isinstance(value := getattr(batch, f.name), Tensor | tuple) and len(value) == rows
     }
     ends = [i * rows // k for i in range(k + 1)]
     return [
-        replace(batch, **{name: value[start:end] for name, value in of_each.items()})  # type: ignore[type-var]
+        replace(batch, **{name: value[start:end] for name, value in per_example.items()})  # type: ignore[type-var]
         for start, end in pairwise(ends)
     ]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A padded batch: ids, the mask that hides the padding, and labels where there are any."""
+    """A padded batch: ids, the mask that hides the padding, and labels if the texts have any."""
 
     ids: Int[Tensor, "batch length"]
     keep: Bool[Tensor, "batch 1 1 length"]
@@ -53,17 +53,17 @@ class Batch:
 
     @property
     def predicted(self) -> Bool[Tensor, "batch next"]:
-        """What a language model is asked: True at t where the tokens at t and t + 1 are both real."""
+        """Where a language model has a loss: at t if the tokens at t and t + 1 are both real."""
         real = self.keep[:, 0, 0]
         return real[:, :-1] & real[:, 1:]
 
     @property
     def n_targets(self) -> int:
-        """How many tokens a language model is asked for."""
+        """How many tokens a language model predicts."""
         return int(self.predicted.sum())
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same on another device."""
+        """A copy on another device."""
         labels = None if self.labels is None else self.labels.to(device)
         return Batch(self.ids.to(device), self.keep.to(device), labels, self.indices)
 
@@ -74,32 +74,31 @@ def pad(
     labels: Sequence[int] | None = None,
     indices: Sequence[int] = (),
 ) -> Batch:
-    """Fill on the right to the longest sequence of this batch, not to a fixed length."""
-    ids, real = fill(sequences, pad_id)
+    """Pad on the right to the longest sequence of this batch, not to a fixed length."""
     labelled = None if labels is None else torch.tensor(labels)
-    return Batch(ids, real[:, None, None], labelled, tuple(indices))
+    return Batch(*fill(sequences, pad_id), labelled, tuple(indices))
 
 
 def fill(
     sequences: Sequence[Sequence[int]], pad_id: int
-) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
-    """Ids filled on the right, and which of them are real.
+) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch 1 1 length"]]:
+    """The padded ids, and the mask of the real ones.
 
-    That is known from the lengths, not from the ids: GPT-2 fills with a token that also ends a text.
+    The mask follows from the lengths, not from the ids: GPT-2 pads with a token that also ends a text.
     """
-    lengths = [len(s) for s in sequences]
-    longest = max(lengths)
+    lengths = torch.tensor([len(s) for s in sequences])
+    longest = int(lengths.max())
     ids = torch.tensor([[*s, *[pad_id] * (longest - len(s))] for s in sequences])
-    return ids, torch.arange(longest) < torch.tensor(lengths).unsqueeze(1)
+    return ids, torch.arange(longest) < lengths[:, None, None, None]
 
 
 def by_length(
     lengths: Sequence[int], batch_size: int, seed: int | None = None
 ) -> Iterator[list[int]]:
-    """The places of the examples of each batch, like lengths together.
+    """The places of the examples of each batch, similar lengths together.
 
     With a seed the order is random: shuffle, sort by length within pools of 50 batches, shuffle the
-    batches. Without one, sorted by length: the order for evaluation.
+    batches. Without one the examples are sorted by length, for evaluation.
     """
     order = list(range(len(lengths)))
     rng = random.Random(seed)
@@ -116,7 +115,7 @@ def by_length(
 
 
 def generator_of(seed: int | None, k: int) -> np.random.Generator:
-    """The random numbers of the k-th batch, which no other batch has drawn from."""
+    """The random numbers of the k-th batch, independent of every other batch."""
     return np.random.default_rng((int(seed is None), abs(seed or 0), k))
 
 
@@ -133,10 +132,9 @@ class EncodedTexts:
         return len(self.ids)
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
-        """All examples once, texts of like length together: in random order with a seed, as `by_length`.
+        """Every example once, grouped and ordered by `by_length`.
 
-        Measured on the movie reviews, padding falls from 79 % of the ids (padded to 128) to a few
-        per cent (tests/benchmarks/finetuning.py).
+        On the movie reviews this leaves a few per cent of padding, where padding to 128 makes 79 %.
         """
         for chunk in by_length([len(ids) for ids in self.ids], batch_size, seed):
             labels = None if self.labels is None else [self.labels[i] for i in chunk]

@@ -1,4 +1,4 @@
-"""What a model is pretrained on: the texts of a domain, and none that any model is tested on."""
+"""Texts to pretrain on: those of a domain, except any that a model is tested on."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -7,6 +7,8 @@ from .datasets import LabelledTexts
 from .domains import DOMAINS, distinct, load, newspaper
 
 CORPORA = (*DOMAINS, "newspaper")
+HELD_OUT = 0.05
+"""The share of the texts that is kept for validation."""
 
 
 def splits(domain: str) -> tuple[LabelledTexts, ...]:
@@ -14,19 +16,18 @@ def splits(domain: str) -> tuple[LabelledTexts, ...]:
     return load(domain).split(seed=0)
 
 
-def corpus(*domains: str, held_out: float = 0.05) -> tuple[list[str], list[str]]:
-    """Plain texts to pretrain on, and texts to measure the pretraining with.
+def corpus(*domains: str) -> tuple[list[str], list[str]]:
+    """Plain texts to pretrain on, and a twentieth of them for validation.
 
-    Of a domain with labels: the training texts, and those that have no clear label. No text is that
-    of a validation or test split of any domain, and none is there twice, as `domains.same` judges.
+    From a domain with labels come the training texts and those without a clear label. No text occurs
+    in a validation or test split of any domain, and none occurs twice; `domains.same` decides.
 
     Args:
         domains: one or more of `CORPORA`.
-        held_out: the share of the texts that is kept for validation.
 
     Raises:
         KeyError: an unknown domain.
-        ValueError: no domain, or a share that leaves one part empty.
+        ValueError: no domain.
     """
     if unknown := [name for name in domains if name not in CORPORA]:
         raise KeyError(f"no corpus {unknown[0]!r}; there are: {', '.join(CORPORA)}")
@@ -34,9 +35,7 @@ def corpus(*domains: str, held_out: float = 0.05) -> tuple[list[str], list[str]]
         raise ValueError(f"name at least one corpus: {', '.join(CORPORA)}")
     texts = distinct((t for name in domains for t in plain_texts(name)), without=tested())
     # Every k-th text, so that both parts have the same share of every domain.
-    n_valid = round(held_out * len(texts))
-    if not 0 < n_valid < len(texts):
-        raise ValueError(f"held_out={held_out} leaves one part of {len(texts)} texts empty")
+    n_valid = round(HELD_OUT * len(texts))
     chosen = {i * len(texts) // n_valid for i in range(n_valid)}
     train = [text for i, text in enumerate(texts) if i not in chosen]
     return train, [texts[i] for i in sorted(chosen)]

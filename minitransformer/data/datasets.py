@@ -1,14 +1,14 @@
-"""Labelled texts and splits that do not leak."""
+"""Labelled texts, and splits that do not leak."""
 
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Texts with the index of each one's label; `label_names[labels[i]]` is the name."""
+    """Texts with the index of each one's label; `label_names[labels[i]]` is its name."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
@@ -25,16 +25,12 @@ class LabelledTexts:
         return f"{len(self)} texts from {self.source} ({shares})"
 
     def take(self, indices: Sequence[int]) -> "LabelledTexts":
-        """Those at the given places, in that order."""
-        return LabelledTexts(
-            tuple(self.texts[i] for i in indices),
-            tuple(self.labels[i] for i in indices),
-            self.label_names,
-            self.source,
-        )
+        """The examples at these places, in this order."""
+        texts = tuple(self.texts[i] for i in indices)
+        return replace(self, texts=texts, labels=tuple(self.labels[i] for i in indices))
 
     def sample(self, n: int, seed: int = 0) -> "LabelledTexts":
-        """`n` of them at random, the same for the same seed.
+        """`n` examples at random, the same for the same seed.
 
         Raises:
             ValueError: there are fewer than n.
@@ -51,7 +47,7 @@ class LabelledTexts:
         Equal texts (up to case and spaces) stay together, so that no test text was trained on.
 
         Raises:
-            ValueError: fractions that do not sum to 1, or a label with fewer different texts than
+            ValueError: fractions that do not sum to 1, or a label with fewer distinct texts than
                 there are parts.
         """
         if abs(sum(fractions) - 1) > 1e-9 or min(fractions) <= 0:
@@ -64,21 +60,23 @@ class LabelledTexts:
             of_label.setdefault(self.labels[group[0]], []).append(group)
         rng = random.Random(seed)
         parts: list[list[int]] = [[] for _ in fractions]
+        n_parts = len(parts)
         for label, name in enumerate(self.label_names):
             mine = of_label.get(label, [])
-            if len(mine) < len(fractions):
+            n = len(mine)
+            if n < n_parts:
                 raise ValueError(
-                    f"{self.source}: label {name!r} has {len(mine)} different "
-                    f"text{'s' * (len(mine) != 1)}, too few for {len(fractions)} parts; add examples "
-                    "of it, merge it with another label, or remove it"
+                    f"{self.source}: label {name!r} has {n} different text{'s' * (n != 1)}, too few "
+                    f"for {n_parts} parts; add examples of it, merge it with another label, or "
+                    "remove it"
                 )
             rng.shuffle(mine)
-            # Every part gets at least one text of every label.
-            ends = [round(len(mine) * sum(fractions[: k + 1])) for k in range(len(fractions))]
-            for k in range(len(fractions)):
-                ends[k] = min(max(ends[k], k + 1), len(mine) - (len(fractions) - 1 - k))
-            for part, start, end in zip(parts, [0, *ends], ends, strict=False):
+            start = 0
+            for k, part in enumerate(parts, 1):
+                # Every part gets at least one text of every label.
+                end = min(max(round(n * sum(fractions[:k])), k), n - (n_parts - k))
                 part += [i for group in mine[start:end] for i in group]
+                start = end
         for part in parts:
             rng.shuffle(part)
         return tuple(self.take(part) for part in parts)

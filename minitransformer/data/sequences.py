@@ -11,12 +11,12 @@ from .tokenizers import Tokenizer
 
 
 def pack(texts: EncodedTexts, n: int, end_id: int) -> EncodedTexts:
-    """Many short texts as full blocks of `n` tokens: one after the other, the end token after each.
+    """Join texts into full blocks of `n` tokens, with the end token after each text.
 
-    No block has padding, and no token is lost but the last few that fill no block. A text may be
-    cut by the end of a block and go on in the next; a block may hold the end of one text and all
-    of another, which the model may then attend to. The end token tells it that they are two. For
-    masking, `end_id` is that of [SEP], which BERT's tokenizers have put there already.
+    No block has padding, and only the last few tokens, which fill no block, are lost. A block may
+    cut a text in two, or hold parts of several texts, which then attend to each other; the end token
+    tells them apart. For masking, `end_id` is that of [SEP], which BERT's tokenizers have already
+    added.
 
     Raises:
         ValueError: all texts together do not fill one block.
@@ -38,12 +38,12 @@ def pack(texts: EncodedTexts, n: int, end_id: int) -> EncodedTexts:
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Pairs of texts, padded: the masks are True where a token is real."""
+    """Padded pairs of texts; the masks are True where a token is real."""
 
     source: Int[Tensor, "batch keys"]
     source_keep: Bool[Tensor, "batch 1 1 keys"]
     target: Int[Tensor, "batch length"]
-    """What is to be written, the end token included, the start token not."""
+    """The text to write, with the end token and without the start token."""
     target_keep: Bool[Tensor, "batch 1 1 length"]
     indices: tuple[int, ...] = ()
     """The place of each pair in its dataset."""
@@ -62,7 +62,7 @@ class EncodedPairs:
     """Token ids of many pairs, ready to be batched; each target ends with the end token.
 
     Raises:
-        ValueError: not as many targets as sources, or none.
+        ValueError: no pair, or different numbers of sources and targets.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -80,15 +80,11 @@ class EncodedPairs:
         return len(self.sources)
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[PairBatch]:
-        """All pairs once, like lengths together: in random order with a seed, as `by_length`."""
+        """Every pair once, grouped and ordered by `by_length`."""
         lengths = [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
         for chunk in by_length(lengths, batch_size, seed):
-            yield pad_pairs(
-                [self.sources[i] for i in chunk],
-                [self.targets[i] for i in chunk],
-                self.pad_id,
-                chunk,
-            )
+            sources, targets = ([side[i] for i in chunk] for side in (self.sources, self.targets))
+            yield pad_pairs(sources, targets, self.pad_id, chunk)
 
 
 def pad_pairs(
@@ -97,12 +93,8 @@ def pad_pairs(
     pad_id: int,
     indices: Sequence[int] = (),
 ) -> PairBatch:
-    """Fill sources and targets on the right, each to their longest."""
-    source, source_real = fill(sources, pad_id)
-    target, target_real = fill(targets, pad_id)
-    return PairBatch(
-        source, source_real[:, None, None], target, target_real[:, None, None], tuple(indices)
-    )
+    """Pad sources and targets on the right, each to their longest."""
+    return PairBatch(*fill(sources, pad_id), *fill(targets, pad_id), tuple(indices))
 
 
 def encode_pairs(
@@ -113,12 +105,12 @@ def encode_pairs(
     Raises:
         ValueError: as `EncodedPairs`.
     """
-    read, written = tokenizer.encode_all(sources), tokenizer.encode_all(targets)
+    source, target = tokenizer.encode_all(sources), tokenizer.encode_all(targets)
     return EncodedPairs(
-        tuple(map(tuple, read)), tuple(ended(ids, end_id) for ids in written), tokenizer.pad_id
+        tuple(map(tuple, source)), tuple(ended(ids, end_id) for ids in target), tokenizer.pad_id
     )
 
 
 def ended(ids: Sequence[int], end_id: int) -> tuple[int, ...]:
-    """The ids with the end token last, once: some tokenizers put it there themselves."""
+    """The ids with one end token at the end; some tokenizers add it themselves."""
     return (*ids,) if ids and ids[-1] == end_id else (*ids, end_id)

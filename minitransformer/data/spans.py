@@ -1,4 +1,4 @@
-"""Span corruption: what T5 learns from. Holes in a text, and what fills them as the target."""
+"""Span corruption, which T5 learns from: a text with holes, and their contents as the target."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,23 +13,22 @@ from .stream import BlockFile
 
 @dataclass(frozen=True)
 class CorruptedSpans:
-    """Texts for a `Seq2SeqLM`: spans are cut out, and the decoder is to write them.
+    """Texts for a `Seq2SeqLM`: spans are cut out of the source, and the decoder writes them.
 
-    Each span leaves a sentinel, the next of the list, in the source. The target has the same
-    sentinel and then the span, for each span, one more sentinel that says that no span follows, and
-    the end token. The spans are drawn anew for every seed given to `batches`, and those of the k-th
-    batch depend on the seed and k alone, as in `MaskedTexts`.
+    Each span is replaced by a sentinel, the next one of the list. The target repeats each sentinel
+    followed by its span, then one more sentinel, which says that no span follows, and the end token.
+    The spans of the k-th batch depend only on k and the seed given to `batches`, as in `MaskedTexts`.
 
     Args:
-        texts: as `encode` or `pack` makes them, or a `BlockFile`; an end token at the end of a text
-            stays in place.
-        sentinels: ids that stand in no text, one more than a text has spans.
+        texts: from `encode` or `pack`, or a `BlockFile`; an end token at the end of a text stays.
+        sentinels: ids that occur in no text, one more than a text has spans.
         end_id: the end token.
-        share: how many of the tokens are cut out: rounded, for each text.
-        mean_span: how many tokens a span has on average.
+        share: the share of each text's tokens that is cut out, rounded.
+        mean_span: the mean length of a span.
 
     Raises:
-        ValueError: no sentinels or too few, one twice or in a text, or a text of a single token.
+        ValueError: no sentinels or too few, one given twice or occurring in a text, or a text of a
+            single token.
 
     Source: Raffel et al. 2020, sections 3.1.4 and 3.3.4, and their code (`random_spans_noise_mask`).
     """
@@ -53,54 +52,48 @@ class CorruptedSpans:
         known = {*self.sentinels}
         if len(known) < len(self.sentinels):
             raise ValueError(f"a sentinel is given twice: {tuple(self.sentinels)}")
-        for number, ids in enumerate(map(self.text, range(len(self)))):
-            if len(self.body(ids)) < 2:
-                raise ValueError(
-                    f"text {number} (counted from 0) has one token, so nothing would stay; remove it"
-                )
-            if not known.isdisjoint(ids):
-                raise ValueError(
-                    f"text {number} (counted from 0) has a sentinel in it: {known & {*ids}}"
-                )
-            _, n_spans = span_numbers(len(self.body(ids)), self.share, self.mean_span)
+        for number in range(len(self)):
+            body, end = self.text(number)
+            where = f"text {number} (counted from 0) has"
+            if len(body) < 2:
+                raise ValueError(f"{where} one token, so nothing would stay; remove it")
+            if found := known & {*body, *end}:
+                raise ValueError(f"{where} a sentinel in it: {found}")
+            _, n_spans = span_numbers(len(body), self.share, self.mean_span)
             if n_spans + 1 > len(known):
                 raise ValueError(
-                    f"text {number} (counted from 0) has {len(ids)} tokens and makes {n_spans} spans, "
-                    f"which takes {n_spans + 1} sentinels; there are {len(known)}. Give more, shorter "
-                    "texts (pack with a smaller n), or a larger mean_span"
+                    f"{where} {len(body + end)} tokens and makes {n_spans} spans, which takes "
+                    f"{n_spans + 1} sentinels; there are {len(known)}. Give more, shorter texts (pack "
+                    "with a smaller n), or a larger mean_span"
                 )
 
     def __len__(self) -> int:
         return len(self.texts)
 
-    def text(self, i: int) -> tuple[int, ...]:
-        """The i-th, also where it is on disk."""
-        return tuple(map(int, self.texts.ids[i]))
-
-    def body(self, ids: tuple[int, ...]) -> tuple[int, ...]:
-        """The text without its end token."""
-        return ids[:-1] if ids[-1] == self.end_id else ids
+    def text(self, i: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The i-th text, and its end token apart, if it has one."""
+        ids = tuple(map(int, self.texts.ids[i]))
+        return (ids[:-1], ids[-1:]) if ids[-1] == self.end_id else (ids, ())
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[PairBatch]:
-        """All texts once, texts of like length together, with the spans of this seed."""
+        """Every text once, similar lengths together, with the spans of this seed."""
         chunks = by_length([len(ids) for ids in self.texts.ids], batch_size, seed)
         for k, chunk in enumerate(chunks):
             rng, sources, targets = generator_of(seed, k), [], []
-            for ids in map(self.text, chunk):
-                body = self.body(ids)
-                n_noise, n_spans = span_numbers(len(body), self.share, self.mean_span)
-                noise = random_spans(len(body), n_noise, n_spans, rng)
+            for body, end in map(self.text, chunk):
+                numbers = span_numbers(len(body), self.share, self.mean_span)
+                noise = random_spans(len(body), *numbers, rng)
                 source, target = corrupt_spans(body, noise.tolist(), self.sentinels)
-                sources.append([*source, *ids[len(body) :]])
+                sources.append([*source, *end])
                 targets.append(ended(target, self.end_id))
             yield pad_pairs(sources, targets, self.texts.pad_id, chunk)
 
 
 def span_numbers(length: int, share: float, mean_span: float) -> tuple[int, int]:
-    r"""How many tokens of a text are cut out, $n = \mathrm{round}(sT)$, and in how many spans, $n / \mu$.
+    r"""How many tokens are cut out, $n = \mathrm{round}(sT)$, and in how many spans, $n / \mu$.
 
     $T$ is the length, $s$ the share, $\mu$ the mean span. At least one token is cut out and one stays,
-    no span is empty, and something stays between two.
+    no span is empty, and no two spans touch.
 
     Source: Raffel et al. 2020, their code (`random_spans_noise_mask`).
 
@@ -114,12 +107,12 @@ def span_numbers(length: int, share: float, mean_span: float) -> tuple[int, int]
 def random_spans(
     length: int, n_noise: int, n_spans: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "length"]:
-    """Where the spans are: True in each. Every way to place them is equally likely.
+    """A mask that is True inside the spans. Every way to place them is equally likely.
 
-    What goes is cut into `n_spans` parts and what stays into one more, of which the first and the
-    last may be empty; put together in turns, no two spans touch. T5's code cuts what stays into
-    `n_spans` parts too, so that a span always ends the text. On its long blocks that hardly
-    shows; of a short text with one span it would never hide anything but the end.
+    The noise is divided into `n_spans` parts and the rest into one more, of which the first and the
+    last may be empty; taken in turns, no two spans touch. T5's code divides the rest into `n_spans`
+    parts too, so that a span always ends the text. That hardly shows in its long blocks, but in a
+    short text with one span only the end would ever be hidden.
     """
     kept = random_parts(length - n_noise + 2, n_spans + 1, rng)
     kept[[0, -1]] -= 1
@@ -129,7 +122,7 @@ def random_spans(
 
 
 def random_parts(n: int, k: int, rng: np.random.Generator) -> Int[np.ndarray, "k"]:
-    """The sizes of k parts of n things in a row: k - 1 of the n - 1 gaps between them are cut."""
+    """Sizes of k random parts of n things in a row: k - 1 of the n - 1 gaps between them are cut."""
     cuts = np.sort(rng.choice(n - 1, k - 1, replace=False)) + 1
     return np.diff(np.concatenate([[0], cuts, [n]]))
 
@@ -137,10 +130,10 @@ def random_parts(n: int, k: int, rng: np.random.Generator) -> Int[np.ndarray, "k
 def corrupt_spans(
     ids: Sequence[int], noise: Sequence[bool], sentinels: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """The source with a sentinel for each span of noise, and the target with what stood there.
+    """The source with a sentinel in place of each span, and the target with the spans' tokens.
 
     Raises:
-        IndexError: fewer sentinels than spans and one more.
+        IndexError: fewer sentinels than spans plus one.
 
     >>> corrupt_spans([11, 12, 13, 14, 15], [False, True, True, False, True], sentinels=[91, 92, 93])
     ([11, 91, 14, 92], [91, 12, 13, 92, 15, 93])

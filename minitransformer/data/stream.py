@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +11,10 @@ import torch
 from jaxtyping import UInt
 from tqdm import tqdm
 
+from .atomic import whole_file
 from .batches import Batch, generator_of
 from .sequences import ended
+from .tables import existing
 from .tokenizers import Tokenizer
 
 CHUNK = 2**20
@@ -23,17 +24,17 @@ CHUNK = 2**20
 class BlockFile:
     """Full blocks of `n` tokens, as `pack` makes them, from a file of token ids on disk.
 
-    Opening reads nothing but the header; a batch reads its own blocks. They train a `CausalLM` as
-    they are, and others through `MaskedTexts` and `CorruptedSpans`, as those of `pack` do.
+    Opening reads only the header; a batch reads only its own blocks. A `CausalLM` trains on them
+    directly, other models through `MaskedTexts` and `CorruptedSpans`.
 
     Args:
-        path: what `write_blocks` has written.
+        path: a file from `write_blocks`.
         tokenizer: the one it was written with.
-        n: tokens of a block. The file fits every n.
+        n: tokens per block; one file serves every n.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, a damaged one, one of another tokenizer, or too few tokens.
+        ValueError: another kind of file, a damaged one, one of another tokenizer, or too few tokens.
     """
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer, n: int):
@@ -62,11 +63,11 @@ class BlockFile:
 
     @cached_property
     def ids(self) -> UInt[np.ndarray, "blocks n"]:
-        """The blocks, where they are on disk: what is looked at is read."""
+        """The blocks, left on disk: only what is looked at is read."""
         return np.memmap(self.path, self.dtype, "r", self.start, (len(self), self.n))
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Batch]:
-        """All blocks once: in random order with a seed, else in that of the file."""
+        """Every block once, in random order with a seed, otherwise in the order of the file."""
         order = np.arange(len(self))
         if seed is not None:
             generator_of(seed, 0).shuffle(order)
@@ -84,43 +85,36 @@ def write_blocks(
     end_id: int,
     progress: bool = True,
 ) -> None:
-    """Tokenise text files, one text a line in UTF-8, into one file of ids, the end token after each.
+    """Tokenise text files, one text per line in UTF-8, into one file of ids, each text with its end token.
 
-    Memory stays the same however long the files are. Empty lines are passed over; a line longer than
-    the model's positions is not cut, since blocks are.
+    Memory use does not grow with the files. Empty lines are skipped; a line longer than the model's
+    positions is not truncated, since the blocks divide it.
 
     Raises:
-        FileNotFoundError: a text file that is not there.
+        FileNotFoundError: a missing text file.
         ValueError: a byte that is not UTF-8 (the message names file and line), or no text at all.
     """
-    files, path = [Path(text) for text in texts], Path(path)
-    if missing := [file for file in files if not file.is_file()]:
-        raise FileNotFoundError(f"there is no file {missing[0]}; check the name and the folder")
+    files = [existing(text) for text in texts]
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
-    part = path.with_name(f"{path.name}.part")
     tokens, total = 0, sum(file.stat().st_size for file in files)
     bar = tqdm(total=total, unit="B", unit_scale=True, disable=not progress)
-    try:
-        with bar, part.open("w+b") as out:
-            out.write(header(dtype, 0, tokenizer))
-            for file in files:
-                for lines, n_bytes in chunks(file):
-                    for encoding in tokenizer.backend.encode_batch_fast(lines):
-                        ids = np.array(ended(encoding.ids, end_id), dtype)
-                        out.write(ids.tobytes())
-                        tokens += len(ids)
-                    bar.update(n_bytes)
-            if not tokens:
-                raise ValueError(f"there is no text in {', '.join(map(str, files)) or 'no files'}")
-            out.seek(0)
-            out.write(header(dtype, tokens, tokenizer))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with bar, whole_file(Path(path)) as out:
+        out.write(header(dtype, 0, tokenizer))
+        for file in files:
+            for lines, n_bytes in chunks(file):
+                for encoding in tokenizer.backend.encode_batch_fast(lines):
+                    ids = np.array(ended(encoding.ids, end_id), dtype)
+                    out.write(ids.tobytes())
+                    tokens += len(ids)
+                bar.update(n_bytes)
+        if not tokens:
+            raise ValueError(f"there is no text in {', '.join(map(str, files)) or 'no files'}")
+        out.seek(0)
+        out.write(header(dtype, tokens, tokenizer))
 
 
 def chunks(file: Path) -> Iterator[tuple[list[str], int]]:
-    """The lines of a file that have text, about `CHUNK` bytes at a time, with the number of bytes."""
+    """The non-empty lines of a file, about `CHUNK` bytes at a time, with the number of bytes."""
     lines: list[str] = []
     size = 0
     with file.open("rb") as source:
@@ -142,7 +136,7 @@ def chunks(file: Path) -> Iterator[tuple[list[str], int]]:
 
 
 def header(dtype: np.dtype, tokens: int, tokenizer: Tokenizer) -> bytes:
-    """The first line of the file, always equally long: what it holds, and who made it."""
+    """The first line of the file, of fixed length: its type, its size and its tokenizer."""
     about = {"dtype": dtype.str, "tokens": tokens, "tokenizer": fingerprint(tokenizer)}
     return json.dumps(about).ljust(159).encode() + b"\n"
 

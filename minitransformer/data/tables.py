@@ -9,6 +9,9 @@ from pathlib import Path
 from .datasets import LabelledTexts
 from .downloads import data_folder
 
+TABLES = (".csv", ".tsv", ".jsonl")
+"""Files with columns; any other file has one text per line."""
+
 
 def samples() -> LabelledTexts:
     """A few dozen sentences of our own, for a first try without a download."""
@@ -19,13 +22,13 @@ def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> La
     """The user's own file: CSV, TSV or JSONL in UTF-8 with the columns `text` and `label`.
 
     Args:
-        label_names: the labels that a model knows; others are refused. By default those that occur,
-            in alphabetical order.
+        label_names: the labels that a model knows; any other is an error. By default the labels of
+            the file, in alphabetical order.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an unknown ending, bytes that are not UTF-8, no rows, a missing column, an empty
-            text or label, an unknown label; the message names the file and the line.
+        ValueError: an unknown file type, bytes that are not UTF-8, no rows, a missing column, an
+            empty text or label, an unknown label; the message names the file and the line.
     """
     rows = read_rows(path, ("text", "label"))
     names = tuple(label_names or sorted({row["label"] for _, row in rows}))
@@ -49,7 +52,7 @@ def read_texts(path: str | Path) -> list[str]:
 
     Raises: as `read_table`.
     """
-    if Path(path).suffix.lower() in (".csv", ".tsv", ".jsonl"):
+    if Path(path).suffix.lower() in TABLES:
         return [row["text"] for _, row in read_rows(path, ("text",))]
     lines = lines_of(read_utf8(path))
     for number, line in enumerate(lines, 1):
@@ -59,42 +62,36 @@ def read_texts(path: str | Path) -> list[str]:
 
 
 def read_rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[int, dict[str, str]]]:
-    """The rows of a CSV, TSV or JSONL, each with its line number, checked column by column."""
+    """The rows of a table, each with its line number; every column is there and not empty."""
     text, kind = read_utf8(path), Path(path).suffix.lower()
-    if kind not in (".csv", ".tsv", ".jsonl"):
+    if kind not in TABLES:
         raise ValueError(
             f"{path}: give a .csv, .tsv or .jsonl file with the columns text and label"
         )
-    parsed = (
-        parse_jsonl(path, text)
-        if kind == ".jsonl"
-        else parse_table(path, text, "\t" if kind == ".tsv" else ",")
-    )
+    if kind == ".jsonl":
+        missing, parsed = "the object has no key {!r} (keys: {})", parse_jsonl(path, text)
+    else:
+        missing = "there is no column {0!r} (columns: {1}); name it {0!r} in the first line"
+        parsed = parse_csv(path, text, "\t" if kind == ".tsv" else ",")
     rows = []
     for line, raw in parsed:
         row = {}
         for column in columns:
             if column not in raw:
-                there = ", ".join(repr(c) for c in raw) or "none"
-                raise ValueError(
-                    f"{path}, line {line}: there is no column {column!r} (columns: {there}); name it "
-                    f"{column!r} in the first line"
-                    if kind != ".jsonl"
-                    else f"{path}, line {line}: the object has no key {column!r} (keys: {there})"
-                )
-            value = "" if raw[column] is None else str(raw[column]).strip()
-            if not value:
+                problem = missing.format(column, ", ".join(map(repr, raw)) or "none")
+                raise ValueError(f"{path}, line {line}: {problem}")
+            row[column] = "" if raw[column] is None else str(raw[column]).strip()
+            if not row[column]:
                 raise ValueError(
                     f"{path}, line {line}: the {column} is empty; fill it in or remove the row"
                 )
-            row[column] = value
         rows.append((line, row))
     if not rows:
         raise ValueError(f"{path} has no rows; it needs the columns {' and '.join(columns)}")
     return rows
 
 
-def parse_table(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict]]:
+def parse_csv(path: str | Path, text: str, delimiter: str) -> Iterator[tuple[int, dict]]:
     """(line number, row) for each row of a CSV or TSV."""
     reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, strict=True)
     csv.field_size_limit(2**31 - 1)  # a text may be a book
@@ -129,16 +126,12 @@ def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict]]:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines of a file. Not `splitlines`: it also cuts at U+2028 and others inside a text."""
+    """The lines of a text. `splitlines` would also cut at U+2028 and the like, inside a line."""
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def existing(path: str | Path) -> Path:
-    """The path of a file that is there.
-
-    Raises:
-        FileNotFoundError: it is not.
-    """
+    """The path, if there is a file; otherwise FileNotFoundError."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
@@ -146,7 +139,7 @@ def existing(path: str | Path) -> Path:
 
 
 def read_utf8(path: str | Path) -> str:
-    """The text of a file, or an error that names the line of the first bad byte."""
+    """The text of a file; an error names the line of the first bad byte."""
     path = existing(path)
     raw = path.read_bytes()
     try:

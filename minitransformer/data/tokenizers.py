@@ -1,4 +1,4 @@
-"""Text into ids: a thin coat over the `tokenizers` library."""
+"""Text into ids: a thin wrapper around the `tokenizers` library."""
 
 import json
 import warnings
@@ -13,16 +13,16 @@ from .datasets import LabelledTexts
 from .tables import lines_of
 
 FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
-"""Padding tokens; GPT-2 has none, and fills with a text's end: the mask of a batch tells them apart."""
+"""Padding tokens. GPT-2 has none and pads with the end of a text; only the mask tells them apart."""
 
 
 class Tokenizer:
     """Text into token ids and back.
 
     Args:
-        backend: a tokenizer of the `tokenizers` library; its own truncation and padding are turned
-            off, since here they belong to the batch.
-        max_length: the most ids that the model has positions for, special tokens included.
+        backend: a tokenizer of the `tokenizers` library. Its own truncation and padding are turned
+            off: batches are padded here.
+        max_length: how many ids the model has positions for, special tokens included.
 
     Raises:
         ValueError: a backend without one of the usual padding tokens.
@@ -44,23 +44,18 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, text: str, lowercase: bool = True, max_length: int = 512) -> "Tokenizer":
-        """BERT's word pieces from the contents of a vocab.txt, one token a line.
+        """BERT's word pieces from the contents of a vocab.txt, one token per line.
 
         Raises:
             ValueError: a special token is missing.
         """
         vocab = {token: i for i, token in enumerate(lines_of(text))}
-        missing = [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]") if t not in vocab]
-        if missing:
+        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        if missing := [t for t in special[:4] if t not in vocab]:
             raise ValueError(f"vocab.txt has no line {', '.join(missing)}; is it BERT's?")
-        backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-        backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        backend.decoder = decoders.WordPiece()
+        backend = word_pieces(vocab, lowercase)
         backend.post_processor = framed(vocab["[CLS]"], vocab["[SEP]"])
-        backend.add_special_tokens(
-            [t for t in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if t in vocab]
-        )
+        backend.add_special_tokens([t for t in special if t in vocab])
         return cls(backend, max_length)
 
     @classmethod
@@ -73,11 +68,9 @@ class Tokenizer:
         lines = [line for line in lines_of(merges) if line and not line.startswith("#version")]
         try:
             pairs = [(a, b) for a, b in (line.split(" ") for line in lines)]
-            backend = Backend(models.BPE(json.loads(vocab), pairs))
+            backend = byte_pairs(models.BPE(json.loads(vocab), pairs))
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"vocab.json and merges.txt do not fit together ({error})") from error
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
         backend.add_special_tokens(["<|endoftext|>"])
         return cls(backend, max_length)
 
@@ -88,15 +81,15 @@ class Tokenizer:
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """The special tokens and their ids: those that are no part of a text, like `[CLS]`."""
+        """The special tokens, such as `[CLS]`, and their ids; no text contains them."""
         added = self.backend.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
 
     def id_of(self, token: str) -> int:
-        """The id of one token, such as a special one.
+        """The id of one token, special or not.
 
         Raises:
-            KeyError: there is none of that name.
+            KeyError: no such token.
         """
         found = self.backend.token_to_id(token)
         if found is None:
@@ -104,13 +97,13 @@ class Tokenizer:
         return found
 
     def encode(self, text: str, max_length: int | None = None) -> list[int]:
-        """The ids of one text, as `encode_all`."""
+        """The ids of one text, as in `encode_all`."""
         return self.encode_all([text], max_length)[0]
 
     def encode_all(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """The ids of each text, special tokens included, cut to `max_length` (by default the model's).
 
-        What is cut is the end of the text, the last special token stays; a warning says how many
+        The end of a long text is cut off, but its last special token stays; a warning says how many
         texts were cut.
 
         Raises:
@@ -124,8 +117,7 @@ class Tokenizer:
                 "positions of the model"
             )
         ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
-        cut = sum(len(i) > longest for i in ids)
-        if cut:
+        if cut := sum(len(i) > longest for i in ids):
             warnings.warn(
                 f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut",
                 stacklevel=3,
@@ -135,16 +127,16 @@ class Tokenizer:
             self.backend.no_truncation()
         return ids
 
-    def batch(self, texts: Sequence[str], max_length: int | None = None) -> Batch:
+    def batch(self, texts: Sequence[str]) -> Batch:
         """The texts as one padded batch."""
-        return pad(self.encode_all(texts, max_length), self.pad_id)
+        return pad(self.encode_all(texts), self.pad_id)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
-        """The token of each id, as written in the vocabulary (`##ing` goes on a word)."""
+        """The token of each id, as the vocabulary spells it (`##ing` continues a word)."""
         return [self.backend.id_to_token(int(i)) for i in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text again, without special tokens."""
+        """The text of the ids, without special tokens."""
         return self.backend.decode([int(i) for i in ids])
 
     def to_json(self) -> str:
@@ -152,8 +144,25 @@ class Tokenizer:
         return self.backend.to_str(pretty=True)
 
 
+def word_pieces(vocab: dict[str, int], lowercase: bool = True) -> Backend:
+    """BERT's tokenizer: split at spaces and punctuation, then into the longest pieces it knows."""
+    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    return backend
+
+
+def byte_pairs(model: models.BPE) -> Backend:
+    """GPT-2's tokenizer: byte pairs, joined within words."""
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
 def framed(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
-    """BERT's frame: [CLS] before a text, [SEP] after it, and between the two texts of a pair."""
+    """BERT's frame: [CLS] before a text, and [SEP] after each text."""
     return processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -164,22 +173,19 @@ def framed(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
 def encode(
     texts: LabelledTexts | Sequence[str], tokenizer: Tokenizer, max_length: int | None = None
 ) -> EncodedTexts:
-    """Tokenise many texts, with their labels where they have any.
+    """Tokenise many texts, with their labels if they have any.
 
     Raises:
         ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
     """
-    labelled = texts if isinstance(texts, LabelledTexts) else None
-    raw = texts.texts if isinstance(texts, LabelledTexts) else tuple(texts)
-    if not raw:
+    labels: tuple[int, ...] | None = None
+    names: tuple[str, ...] = ()
+    if isinstance(texts, LabelledTexts):
+        labels, names, texts = texts.labels, texts.label_names, texts.texts
+    if not texts:
         raise ValueError("there are no texts to encode")
-    for number, text in enumerate(raw):
+    for number, text in enumerate(texts):
         if not text.strip():
             raise ValueError(f"text {number} (counted from 0) is empty; remove it")
-    ids = tokenizer.encode_all(raw, max_length)
-    return EncodedTexts(
-        tuple(map(tuple, ids)),
-        labelled.labels if labelled else None,
-        tokenizer.pad_id,
-        labelled.label_names if labelled else (),
-    )
+    ids = tokenizer.encode_all(texts, max_length)
+    return EncodedTexts(tuple(map(tuple, ids)), labels, tokenizer.pad_id, names)

@@ -1,19 +1,19 @@
-"""A tokenizer of one's own, learned from texts: by the `tokenizers` library."""
+"""A tokenizer of your own, learned from texts with the `tokenizers` library."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from ..options import TokenizerKind
-from .tokenizers import Tokenizer, framed
+from .tokenizers import Tokenizer, byte_pairs, framed, word_pieces
 
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
 """The special tokens of a decoder, ids 0 to 3. Encoding adds none of them."""
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""Those of an encoder, ids 0 to 4. Encoding puts [CLS] before a text and [SEP] after it."""
+"""Those of an encoder, ids 0 to 4. Encoding adds [CLS] before a text and [SEP] after it."""
 
 
 def train_tokenizer(
@@ -29,28 +29,27 @@ def train_tokenizer(
     """Learn a vocabulary from texts.
 
     Args:
-        kind: "characters" makes every character that occurs a token; others become `[UNK]`.
-            "bytes" is byte-pair encoding: it starts with the 256 bytes and joins, again and again,
-            the two neighbouring tokens that are most often seen together, never across words. Any
-            text can be written with it.
-            "words" is BERT's way: lower case, without accents, words and marks apart, a word cut
-            into the longest pieces there are; a piece that goes on a word starts with `##`.
-        vocab_size: for "bytes" and "words" how many tokens there are in the end at most, the special
-            ones included.
-        max_length: the most ids that the model has positions for.
-        bert: the special tokens of an encoder that learns by masking, and [CLS] and [SEP] around
-            every text; by default for "words" alone.
-        min_count: how often a character ("characters") or two neighbours ("bytes", "words") must
-            occur to become a token.
+        kind: "characters" turns every character of the texts into a token; others become `[UNK]`.
+            "bytes" is byte-pair encoding: starting from the 256 bytes, it repeatedly joins the most
+            frequent pair of neighbouring tokens, never across words. It can encode any text.
+            "words" is BERT's: lower case, no accents, split at spaces and punctuation, each word
+            then into the longest known pieces; a piece that continues a word starts with `##`.
+        vocab_size: the largest size of the vocabulary for "bytes" and "words", special tokens
+            included.
+        max_length: how many ids the model has positions for.
+        bert: use the special tokens of an encoder that learns by masking, and put [CLS] and [SEP]
+            around every text; by default only for "words".
+        min_count: how often a character ("characters") or a pair ("bytes", "words") must occur to
+            become a token.
         extra: more special tokens, after the usual ones, such as T5's `<extra_id_0>`.
 
     Raises:
-        ValueError: an unknown kind, no texts, a vocabulary that has no room for the single bytes or
-            characters and the special tokens, a special token given twice, a `min_count` under 1.
+        ValueError: an unknown kind, no texts, a vocabulary too small for the single bytes or
+            characters and the special tokens, a special token given twice, or `min_count` under 1.
 
     Source: Sennrich, Haddow and Birch 2016, section 3.2; over bytes Radford et al. 2019, section 2.2;
-    word pieces Devlin et al. 2019, section 3. The library finds word pieces by how often neighbours
-    occur, as byte pairs; Google's own learner was never published.
+    word pieces Devlin et al. 2019, section 3. The library learns word pieces by the frequency of
+    pairs, as for bytes; Google never published its own learner.
 
     >>> tokenizer = train_tokenizer(["a cab"], "characters")
     >>> tokenizer.encode("bac?"), tokenizer.decode(tokenizer.encode("bac"))
@@ -73,9 +72,8 @@ def train_tokenizer(
     if kind == "characters":
         backend = character_backend(texts, special, min_count)
     else:
-        backend = (byte_backend if kind == "bytes" else word_backend)(
-            texts, special, vocab_size, min_count
-        )
+        learn = byte_backend if kind == "bytes" else word_backend
+        backend = learn(texts, special, vocab_size, min_count)
     backend.add_special_tokens(special)
     if bert:
         backend.post_processor = framed(special.index("[CLS]"), special.index("[SEP]"))
@@ -83,7 +81,7 @@ def train_tokenizer(
 
 
 def character_backend(texts: Sequence[str], special: Sequence[str], min_count: int) -> Backend:
-    """Every character that occurs often enough is a token, in the order of Unicode."""
+    """One token per character that occurs often enough, in the order of Unicode."""
     count = Counter(c for text in texts for c in text)
     characters = sorted(c for c in count if count[c] >= min_count and c not in special)
     vocab = {token: i for i, token in enumerate((*special, *characters))}
@@ -96,7 +94,7 @@ def character_backend(texts: Sequence[str], special: Sequence[str], min_count: i
 def byte_backend(
     texts: Sequence[str], special: Sequence[str], vocab_size: int, min_count: int
 ) -> Backend:
-    """Byte pairs, joined within words."""
+    """Byte-pair encoding."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(alphabet) + len(special)
     if vocab_size < least:
@@ -104,9 +102,7 @@ def byte_backend(
             f"vocab_size={vocab_size} is too small for 256 bytes and {len(special)} special tokens; "
             f"give at least {least}"
         )
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
+    backend = byte_pairs(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=min_count, special_tokens=list(special),
         initial_alphabet=sorted(alphabet), show_progress=False,
@@ -120,14 +116,13 @@ def word_backend(
 ) -> Backend:
     """BERT's word pieces.
 
-    The library numbers the pieces `##c` of one character in an order that changes from run to run,
-    and settles equal counts by number. Naming them as special tokens while it learns fixes that.
+    The library numbers the one-character pieces `##c` in an order that changes from run to run, and
+    breaks ties between counts by number. Declaring them special while it learns fixes the order.
     """
-    normalizer, splitter = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    words = (w for t in texts for w, _ in splitter.pre_tokenize_str(normalizer.normalize_str(t)))
-    inner = [f"##{c}" for c in sorted({c for word in set(words) for c in word[1:]})]
-    learner = Backend(models.WordPiece(unk_token="[UNK]"))
-    learner.normalizer, learner.pre_tokenizer = normalizer, splitter
+    learner = word_pieces({})
+    normalise, split = learner.normalizer.normalize_str, learner.pre_tokenizer.pre_tokenize_str
+    words = {word for text in texts for word, _ in split(normalise(text))}
+    inner = [f"##{c}" for c in sorted({c for word in words for c in word[1:]})]
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size, min_frequency=min_count, special_tokens=[*special, *inner],
         show_progress=False,
@@ -139,7 +134,4 @@ def word_backend(
             f"vocab_size={vocab_size} is too small for the single characters, alone and inside a "
             f"word, and {len(special)} special tokens; give at least {len(vocab)}"
         )
-    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
-    backend.normalizer, backend.pre_tokenizer = normalizer, splitter
-    backend.decoder = decoders.WordPiece()
-    return backend
+    return word_pieces(vocab)

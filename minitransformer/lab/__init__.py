@@ -1,3 +1,5 @@
-"""Experiments: strategies by numbers of labels and seeds, beside baselines, with their costs.
+"""Experiments: strategies compared over numbers of labels and seeds, with baselines and costs.
 
-Reading order: `experiments`, `results`, `baseline`, `forgetting`, `memory`."""
+Reading order: `grid` (which trials to make), `results` (what comes of them), `experiments` (the
+runner), `baseline` (counting words), `forgetting` and `memory` (what a training costs).
+"""

@@ -1,7 +1,7 @@
 """Strategy by number of labels by seed: what each is worth, in one file that resumes.
 
-A *trial* is one training, a *result* what came of it, one line of a JSONL file. The runner looks up
-what is there, does what is missing, and appends each result as soon as it has it.
+A *trial* is one training, a *result* its outcome, one line of a JSONL file. The runner looks up the
+results that the file has, runs the missing trials, and appends each result as soon as it has it.
 """
 
 import copy
@@ -40,24 +40,19 @@ PAIRS = 300
 class Lab:
     """A pretrained encoder and labelled texts, ready for trials.
 
-    The test part of a domain is a tenth of it and the same for every trial. The validation set has
-    as many texts as the training set (a tenth of the domain at most): whoever has few labels has
-    few to choose with, too.
+    A tenth of each domain is its test part, the same for every trial. The validation set has as many
+    texts as the training set (at most a tenth of the domain): whoever has few labels to train with
+    has few to choose with, too.
 
     Args:
         domains: labelled texts by name.
-        unrelated: texts to measure forgetting on; those of a domain that is not trained on.
+        unrelated: texts of a domain that is not trained on, to measure forgetting.
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        tokenizer: Tokenizer,
-        domains: dict[str, LabelledTexts],
-        unrelated: Sequence[str],
-        pooling: Pooling = "mean",
-        precision: Precision = "auto",
-    ):
+        self, encoder: Encoder, tokenizer: Tokenizer, domains: dict[str, LabelledTexts],
+        unrelated: Sequence[str], pooling: Pooling = "mean", precision: Precision = "auto",
+    ):  # fmt: skip
         self.encoder, self.tokenizer, self.pooling = encoder, tokenizer, pooling
         self.unrelated, self.precision = list(unrelated)[:PAIRS], precision
         self.parts = {name: texts.split(seed=0) for name, texts in domains.items()}
@@ -69,9 +64,11 @@ class Lab:
 
         Raises:
             KeyError: a domain that the lab does not have.
-            ValueError: more texts than there are, or a draw with one label only.
+            ValueError: more texts than there are, or only one label among those drawn.
         """
-        train, valid = self.parts[trial.domain][:2]
+        if trial.domain not in self.parts:
+            raise KeyError(f"no domain {trial.domain!r}; choose one of {', '.join(self.parts)}")
+        train, valid, _ = self.parts[trial.domain]
         few = train.sample(trial.labels, trial.seed)
         if len(set(few.labels)) < 2:
             raise ValueError(
@@ -81,7 +78,7 @@ class Lab:
         return few, valid.sample(min(trial.labels, len(valid)), trial.seed)
 
     def new_model(self, trial: Trial) -> SequenceClassifier:
-        """The pretrained encoder with a new head, which the seed decides."""
+        """The pretrained encoder with a new head, which depends on the seed alone."""
         with reproducible(trial.seed):
             n_classes = len(self.parts[trial.domain][0].label_names)
             return SequenceClassifier(copy.deepcopy(self.encoder), n_classes, self.pooling)
@@ -99,32 +96,29 @@ class Lab:
         return model, history, memory.mib
 
     def run(self, trial: Trial) -> Result:
-        """Train and test; nothing of it stays in the lab.
+        """Train and test; the lab itself does not change.
 
         Raises: KeyError, ValueError as `texts`.
         """
-        if trial.domain not in self.parts:
-            raise KeyError(f"no domain {trial.domain!r}; there are: {', '.join(self.parts)}")
         if trial.method == TF_IDF:
             return self.count_words(trial)
-        before = self.new_model(trial)
         model, history, mib = self.train(trial)
         metrics = {name: evaluate(model, test) for name, test in self.encoded_tests.items()}
         return Result(
             trial,
-            history.best["valid_accuracy"],
-            history.best["valid_loss"],
-            {name: m.accuracy for name, m in metrics.items()},
-            len(set(metrics[trial.domain].predictions.tolist())) == 1,
-            history.seconds,
-            most_trained(model, named(trial.method)),
-            mib,
-            pairing_accuracy(model.encoder, self.tokenizer, self.unrelated),
-            moved(before, model),
+            valid_accuracy=history.best["valid_accuracy"],
+            valid_loss=history.best["valid_loss"],
+            accuracy={name: m.accuracy for name, m in metrics.items()},
+            collapsed=len(set(metrics[trial.domain].predictions.tolist())) == 1,
+            seconds=history.seconds,
+            trained=most_trained(model, named(trial.method)),
+            memory_mib=mib,
+            pairs=pairing_accuracy(model.encoder, self.tokenizer, self.unrelated),
+            moved=moved(self.new_model(trial), model),
         )
 
     def count_words(self, trial: Trial) -> Result:
-        """The trial of the baseline."""
+        """A trial of the baseline."""
         train, valid = self.texts(trial)
         start = time.perf_counter()
         counting = tf_idf(train, valid)
@@ -147,12 +141,10 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
             own = best = 0.0 if method == TF_IDF else named(method).learning_rate
             for labels in sorted(grid.labels):
                 search = own > 0 and labels <= grid.tune_up_to
-                # six digits, so that 3 * 5e-5 and 1.5e-4 are one
+                # six digits, so that 3 * 5e-5 and 1.5e-4 are the same rate
                 rates = [float(f"{own * f:.6g}") for f in grid.lr_factors] if search else [best]
                 steps = grid.steps(labels) if own else 0
-                cell = partial(
-                    Trial, domain, method, labels, steps=steps, batch_size=grid.batch_size
-                )
+                cell = partial(Trial, domain, method, labels, steps=steps, batch_size=grid.batch_size)  # fmt: skip
                 tried = []
                 for rate in rates:
                     tried.append(do(cell(seed=grid.seeds[0], lr=rate)))
@@ -163,10 +155,9 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
 
 
 def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[Result]:
-    """Make the trials of a grid that the file does not have yet; return the results of all.
+    """Run the trials of a grid that the file does not have yet; return the results of all.
 
-    Each result is on the disk before the next trial begins, so a run that was stopped goes on where
-    it was.
+    Each result is on the disk before the next trial begins, so a run that was stopped continues.
 
     Raises:
         ValueError: the file has a line that is no result.

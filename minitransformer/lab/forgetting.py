@@ -1,17 +1,16 @@
-"""What fine-tuning does to what the model knew."""
+"""What fine-tuning does to the knowledge that the model had."""
 
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
-from ..data.batches import EncodedTexts
 from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier, mean_pool
 from ..model.layers import eval_mode
 from ..model.transformer import Encoder
-from ..training.layers import layers_of
 from ..training.precision import matmul_precision
+from ..training.strategies import layers_of
 
 CANDIDATES = 20
 
@@ -22,14 +21,14 @@ def pairing_accuracy(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str
 
     That is what a sentence encoder was pretrained for: among the second halves of `CANDIDATES`
     texts the right one should have the largest cosine with the first half. Guessing gives
-    1 / `CANDIDATES`. Texts of one word are left out, and the last ones that fill no group.
+    1 / `CANDIDATES`. Texts of one word are left out, and so are the last ones if they fill no group.
 
     $$\frac1n \sum_i \left[\, i = \arg\max_j \cos(h(a_i), h(b_j)) \,\right]$$
 
     Raises:
         ValueError: too few texts for one group.
 
-    Source: the contrastive objective of Reimers and Gurevych 2019's successors, as accuracy; van
+    Source: the contrastive objective of the successors of Reimers and Gurevych 2019, as accuracy; van
     den Oord et al. 2018, equation 4.
     """
     words = [w for w in map(str.split, texts) if len(w) > 1]
@@ -40,10 +39,9 @@ def pairing_accuracy(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str
         )
     halves = [" ".join(w[: len(w) // 2]) for w in words]
     halves += [" ".join(w[len(w) // 2 :]) for w in words]
-    data: EncodedTexts = encode(halves, tokenizer)
     vectors = torch.zeros(len(halves), encoder.config.d_model)
     with eval_mode(encoder), matmul_precision("medium"):
-        for batch in data.batches(64):
+        for batch in encode(halves, tokenizer).batches(64):
             hidden = encoder(batch.ids, batch.keep)
             vectors[list(batch.indices)] = mean_pool(hidden, batch.keep[:, 0, 0, :]).float()
     a, b = F.normalize(vectors, dim=-1).unflatten(0, (2, -1, CANDIDATES))  # groups of candidates
@@ -53,7 +51,7 @@ def pairing_accuracy(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str
 
 @torch.no_grad()
 def moved(before: SequenceClassifier, after: SequenceClassifier) -> dict[str, float]:
-    r"""How far each layer went, as a share of its own size: $\|W - W_0\| / \|W_0\|$."""
+    r"""How far each layer moved, relative to its own size: $\|W - W_0\| / \|W_0\|$."""
     shares = {}
     for old, new in zip(layers_of(before), layers_of(after), strict=True):
         was, now = (

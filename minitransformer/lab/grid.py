@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 TF_IDF = "tf-idf"
-"""The method that is no strategy: the baseline."""
+"""The one method that is not a strategy: the baseline."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Which trials to make, with the same number of steps for every strategy."""
+    """Every combination is a trial; all strategies train for the same number of steps."""
 
     domains: tuple[str, ...] = ("movies",)
     methods: tuple[str, ...] = ("full", "last-layers:2", "head-only", TF_IDF)
@@ -17,13 +17,13 @@ class Grid:
     lr_factors: tuple[float, ...] = (0.3, 1.0, 3.0)
     """Multiples of each strategy's own rate, tried with the first seed."""
     tune_up_to: int = 1024
-    """With more labels than this the rate is not searched but taken over from fewer."""
+    """With more labels than this, the best rate for fewer labels is used without a search."""
     min_steps: int = 100
     epochs: int = 2
     batch_size: int = 32
 
     def steps(self, labels: int) -> int:
-        """This many epochs, and with few labels at least `min_steps`."""
+        """This many epochs, but at least `min_steps`."""
         return max(self.min_steps, self.epochs * -(-labels // self.batch_size))
 
     def __len__(self) -> int:

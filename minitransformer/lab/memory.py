@@ -3,7 +3,6 @@
 import ctypes
 import gc
 import threading
-from types import TracebackType
 
 import psutil
 
@@ -11,7 +10,7 @@ MIB = 2**20
 
 
 class PeakMemory:
-    """The most memory, in MiB, that the process held inside over what it held before.
+    """The most memory, in MiB, that the process held inside, above what it held before.
 
     A thread looks 200 times a second, so a short peak may be missed.
 
@@ -26,26 +25,23 @@ class PeakMemory:
     def __enter__(self) -> "PeakMemory":
         gc.collect()
         if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
-            libc.malloc_trim(0)  # what earlier work freed must not hide what this work takes
+            libc.malloc_trim(0)  # memory that earlier work freed must not hide what this work takes
         self.process, self.done = psutil.Process(), threading.Event()
         self.before = self.process.memory_info().rss
         self.thread = threading.Thread(target=self.watch, daemon=True)
         self.thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+    def __exit__(self, *_: object) -> None:
         self.look()
         self.done.set()
         self.thread.join()
 
     def look(self) -> None:
-        """Compare now with the peak so far."""
+        """Update the peak."""
         self.mib = max(self.mib, (self.process.memory_info().rss - self.before) / MIB)
 
     def watch(self) -> None:
-        """Look until it is over."""
+        """Look until the work is done."""
         while not self.done.wait(0.005):
             self.look()

@@ -18,9 +18,9 @@ class Trial:
     method: str
     """A strategy as `strategies.named` reads it, or "tf-idf"."""
     labels: int
-    """Training texts."""
+    """The number of training texts."""
     seed: int
-    """Of the choice of texts, the new head, their order and dropout."""
+    """Of the choice of texts, the new head, the order of the texts and dropout."""
     lr: float = 0.0
     steps: int = 0
     batch_size: int = 32
@@ -28,7 +28,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a trial."""
+    """The outcome of a trial."""
 
     trial: Trial
     valid_accuracy: float
@@ -36,12 +36,12 @@ class Result:
     accuracy: dict[str, float]
     """On the test part of each domain."""
     collapsed: bool
-    """The model says the same to every test text of its own domain."""
+    """The model gives every test text of its own domain the same label."""
     seconds: float
     trained: int = 0
-    """Parameters that learn, at most at a time."""
+    """The largest number of parameters that learn at the same time."""
     memory_mib: float = 0.0
-    """Peak memory of the training, over that of the model at rest."""
+    """Peak memory of the training, above that of the model at rest."""
     pairs: float = 0.0
     """`pairing_accuracy` afterwards, on the lab's unrelated texts."""
     moved: dict[str, float] | None = None
@@ -76,17 +76,13 @@ def read(path: str | Path, mend: bool = False) -> list[Result]:
 
 
 def by_validation(result: Result) -> tuple[float, float]:
-    """What a rate is chosen by: validation accuracy, of equal ones the smaller loss."""
+    """How rates are compared: by validation accuracy; at equal accuracy by the smaller loss."""
     return result.valid_accuracy, -result.valid_loss
 
 
-Cell = tuple[str, str, int]
-"""Domain, method, number of labels."""
-
-
-def chosen(results: Sequence[Result]) -> dict[Cell, list[Result]]:
-    """For each cell the results, one a seed, at the rate that validation chose with the first."""
-    cells: dict[Cell, list[Result]] = {}
+def chosen(results: Sequence[Result]) -> dict[tuple[str, str, int], list[Result]]:
+    """For each (domain, method, labels) one result per seed, at the rate chosen with the first."""
+    cells: dict[tuple[str, str, int], list[Result]] = {}
     for r in results:
         cells.setdefault((r.trial.domain, r.trial.method, r.trial.labels), []).append(r)
     for cell, members in cells.items():
@@ -97,37 +93,32 @@ def chosen(results: Sequence[Result]) -> dict[Cell, list[Result]]:
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation over seeds; of one value the deviation is not known."""
+    """Mean and standard deviation over seeds; the deviation of a single value is not a number."""
     sd = statistics.stdev(values) if len(values) > 1 else float("nan")
     return statistics.fmean(values), sd
 
 
-def table(results: Sequence[Result], domain: str | None = None) -> str:
-    """Mean and spread over seeds, for each domain, number of labels and method.
-
-    Args:
-        domain: whose test texts count; by default those of the domain that was trained on.
-    """
-    rows = [("trained on", "labels", "method", "rate", "accuracy", "collapsed", "learns", "s", "MiB",
-             "pairs")]  # fmt: skip
-    cells = chosen(results)
-    for source, method, labels in sorted(cells, key=lambda c: (c[0], c[2])):
-        members = cells[source, method, labels]
-        mean, sd = mean_and_sd([r.accuracy[domain or source] for r in members])
-        counted = method == TF_IDF
-        rows.append((
-            source, str(labels), method, "-" if counted else f"{members[0].trial.lr:.1e}",
-            f"{mean:.3f}" + (f" ± {sd:.3f}" if len(members) > 1 else ""), f"{sum(r.collapsed for r in members)} of {len(members)}",
-            "-" if counted else f"{members[0].trained:,}",
+def table(results: Sequence[Result]) -> str:
+    """Mean and spread over seeds, for each domain, number of labels and method."""
+    header = "trained on,labels,method,rate,accuracy,collapsed,learns,s,MiB,pairs"
+    rows = [header.split(",")]
+    for (domain, method, labels), members in sorted(
+        chosen(results).items(), key=lambda cell: (cell[0][0], cell[0][2])
+    ):
+        mean, sd = mean_and_sd([r.accuracy[domain] for r in members])
+        rows.append([
+            domain, str(labels), method, f"{members[0].trial.lr:.1e}",
+            f"{mean:.3f}" + (f" ± {sd:.3f}" if len(members) > 1 else ""),
+            f"{sum(r.collapsed for r in members)} of {len(members)}", f"{members[0].trained:,}",
             f"{statistics.median(r.seconds for r in members):.1f}",
-            "-" if counted else f"{statistics.median(r.memory_mib for r in members):.0f}",
-            "-" if counted else f"{mean_and_sd([r.pairs for r in members])[0]:.3f}",
-        ))  # fmt: skip
+            f"{statistics.median(r.memory_mib for r in members):.0f}",
+            f"{statistics.fmean(r.pairs for r in members):.3f}",
+        ])  # fmt: skip
+        if method == TF_IDF:  # it has no rate, and nothing of the model learns
+            rows[-1] = [cell if i not in (3, 6, 8, 9) else "-" for i, cell in enumerate(rows[-1])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(w) if i in (0, 2) else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
+    aligned = [
+        [cell.ljust(w) if i in (0, 2) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
         for row in rows
-    )
+    ]  # fmt: skip
+    return "\n".join("  ".join(cells).rstrip() for cells in aligned)

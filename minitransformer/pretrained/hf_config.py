@@ -1,14 +1,14 @@
-"""What the families' files have in common: entries that only change their name, and refusals."""
+"""What a family's module must have, and what the families' files have in common."""
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..model.config import TransformerConfig
 
-# "gelu" means the exact one there; both other names mean the tanh approximation.
+# There, "gelu" is the exact function; the next two are the tanh approximation.
 ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -22,13 +22,43 @@ WHOLE = (
 NEEDED = ("vocab_size", "d_model", "n_heads", "n_layers")
 
 
+@runtime_checkable
+class Family(Protocol):
+    """The module of a family: how its files spell a config and weights, in both directions."""
+
+    MODELS: Any
+    """The classes of models that its files hold."""
+    MARK: str
+    """A weight that every file of this family has, and no other family's."""
+    SPECIAL_TOKENS: dict[str, str]
+    """What transformers' AutoTokenizer needs to know besides tokenizer.json."""
+
+    def read_config(self, config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
+        """Our switches from a config.json and its weights; ValueError for what is not supported."""
+
+    def normalise(self, state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
+        """One spelling and one layout for the weights of all files of the family."""
+
+    def build(
+        self, config: dict[str, Any], state: dict[str, Tensor], ours: TransformerConfig
+    ) -> Any:
+        """The model that the file holds, its weights still random."""
+
+    def key_map(self, model: Any) -> Iterator[tuple[str, str]]:
+        """Pairs of our name and theirs (as `normalise` spells it), for every weight."""
+
+    def restore(self, state: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+        """The inverse of `normalise`: names and layout as a file has them."""
+
+    def write_config(self, model: Any) -> dict[str, Any]:
+        """The config.json of a model; ValueError for switches that the files cannot express."""
+
+
 def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """Our switches from a config.json, where `names` says what each is called there.
+    """Our switches from a config.json; `names` maps our names to theirs.
 
-    Entries that are missing are left to the family's preset, but for the sizes that every model has.
-
-    Raises:
-        ValueError: a size that is missing or no whole number.
+    Missing entries are left to the family's preset, except for the sizes that every model needs.
+    ValueError for a size that is missing or not a whole number.
     """
     switches = {}
     for ours, theirs in names.items():
@@ -43,12 +73,32 @@ def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
     return switches
 
 
-def activation(config: Mapping[str, Any], entry: str, usual: str) -> str:
-    """Our name of an activation.
+def write_entries(
+    config: TransformerConfig,
+    names: Mapping[str, str],
+    free: Collection[str],
+    usual: TransformerConfig,
+    family: str,
+) -> dict[str, Any]:
+    """The inverse of `read_entries`; ValueError lists the switches that the files cannot express.
 
-    Raises:
-        ValueError: an unknown one.
+    Those are switches that differ from the family's preset `usual` and are neither among `names` nor
+    among `free`, for which the family has entries of its own.
     """
+    wanted = vars(usual) | {"d_head": config.d_model // config.n_heads}
+    odd = [
+        f"{name}={value!r}"
+        for name, value in vars(config).items()
+        if name not in (*names, *free, "ops") and value != wanted[name]
+    ]
+    if odd:
+        start = family.lower().replace("-", "")
+        raise ValueError(f"{family}'s files cannot express {', '.join(odd)}; start from {start}()")
+    return {theirs: getattr(config, ours) for ours, theirs in names.items()}
+
+
+def activation(config: Mapping[str, Any], entry: str, usual: str) -> str:
+    """Our name of an activation; ValueError for an unknown one."""
     name = config.get(entry, usual)
     if name not in ACTIVATIONS:
         raise ValueError(
@@ -63,11 +113,7 @@ def activation_name(ours: str) -> str:
 
 
 def refuse(config: Mapping[str, Any], **only: Any) -> None:
-    """Refuse entries whose meaning this package does not have, other than with the value `only`.
-
-    Raises:
-        ValueError: the message names the entry.
-    """
+    """Raise ValueError for an entry with another value than the one that this package implements."""
     for entry, value in only.items():
         if config.get(entry, value) != value:
             raise ValueError(
@@ -75,30 +121,8 @@ def refuse(config: Mapping[str, Any], **only: Any) -> None:
             )
 
 
-def check_expressible(
-    config: TransformerConfig, usual: TransformerConfig, free: Collection[str], family: str
-) -> None:
-    """Refuse to write what the family's files have no entry for.
-
-    Args:
-        usual: the family's preset; free: the switches that its files can say.
-
-    Raises:
-        ValueError: the message lists the switches.
-    """
-    wanted = vars(usual) | {"d_head": config.d_model // config.n_heads}
-    odd = [
-        f"{name}={value!r}"
-        for name, value in vars(config).items()
-        if name not in (*free, "ops") and value != wanted[name]
-    ]
-    if odd:
-        start = family.lower().replace("-", "")
-        raise ValueError(f"{family}'s files cannot express {', '.join(odd)}; start from {start}()")
-
-
 def drop_alias(state: dict[str, Tensor], alias: str, original: str) -> None:
-    """Leave out a second copy of a tied tensor; one with other numbers is a weight of its own."""
+    """Drop a second copy of a tied tensor; one with other numbers is a weight of its own."""
     if alias in state and original in state and torch.equal(state[alias], state[original]):
         del state[alias]
 

@@ -1,9 +1,7 @@
-"""T5's files, v1.0 and v1.1: their config's names, their weights' names, both ways.
+"""T5's files. Nothing outside this module knows their names, which are those of `transformers`.
 
-v1.0 has a ReLU feed-forward, and ties the last map to the embeddings, scaled; v1.1 has a gated GELU
+v1.0 has a ReLU feed-forward and ties the last map to the embeddings, scaled; v1.1 has a gated GELU
 and a last map of its own, not scaled.
-
-The names are those of Hugging Face's `transformers`. Nothing outside this file knows them.
 """
 
 from collections.abc import Iterator
@@ -14,15 +12,9 @@ from torch import Tensor
 from ..model.config import TransformerConfig
 from ..model.heads import Seq2SeqLM
 from ..model.transformer import EncoderDecoder
-from .hf_config import (
-    activation,
-    activation_name,
-    check_expressible,
-    drop_alias,
-    read_entries,
-    refuse,
-)
+from . import hf_config as hf
 
+MODELS = Seq2SeqLM
 NAMES = {
     "vocab_size": "vocab_size",
     "d_model": "d_model",
@@ -39,35 +31,31 @@ NAMES = {
     "eos_id": "eos_token_id",
 }
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
-"""T5 has one rate for all of ours."""
-SPECIAL_TOKENS = {
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-}
-"""What transformers' AutoTokenizer needs to be told beside tokenizer.json."""
+"""T5 has a single rate for all of ours."""
+FREE = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id", "tie_embeddings",
+        "scale_logits", "init_std")  # fmt: skip
+ATTENTIONS = (
+    ("attention", "norm_1", "SelfAttention"),
+    ("cross_attention", "norm_cross", "EncDecAttention"),
+)
+SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 MARK = "shared.weight"
-"""A weight that every file of this family has, and none of another."""
 ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 BUCKETS = "relative_attention_bias.weight"
 UNUSED = f"decoder.block.0.layer.1.EncDecAttention.{BUCKETS}"
-"""In the first files, from a bug: cross-attention has no relative positions."""
+"""Left in the first files by a bug: cross-attention has no relative positions."""
 
 
 def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
-    """Our switches from a config.json; whether the last map is tied the weights say.
+    """Our switches from a config.json; the weights say whether the last map is tied.
 
-    Whether logits are scaled, `scale_decoder_outputs` says in new files (where `tie_word_embeddings`
-    is true even for v1.1); in old ones `tie_word_embeddings: false` means that they are not.
-
-    Raises:
-        ValueError: a missing entry, or an unknown activation.
+    New files have `scale_decoder_outputs` for scaled logits (and `tie_word_embeddings` is true even
+    for v1.1); in old ones `tie_word_embeddings: false` means that logits are not scaled.
     """
-    refuse(config, is_encoder_decoder=True)
-    switches = read_entries(config, NAMES)
-    depth = config.get("num_decoder_layers")
-    if depth not in (None, switches["n_layers"]):
-        switches |= read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
+    hf.refuse(config, is_encoder_decoder=True)
+    switches = hf.read_entries(config, NAMES)
+    if config.get("num_decoder_layers") not in (None, switches["n_layers"]):
+        switches |= hf.read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
     projection = config.get("feed_forward_proj", "relu")
     gated = projection.startswith("gated-")
     # "gated-gelu" means the tanh approximation, although "gelu" elsewhere does not.
@@ -77,7 +65,7 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
         **switches,
         **dict.fromkeys(DROPOUTS, config.get("dropout_rate", 0.1)),
         gated=gated,
-        activation=activation({"feed_forward_proj": inner}, "feed_forward_proj", "relu"),
+        activation=hf.activation({"feed_forward_proj": inner}, "feed_forward_proj", "relu"),
         start_id=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
         tie_embeddings="lm_head.weight" not in state,
         scale_logits=config.get("scale_decoder_outputs", scaled),
@@ -94,12 +82,12 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
         if alias in clean:
             clean.setdefault(MARK, clean[alias])
     for alias in (*ALIASES, "lm_head.weight"):
-        drop_alias(clean, alias, MARK)
+        hf.drop_alias(clean, alias, MARK)
     return clean
 
 
 def restore(state: dict[str, Tensor], model: Seq2SeqLM) -> dict[str, Tensor]:
-    """The names as a file has them: these."""
+    """The names as a file has them: the same."""
     return state
 
 
@@ -112,17 +100,13 @@ def key_map(model: Seq2SeqLM) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs, for every weight."""
     whole = model.encoder_decoder
     yield "encoder_decoder.encoder.embeddings.tokens.weight", MARK
-    for side, depth in (
-        ("encoder", len(whole.encoder.blocks)),
-        ("decoder", len(whole.decoder.blocks)),
-    ):
+    for side, stack in (("encoder", whole.encoder), ("decoder", whole.decoder)):
         ours = f"encoder_decoder.{side}"
         first = f"{side}.block.0.layer.0.SelfAttention.{BUCKETS}"
         yield f"{ours}.relative_positions.buckets.weight", first
-        for i in range(depth):
-            yield from block(
-                f"{ours}.blocks.{i}", f"{side}.block.{i}.layer", side, model.config.gated
-            )
+        for i in range(len(stack.blocks)):
+            mine, other = f"{ours}.blocks.{i}", f"{side}.block.{i}.layer"
+            yield from block(mine, other, side, model.config.gated)
         yield f"{ours}.norm.weight", f"{side}.final_layer_norm.weight"
     if not model.config.tie_embeddings:
         yield "head.weight", "lm_head.weight"
@@ -130,9 +114,7 @@ def key_map(model: Seq2SeqLM) -> Iterator[tuple[str, str]]:
 
 def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, str]]:
     """The pairs of one block."""
-    sublayers = [("attention", "norm_1", "SelfAttention")]
-    if side == "decoder":
-        sublayers.append(("cross_attention", "norm_cross", "EncDecAttention"))
+    sublayers = ATTENTIONS[: 2 if side == "decoder" else 1]
     for j, (attention, norm, theirs) in enumerate(sublayers):
         for w in "QKVO":
             yield f"{mine}.{attention}.W_{w}.weight", f"{other}.{j}.{theirs}.{w.lower()}.weight"
@@ -145,27 +127,21 @@ def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, 
 
 
 def write_config(model: Seq2SeqLM) -> dict[str, Any]:
-    """The config.json of a model with T5's switches.
-
-    Raises:
-        ValueError: switches that T5's files cannot express; the message lists them.
-    """
+    """The config.json of a model with T5's switches."""
     c = model.config
-    free = (*NAMES, *DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id",
-            "tie_embeddings", "scale_logits", "init_std")  # fmt: skip
-    check_expressible(c, TransformerConfig.t5(), free, "T5")
+    entries = hf.write_entries(c, NAMES, FREE, TransformerConfig.t5(), "T5")
     rates = {name: getattr(c, name) for name in ("dropout", *DROPOUTS)}
     if len(set(rates.values())) > 1:
         said = ", ".join(f"{name}={rate}" for name, rate in rates.items())
         raise ValueError(f"T5's files have one dropout for all, this config has {said}")
     if c.gated and c.activation == "gelu":
         raise ValueError("T5's files cannot express a gated 'gelu', only 'gelu_tanh' and 'relu'")
-    inner = activation_name(c.activation)
+    inner = hf.activation_name(c.activation)
     return {
         "model_type": "t5",
         "architectures": ["T5ForConditionalGeneration"],
         "is_encoder_decoder": True,
-        **{theirs: getattr(c, ours) for ours, theirs in NAMES.items()},
+        **entries,
         "num_decoder_layers": c.n_decoder_layers or c.n_layers,
         "feed_forward_proj": f"gated-{inner.removesuffix('_new')}" if c.gated else inner,
         "decoder_start_token_id": c.start_id,

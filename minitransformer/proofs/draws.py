@@ -7,9 +7,10 @@ import numpy as np
 
 from .formula import Inputs
 
-# Every dimension has a size of its own, so that no axis can be mistaken for another.
+# Every dimension has a size of its own, so that no axis can be mistaken for another; the root of d_k
+# is none of its simple fractions, so that no wrong scale is right by accident.
 SIZES = {
-    "batch": 3, "heads": 5, "queries": 7, "keys": 11, "d_k": 4, "d_v": 13, "d_model": 20, "d_ff": 44,
+    "batch": 3, "heads": 5, "queries": 7, "keys": 11, "d_k": 6, "d_v": 13, "d_model": 30, "d_ff": 44,
 }  # fmt: skip
 BATCH, HEADS, QUERIES, KEYS, D_K, D_V, D_MODEL, D_FF = SIZES.values()
 MASKS = ("no mask", "causal", "left padding", "right padding", "a query without keys")
@@ -85,10 +86,11 @@ def draw_softmax(rng: np.random.Generator, case: str) -> Inputs:
 
 def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
     """Queries, keys and values, and a mask."""
+    d_k = 16 if case == HUGE else D_K  # a root that float32 divides huge scores by without rounding
     # Scores of order 1 to 5: a flat softmax would hide a wrong scale.
     inputs: Inputs = {
-        "Q": 1.5 * rng.standard_normal((BATCH, HEADS, QUERIES, D_K)),
-        "K": 1.5 * rng.standard_normal((BATCH, HEADS, KEYS, D_K)),
+        "Q": 1.5 * rng.standard_normal((BATCH, HEADS, QUERIES, d_k)),
+        "K": 1.5 * rng.standard_normal((BATCH, HEADS, KEYS, d_k)),
         "V": rng.standard_normal((BATCH, HEADS, KEYS, D_V)),
     }
     if case == HUGE:  # as in softmax: the first entry of a key is 1, that of a query is the size

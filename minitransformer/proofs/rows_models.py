@@ -23,7 +23,7 @@ from .formula import Formula, Inputs, both, per_example
 from .rows_modules import embeddings_by_hand, torch_embeddings
 
 CONFIG = TransformerConfig(
-    vocab_size=9, d_model=10, n_heads=HEADS, n_layers=2, n_decoder_layers=1, d_ff=12, max_len=6,
+    vocab_size=9, d_model=15, n_heads=HEADS, n_layers=2, n_decoder_layers=1, d_ff=12, max_len=6,
     norm_eps=EPS, dropout=0.0, pad_id=None,
 )  # fmt: skip
 CAUSAL = CONFIG.with_(

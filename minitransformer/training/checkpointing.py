@@ -1,15 +1,14 @@
-"""A run that can be stopped at any moment: its state in one file, from which it goes on bit for bit.
+"""A run that can be stopped at any moment: its state in one file, from which it resumes bit for bit.
 
-What the next steps depend on: the weights, AdamW's moments and its count of steps, the random
-numbers of dropout, the best weights so far, the history so far, and the number of the step, which
-gives the learning rate and the place in the data.
+The next steps depend on the weights (present and best), AdamW's moments and step counts, the random
+numbers of dropout, the history, and the number of the step, which gives the learning rate and the
+position in the data.
 
-A checkpoint is written beside the last one and then takes its name: whenever the process dies, one
-whole checkpoint is there. Weights and moments are in a safetensors file, never a pickle, which could
-run code; the rest is JSON in its header. The history is a file of its own that only grows.
+A checkpoint is written beside the previous one and then takes its name, so one whole checkpoint
+exists whenever the process dies. It is a safetensors file, not a pickle, which could run code. The
+history is a separate file that only grows.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -30,52 +29,33 @@ FILE, HISTORY = "checkpoint.safetensors", "history.jsonl"
 
 
 class Checkpoint:
-    """The checkpoint of one run, in a folder. Without a folder, none: then nothing is written.
+    """The checkpoint of one run, in a folder; as a context it closes the history's file.
 
-    Args:
-        every: steps from one checkpoint to the next.
-        resume: go on from the one that there is.
-        identity: what this run is, as `identity_of` says; it goes on only from its own checkpoint.
-
-    Raises:
-        FileExistsError: there is a run, and `resume` is not said.
+    It is written every `every` steps. With `resume` the run continues from the checkpoint in the
+    folder, if there is one and it belongs to the same `run`, as `described` tells.
     """
 
-    def __init__(
-        self, folder: str | Path | None = None, every: int = 1, resume: bool = False,
-        identity: Mapping[str, Any] | None = None,
-    ):  # fmt: skip
-        self.folder = None if folder is None else Path(folder)
-        self.every, self.identity = every, json.loads(json.dumps(identity))
-        self.history = History()
+    def __init__(self, folder: str | Path, every: int, resume: bool, run: Mapping[str, Any]):
+        self.folder, self.every, self.run, self.history = Path(folder), every, run, History()
         if every < 1:
             raise ValueError(f"checkpoint_every must be at least 1, got {every}")
-        if self.folder is None:
-            return
         refuse_existing(self.folder, resume)
 
     def __enter__(self) -> "Checkpoint":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.history.file is not None:
-            with contextlib.suppress(OSError):  # each line was written when it came
-                self.history.file.close()
-            self.history.file = None
+        self.history.close()
 
     def start(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, best: Any
     ) -> tuple[int, History]:
-        """The step to begin with and the history so far; the state of then, if there was one.
+        """Restore the state if there is a checkpoint; return the first step and the history so far.
 
         `best` is the `Keeper` of the best weights.
-
-        Raises:
-            ValueError: a damaged checkpoint, or that of another run; the message says what differs.
         """
         self.model, self.optimizer, self.best = model, optimizer, best
-        if self.folder is None:
-            return 0, self.history
+        self.identity = json.loads(json.dumps({**identity_of(model), **self.run}))  # as it is read
         step = size = 0
         if (self.folder / FILE).exists():
             about, tensors = read(self.folder / FILE)
@@ -86,19 +66,12 @@ class Checkpoint:
             self.history.seconds = about["seconds"]
         if rank_and_size()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.history.file = open(self.folder / HISTORY, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
-            self.history.file.truncate(size)  # what came after the checkpoint comes again
+            self.history.open(self.folder / HISTORY, size)  # what came after it will come again
         return step, self.history
 
     def write(self, step: int) -> None:
-        """Keep the state after so many steps; in several processes the first one does.
-
-        Raises:
-            OSError: it could not be written; the one before is as it was.
-        """
-        if self.folder is None:
-            return
-        random_states = gathered(torch.get_rng_state())  # dropout is another in each process
+        """Save the state after this many steps; of several processes the first one writes."""
+        random_states = gathered(torch.get_rng_state())  # each process draws its own dropout
         if rank_and_size()[0] > 0:
             return
         about = {
@@ -109,14 +82,14 @@ class Checkpoint:
         tensors["random"] = random_states
         raw = safetensors.torch.save(tensors, {"run": json.dumps(about)})
         path = self.folder / FILE
-        before = "the one before is as it was" if path.exists() else "there is none before it"
+        before = "the previous one is unchanged" if path.exists() else "there was none before it"
         try:
             write_whole(path, raw)
         except OSError as error:
             raise OSError(
                 f"{path} of {len(raw) / 2**20:,.1f} MiB could not be written "
-                f"({error.strerror or error}); {before}: make room, and go on with resume=True (on the "
-                "command line --resume)"
+                f"({error.strerror or error}); {before}: make room, then continue with resume=True "
+                "(on the command line --resume)"
             ) from error
 
     def state(self) -> Iterator[tuple[str, Tensor]]:
@@ -147,30 +120,17 @@ class Checkpoint:
 
 
 def refuse_existing(folder: Path, resume: bool) -> None:
-    """Do not overwrite a run. The first process looks: a slower one would find what that has begun.
-
-    Raises:
-        FileExistsError: there is one, and `resume` is not said.
-    """
+    """Do not overwrite a run. Only the first process looks: a later one would see its new files."""
     found = [name for name in (FILE, HISTORY) if (folder / name).exists()]
     if found and not resume and rank_and_size()[0] == 0:
         raise FileExistsError(
-            f"{folder} holds a run already ({', '.join(found)}); go on with it (resume=True; on the "
+            f"{folder} holds a run already ({', '.join(found)}); continue it (resume=True; on the "
             "command line --resume), or choose another folder"
         )
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, shared ones once."""
-    return dict(model.named_parameters()) | dict(model.named_buffers())
-
-
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint's header and tensors.
-
-    Raises:
-        ValueError: not a checkpoint, or a damaged one.
-    """
+    """A checkpoint's header and tensors."""
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["run"])
@@ -181,21 +141,32 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def identity_of(model: nn.Module, recipe: Any, **others: Any) -> dict[str, Any]:
-    """What decides a run's result, by names for messages: a run goes on only as what it was."""
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, shared ones once."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def identity_of(model: nn.Module) -> dict[str, Any]:
+    """The model's part in what a run is: its switches and shapes, by names for messages."""
     config = getattr(model, "config", None)
     switches = asdict(config) if is_dataclass(config) else {}  # type: ignore[arg-type]
-    return {
-        **{f"the model's {name}": value for name, value in switches.items()},
-        **{f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()},
-        **asdict(recipe),
-        **others,
+    shapes = {f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()}
+    return {f"the model's {name}": value for name, value in switches.items()} | shapes
+
+
+def described(recipe: Any, strategy: Any, objective: Any, train: Any, valid: Any) -> dict[str, Any]:
+    """Everything besides the model that decides a run's result, by names for messages."""
+    return asdict(recipe) | {
+        "strategy": repr(strategy),
+        "objective": getattr(objective, "__name__", type(objective).__name__),
+        "train": digest(train),
+        "valid": digest(valid),
         "processes": rank_and_size()[1],
     }
 
 
 def digest(data: Any) -> str:
-    """How many examples there are and a hash of all of them."""
+    """The number of examples, and a hash of all of them."""
     sha = hashlib.sha256()
     for batch in data.batches(64):
         for value in vars(batch).values():
@@ -205,16 +176,11 @@ def digest(data: Any) -> str:
 
 
 def refuse_other(then: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Do not go on with another run.
-
-    Raises:
-        ValueError: they differ; the message says in what.
-    """
-    names = [name for name in then | now if then.get(name) != now.get(name)]
-    if names:
+    """Do not resume from another run's checkpoint; the message says what differs."""
+    if names := [name for name in then | now if then.get(name) != now.get(name)]:
         shown = [f"{name} {then.get(name)}, now {now.get(name)}" for name in names[:6]]
         shown += [f"and {len(names) - 6} more"] * (len(names) > 6)
         raise ValueError(
-            f"{where} is the checkpoint of another run: it had {'; '.join(shown)}. Give what it had, "
-            "or choose another folder"
+            f"{where} is the checkpoint of another run: it had {'; '.join(shown)}. Use the same "
+            "settings, or choose another folder"
         )

@@ -1,4 +1,4 @@
-"""How good a classifier is."""
+"""A classifier's predictions, and how good they are."""
 
 from dataclasses import dataclass
 
@@ -33,31 +33,29 @@ class Metrics:
 
     @property
     def confusion(self) -> Int[np.ndarray, "classes classes"]:
-        """Rows: what it is. Columns: what the model says."""
+        """One row per actual class, one column per predicted class."""
         from sklearn.metrics import confusion_matrix  # here, since it takes a second to load
 
-        classes = range(len(self.label_names))
-        return confusion_matrix(self.targets, self.predictions, labels=list(classes))
+        classes = list(range(len(self.label_names)))
+        return confusion_matrix(self.targets, self.predictions, labels=classes)
 
     def __repr__(self) -> str:
         return f"accuracy {self.accuracy:.3f}, loss {self.loss:.3f}, {len(self.targets)} examples"
 
     def report(self) -> str:
-        """The confusion matrix and precision, recall and F1 of each class, as text."""
+        """The confusion matrix, and precision, recall and F1 of each class, as text."""
         from sklearn.metrics import classification_report
 
-        names, classes = self.label_names, list(range(len(self.label_names)))
-        width = max(9, *map(len, names)) + 1
-        lines = [" " * (width + 8) + "predicted", " " * (width + 7)]
-        lines[1] += "".join(f"{n:>{width}}" for n in names)
+        names, width = self.label_names, max(9, *map(len, self.label_names)) + 1
+        text = " " * (width + 8) + "predicted\n" + " " * (width + 7)
+        text += "".join(f"{n:>{width}}" for n in names) + "\n"
         for i, row in enumerate(self.confusion):
-            label = "actual " if i == 0 else "       "
-            lines.append(f"{label}{names[i]:>{width}}" + "".join(f"{n:>{width}}" for n in row))
-        figures = classification_report(
-            self.targets, self.predictions, labels=classes, target_names=names, digits=3,
-            zero_division=0,
+            cells = "".join(f"{n:>{width}}" for n in (names[i], *row))
+            text += ("actual " if i == 0 else "       ") + cells + "\n"
+        text += "\n" + classification_report(
+            self.targets, self.predictions, labels=list(range(len(names))), target_names=names,
+            digits=3, zero_division=0,
         )  # fmt: skip
-        text = "\n".join(lines) + "\n\n" + figures
         only = np.unique(self.predictions)
         if len(only) == 1 and len(np.unique(self.targets)) > 1:
             text += (
@@ -69,16 +67,12 @@ class Metrics:
 
 @torch.no_grad()
 def predict(
-    model: SequenceClassifier,
-    data: EncodedTexts,
-    batch_size: int = 64,
-    precision: Precision = "medium",
-    progress: bool = False,
-    prefix: FrozenPrefix | None = None,
-) -> Float[Tensor, "examples classes"]:
-    """The logits of every example, in the order of the data; each module's mode is left as it was.
+    model: SequenceClassifier, data: EncodedTexts, batch_size: int = 64,
+    precision: Precision = "medium", progress: bool = False, prefix: FrozenPrefix | None = None,
+) -> Float[Tensor, "examples classes"]:  # fmt: skip
+    """The logits of every example, in the order of the data, without dropout.
 
-    `prefix` knows the outputs of the layers that are frozen while the model trains.
+    The model's mode is left as it was. During training, `prefix` looks up the frozen layers' outputs.
     """
     rows, bar = torch.zeros(len(data), model.n_classes), tqdm(total=len(data), disable=not progress)
     with eval_mode(model), matmul_precision(precision), bar:
@@ -90,17 +84,13 @@ def predict(
 
 
 def evaluate(
-    model: SequenceClassifier,
-    data: EncodedTexts,
-    batch_size: int = 64,
-    precision: Precision = "medium",
-    progress: bool = False,
-    prefix: FrozenPrefix | None = None,
-) -> Metrics:
-    """Loss and accuracy over all of the data.
+    model: SequenceClassifier, data: EncodedTexts, batch_size: int = 64,
+    precision: Precision = "medium", progress: bool = False, prefix: FrozenPrefix | None = None,
+) -> Metrics:  # fmt: skip
+    """Loss and accuracy over all of the data; the options are those of `predict`.
 
     Raises:
-        ValueError: data without labels, or with the model's labels numbered otherwise.
+        ValueError: data without labels, or with other numbers for the model's labels.
 
     Source: article, section 3.2, step 5.
     """
@@ -109,8 +99,8 @@ def evaluate(
     theirs, known = data.label_names, model.labels
     if theirs != known and set(theirs) & set(known):
         raise ValueError(
-            f"the data numbers its labels {theirs}, the model {known}, so they would be compared "
-            "wrongly; read the data with the model's: read_table(path, label_names=model.labels)"
+            f"the data numbers its labels {theirs}, the model {known}, so that equal numbers mean "
+            "different labels; read the data with read_table(path, label_names=model.labels)"
         )
     logits = predict(model, data, batch_size, precision, progress, prefix)
     targets = torch.tensor(data.labels)

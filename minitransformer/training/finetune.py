@@ -6,9 +6,9 @@ from ..options import Precision
 from .evaluate import evaluate
 from .frozen_cache import prefixes
 from .history import Entry, History
-from .layers import layers_of
 from .loop import Recipe, fit
 from .objectives import classification_loss
+from .optim import WEIGHT_DECAY
 from .rows_in_use import RowsInUse
 from .strategies import Full, Strategy
 
@@ -25,40 +25,40 @@ def finetune(
     lr: float | None = None,
     batch_size: int = 32,
     warmup: float = 0.1,
-    weight_decay: float = 0.01,
+    weight_decay: float = WEIGHT_DECAY,
     clip: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
     cache_mib: int = 1024,
     progress: bool = True,
 ) -> History:
-    """Train a classifier on labelled texts and leave it, in evaluation mode, as it was at its best.
+    """Train a classifier on labelled texts; on return it is in evaluation mode with its best weights.
 
     Args:
-        train, valid: encoded with the same tokenizer and the same labels; the validation set
-            chooses the moment whose weights are kept.
+        train, valid: encoded with the same tokenizer and the same labels; the validation set decides
+            which weights are the best.
         strategy: which layers learn, at which rate; `Full()` when not given.
         epochs: passes over the training data.
-        steps: batches to train on instead, over as many epochs as they take.
-        validate_every: steps from one validation to the next; an epoch when not given, and at least
+        steps: train on this many batches instead, over as many epochs as they take.
+        validate_every: steps from one validation to the next; when not given, an epoch, and at least
             a tenth of `steps`.
         lr: base learning rate; the strategy's own when not given.
-        warmup: the share of the steps over which the rate rises; then it falls linearly to zero.
+        warmup: the fraction of the steps over which the rate rises; then it falls linearly to zero.
         weight_decay: AdamW's decay, of weight matrices and embeddings only.
         clip: the largest norm of the gradient.
         seed: of the order of the examples and of dropout.
         precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
             is bfloat16 where the CPU has it. Validation and prediction stay in float32.
-        cache_mib: memory for the outputs of frozen layers, which are computed once for each text;
-            0 computes them every epoch. The result is the same to rounding.
+        cache_mib: memory for the outputs of frozen layers, which are then computed once per text; 0
+            computes them every epoch. The result is the same to rounding.
         progress: show a bar with the loss and the examples per second.
 
     Returns: the history; `history.plot()` draws it.
 
     Raises:
         ValueError: data without labels, labels that the model has no classes for, a validation set
-            that numbers its labels otherwise, or a strategy that does not fit the model.
-        FloatingPointError: the loss is no longer a number.
+            with other label numbers, or a strategy that does not fit the model.
+        FloatingPointError: the loss is no longer finite.
 
     Source: article, section 3.2; Devlin et al. 2019, section 4.1.
     """
@@ -75,18 +75,19 @@ def finetune(
             f"train has the labels {train.label_names}, valid {valid.label_names}; split one table, "
             "or read the second with the labels of the first: read_table(path, label_names=...)"
         )
-    if train.label_names and len(train.label_names) == model.n_classes:
-        model.labels = train.label_names
+    if len(train.label_names) == model.n_classes:
+        model.labels = train.label_names  # what `predict` will call the classes
     strategy = Full() if strategy is None else strategy
-    per_epoch = -(-len(train) // batch_size)
-    if steps is None:
-        steps, validate_every = epochs * per_epoch, validate_every or per_epoch
+    recipe = Recipe.of(
+        train, epochs, steps, validate_every, by_epoch=True, batch_size=batch_size,
+        lr=strategy.learning_rate if lr is None else lr, warmup=warmup, weight_decay=weight_decay,
+        clip=clip, seed=seed, precision=precision,
+    )  # fmt: skip
     valid_prefix, train_prefix = prefixes(model, (valid, train), cache_mib)
-
     rows = RowsInUse(model.encoder.embeddings, train)
 
     def validate() -> Entry:
-        with rows.outside():  # texts with words that no training text has
+        with rows.outside():  # the validation texts have words that no training text has
             metrics = evaluate(model, valid, prefix=valid_prefix)
         return {"loss": metrics.loss, "accuracy": metrics.accuracy}
 
@@ -94,21 +95,8 @@ def finetune(
         valid_prefix.freeze(n_layers)
         train_prefix.freeze(n_layers)
 
-    recipe = Recipe(
-        steps, validate_every or max(per_epoch, -(-steps // 10)),
-        strategy.learning_rate if lr is None else lr, batch_size, warmup, weight_decay, clip, seed,
-        precision,
-    )  # fmt: skip
-    with strategy.applied(model, seed), rows.inside():
+    with rows.inside():  # the embedding table has only these rows while the model trains
         return fit(
-            model,
-            train,
-            layers_of(model),
-            lambda batch: classification_loss(model, batch, train_prefix),
-            validate,
-            strategy,
-            recipe,
-            progress=progress,
-            on_freeze=on_freeze,
-            n_targets=len,
-        )
+            model, train, lambda batch: classification_loss(model, batch, train_prefix), validate,
+            strategy, recipe, progress=progress, on_freeze=on_freeze, n_targets=len,
+        )  # fmt: skip

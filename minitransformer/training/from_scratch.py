@@ -1,4 +1,4 @@
-"""What a pretraining run from scratch needs: blocks of text, the objective's examples, a new model."""
+"""What pretraining from scratch needs: blocks of text, the objective's examples, a new model."""
 
 import contextlib
 from collections.abc import Sequence
@@ -22,23 +22,19 @@ ENDS = {
 }
 """The token that ends a text: the first of these that the tokenizer has."""
 SENTINEL = "<extra_id_%d>"
-"""The token for the n-th hole, by T5's name."""
+"""The token for the n-th hole, as T5 names it."""
 VALIDATION = 20
-"""One block in this many is kept for validation, from the end of the texts."""
+"""One block in this many is for validation, from the end of the texts."""
 
 
 def sentinels_for(length: int) -> list[str]:
-    """One sentinel for each hole of a block, and one that says that no more follow."""
+    """One sentinel per hole of a block, and one that marks the end of the holes."""
     _, n_spans = span_numbers(length, CorruptedSpans.share, CorruptedSpans.mean_span)
     return [SENTINEL % i for i in range(n_spans + 1)]
 
 
 def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
-    """The id of the token that ends a text.
-
-    Raises:
-        ValueError: the tokenizer has none.
-    """
+    """The id of the token that ends a text."""
     for token in ENDS[objective]:
         with contextlib.suppress(KeyError):
             return tokenizer.id_of(token)
@@ -50,11 +46,7 @@ def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
 def blocks_of(
     texts: Sequence[str], tokenizer: Tokenizer, length: int, end_id: int
 ) -> tuple[EncodedTexts, EncodedTexts]:
-    """Blocks of `length` tokens to train on and, from the end of the texts, to validate on.
-
-    Raises:
-        ValueError: too little text for one of each.
-    """
+    """Blocks of `length` tokens to train on and, from the end of the texts, to validate on."""
     encoded = encode(texts, tokenizer)
     n_tokens = sum(map(len, encoded.ids))
     if n_tokens < 2 * length:
@@ -63,17 +55,13 @@ def blocks_of(
             "train on and one to validate; give more text, or a smaller --length"
         )
     ids = pack(encoded, length, end_id).ids
-    n_train = len(ids) - max(1, len(ids) // VALIDATION)
-    train, valid = (EncodedTexts(part, None, encoded.pad_id) for part in (ids[:n_train], ids[n_train:]))  # fmt: skip
-    return train, valid
+    n = len(ids) - max(1, len(ids) // VALIDATION)
+    pad_id = encoded.pad_id
+    return EncodedTexts(ids[:n], None, pad_id), EncodedTexts(ids[n:], None, pad_id)
 
 
 def examples(objective: Objective, blocks: EncodedTexts, tokenizer: Tokenizer, end_id: int) -> Data:
-    """The blocks in the form that the objective trains on.
-
-    Raises:
-        ValueError: a tokenizer without the special tokens that the objective needs.
-    """
+    """The blocks in the form that the objective trains on."""
     if objective == "masked":
         return MaskedTexts(blocks, tokenizer)
     if objective == "spans":
@@ -87,11 +75,11 @@ def new_model(
     objective: Objective, tokenizer: Tokenizer, end_id: int, *, d_model: int, n_heads: int,
     n_layers: int, length: int, dropout: float,
 ) -> CausalLM | MaskedLM | Seq2SeqLM:  # fmt: skip
-    """A new model of these sizes, its weights from torch's random state: a GPT-2, a BERT or a T5."""
+    """A new GPT-2, BERT or T5 of these sizes, with weights drawn from torch's random state."""
     sizes: dict[str, Any] = dict(
         vocab_size=tokenizer.vocab_size, d_model=d_model, n_heads=n_heads, n_layers=n_layers,
         d_ff=4 * d_model, max_len=length, dropout=dropout, attention_dropout=dropout,
-        # where one token pads and ends, a mask tells the two apart
+        # if the padding is the end token too, only a mask can tell them apart
         pad_id=tokenizer.pad_id if tokenizer.pad_id != end_id else None,
     )  # fmt: skip
     if objective == "causal":

@@ -1,9 +1,11 @@
 """What happened in a run: in memory, and line by line in a file."""
 
+import contextlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import Any, TextIO
 
 Entry = dict[str, int | float]
@@ -11,7 +13,7 @@ Entry = dict[str, int | float]
 
 @dataclass
 class History:
-    """What happened: one entry a step, one a validation."""
+    """What happened: one entry per step, and one per validation."""
 
     steps: list[Entry] = field(default_factory=list)
     validations: list[Entry] = field(default_factory=list)
@@ -31,11 +33,7 @@ class History:
         )
 
     def add(self, entry: Entry) -> bool:
-        """Append a step, or a validation, which has a `valid_loss`; whether it is the best so far.
-
-        Raises:
-            OSError: the file could not be written.
-        """
+        """Append a step, or a validation, which has a `valid_loss`; True for the best one so far."""
         if self.file is not None:
             try:
                 self.file.write(json.dumps(entry) + "\n")
@@ -43,16 +41,16 @@ class History:
             except OSError as error:
                 raise OSError(
                     f"{self.file.name} could not be written ({error.strerror or error}); make room, "
-                    "and go on with resume=True (on the command line --resume)"
+                    "then continue with resume=True (on the command line --resume)"
                 ) from error
         if "valid_loss" not in entry:
             self.steps.append(entry)
             return False
         self.validations.append(entry)
-        better = not self.best or score(entry) > score(self.best)
-        if better:
-            self.best = entry
-        return better
+        if self.best and score(entry) <= score(self.best):
+            return False
+        self.best = entry
+        return True
 
     def recent_loss(self) -> float:
         """The mean loss of the steps since the last validation."""
@@ -62,14 +60,10 @@ class History:
 
     @classmethod
     def read(cls, path: str | Path, size: int | None = None) -> "History":
-        """The history that a run writes to its file, also while it runs.
+        """The history in a run's file, even while the run is going on.
 
-        Args:
-            size: read so many bytes, those that there were at a checkpoint; all when not given, but
-                for a last line that is not finished yet.
-
-        Raises:
-            ValueError: a line that is no entry, or fewer bytes than `size`.
+        It reads the first `size` bytes, the file's size at a checkpoint; by default all whole lines.
+        Raises ValueError for a line that is no entry, and for fewer bytes than `size`.
         """
         raw = Path(path).read_bytes()[:size]
         if size is not None and len(raw) < size:
@@ -87,8 +81,20 @@ class History:
             history.add(entry)
         return history
 
+    def open(self, path: Path, size: int) -> None:
+        """Write all further entries to this file too, after its first `size` bytes."""
+        self.file = open(path, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        self.file.truncate(size)
+
+    def close(self) -> None:
+        """Write to no file any more."""
+        if self.file is not None:
+            with contextlib.suppress(OSError):  # each line was written when it came
+                self.file.close()
+            self.file = None
+
     def saved_size(self) -> int:
-        """The bytes of the file, when they have all reached the disk."""
+        """The size of the file in bytes, once all of them are on the disk."""
         assert self.file is not None
         self.file.flush()
         os.fsync(self.file.fileno())
@@ -102,11 +108,7 @@ class History:
             _, ax = plt.subplots(figsize=(6, 4), dpi=100)
         at, losses = [s["step"] for s in self.steps], [s["loss"] for s in self.steps]
         width = max(1, len(losses) // 25)
-        smooth = [
-            sum(losses[max(0, i - width) : i + width + 1])
-            / len(losses[max(0, i - width) : i + width + 1])
-            for i in range(len(losses))
-        ]
+        smooth = [fmean(losses[max(0, i - width) : i + width + 1]) for i in range(len(losses))]
         ax.plot(at, losses, color="C0", alpha=0.25, linewidth=0.8)
         ax.plot(at, smooth, color="C0", label="training loss")
         ends = [e["step"] for e in self.validations]
@@ -124,5 +126,5 @@ class History:
 
 
 def score(entry: Entry) -> tuple[float, float]:
-    """What is better: accuracy first, of equal ones the smaller loss."""
+    """What makes a validation better: a higher accuracy; at equal accuracy a smaller loss."""
     return entry.get("valid_accuracy", 0.0), -entry["valid_loss"]

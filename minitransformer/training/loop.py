@@ -16,25 +16,23 @@ from tqdm import tqdm
 from ..options import Precision
 from .checkpointing import Checkpoint
 from .history import Entry, History
-from .layers import Layer
 from .optim import SCHEDULES, make_adamw
 from .parallel import LossOfPart, backward, rank_and_size, shared
 from .precision import matmul_precision
-from .strategies import Progress, Strategy
+from .strategies import Layer, Progress, Strategy, layers_of
 
 
 @runtime_checkable
 class Data(Protocol):
-    """What can be trained on: `EncodedTexts`, `EncodedPairs`, and whatever else makes batches."""
+    """Anything to train on: `EncodedTexts`, `EncodedPairs`, and whatever else makes batches."""
 
     def __len__(self) -> int: ...
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Any]:
-        """All examples once, in ceil(len / batch_size) batches that follow from the seed alone."""
-        ...
+        """All examples once, in ceil(len / batch_size) batches that depend on the seed alone."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """The numbers of a run; `finetune` and `pretrain` explain them."""
 
@@ -59,15 +57,32 @@ class Recipe:
                 f"schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}"
             )
 
+    @classmethod
+    def of(
+        cls, train: Data, epochs: int, steps: int | None, validate_every: int | None,
+        by_epoch: bool, **numbers: Any,
+    ) -> "Recipe":  # fmt: skip
+        """Count the steps, and validate ten times when not told; `by_epoch`, at most once an epoch."""
+        per_epoch = steps_per_epoch(train, numbers["batch_size"])
+        total = epochs * per_epoch if steps is None else steps
+        every = -(-total // 10)
+        if by_epoch:
+            every = per_epoch if steps is None else max(per_epoch, every)
+        return cls(steps=total, validate_every=validate_every or every, **numbers)
+
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         return self.lr * SCHEDULES[self.schedule](step, self.steps, self.warmup)
 
 
+def steps_per_epoch(data: Data, batch_size: int) -> int:
+    """The number of batches that hold all examples once."""
+    return -(-len(data) // batch_size)
+
+
 def fit(
     model: nn.Module,
     train: Data,
-    layers: list[Layer],
     loss_of: Callable[[Any], Tensor],
     validate: Callable[[], Entry],
     strategy: Strategy,
@@ -78,77 +93,76 @@ def fit(
     n_targets: Callable[[Any], int] = attrgetter("n_targets"),
     checkpoint: Checkpoint | None = None,
 ) -> History:
-    """Train for so many steps, validate now and then, and leave the model as it was at its best.
+    """Train as the strategy and the recipe say; on return the model has its best weights.
 
-    In several processes (`parallel`) each works on its part of every batch, and all do the rest.
+    Of several processes (`parallel`) each works on its part of every batch; the rest they all do.
 
     Args:
         loss_of: the mean loss of a batch over its targets, a tensor with a gradient.
-        validate: the loss on unseen data, and the accuracy if there is one, which then decides
-            what is best.
-        on_freeze: told how many layers at the bottom are frozen, whenever that changes.
-        n_targets: over how many targets the loss of a batch is the mean.
-        checkpoint: where the run can be stopped and goes on; nowhere when not given.
+        validate: the loss on unseen data; if it gives an accuracy too, that decides what is best.
+        on_freeze: called with the number of frozen layers at the bottom in each phase.
+        n_targets: the number of targets over which a batch's loss is the mean.
+        checkpoint: where the run is saved and resumes.
 
-    Raises:
-        FloatingPointError: the loss is no longer a number.
-        ValueError: the strategy trains nothing, or the checkpoint is of another run.
-        OSError: a checkpoint could not be written; the one before is as it was.
+    Raises: as `pretrain`; ValueError for a strategy that trains nothing.
     """
-    optimizer, best, rates = make_adamw(layers, recipe.weight_decay), Keeper(model), None
-    checkpoint = checkpoint or Checkpoint()
-    steps, per_epoch = recipe.steps, -(-len(train) // recipe.batch_size)
-    weights = list(model.parameters())  # looking for them in every step takes longer than clipping
-    rank, _ = rank_and_size()
+    steps, (rank, _) = recipe.steps, rank_and_size()
     silent = not progress or rank > 0
-    bar = tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent)
-    try:
-        with bar, reproducible(recipe.seed + rank), checkpoint:
-            first, history = checkpoint.start(model, optimizer, best)
-            start = time.perf_counter() - history.seconds
-            bar.n = bar.initial = first * recipe.batch_size
-            for step, epoch, batch in endless(train, recipe, first):
-                now = strategy.rates(len(layers), Progress(step, steps, epoch))
-                if now != rates:
-                    set_trainable(model, layers, now, strategy)
-                    if rates is None or leading_zeros(now) != leading_zeros(rates):
-                        on_freeze(leading_zeros(now))
-                    best.watch()
-                    rates, loss_of_part = now, shared(LossOfPart(model, loss_of, n_targets))
-                lr = recipe.rate(step)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * rates[group["layer"]]
-                with matmul_precision(recipe.precision):
-                    loss = backward(loss_of_part, batch, n_targets, recipe.accumulate)
-                refuse_nan(loss, step, lr)
-                nn.utils.clip_grad_norm_(weights, recipe.clip)
-                optimizer.step()
-                optimizer.zero_grad()
+    with (
+        strategy.applied(model, recipe.seed),
+        in_evaluation_afterwards(model),
+        tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent) as bar,
+        reproducible(recipe.seed + rank),
+        checkpoint or contextlib.nullcontext(),
+    ):
+        layers, best = layers_of(model), Keeper(model)
+        optimizer = make_adamw(layers, recipe.weight_decay)
+        weights = list(model.parameters())  # to find them in every step takes longer than clipping
+        first, history = checkpoint.start(model, optimizer, best) if checkpoint else (0, History())
+        start = time.perf_counter() - history.seconds
+        bar.n = bar.initial = first * recipe.batch_size
 
-                history.add({"step": step, "loss": loss, "lr": lr})
-                bar.update(len(batch))
-                bar.set_postfix_str(f"step {step + 1}/{steps}, loss {loss:.3f}")
-                if due(step + 1, recipe.validate_every, steps):
-                    entry: Entry = {"step": step + 1, "epoch": (step + 1) / per_epoch}
-                    entry["loss"] = history.recent_loss()
-                    entry |= {f"valid_{name}": value for name, value in validate().items()}
-                    refuse_nan(entry["valid_loss"], step + 1, lr)  # the last step may have done it
-                    if history.add(entry):
-                        best.keep(last=step + 1 == steps)
-                history.seconds = time.perf_counter() - start
-                if due(step + 1, checkpoint.every, steps):
-                    checkpoint.write(step + 1)
+        def phase(rates: list[float]) -> nn.Module:
+            """Freeze and thaw; then, in this order, tell everything that depends on it."""
+            set_trainable(model, layers, rates, strategy)
+            on_freeze([*map(bool, rates), True].index(True))
+            best.watch()
+            return shared(LossOfPart(model, loss_of, n_targets))
+
+        rates: list[float] = []
+        for step, epoch, batch in endless(train, recipe, first):
+            if (now := strategy.rates(len(layers), Progress(step, steps, epoch))) != rates:
+                rates, loss_of_part = now, phase(now)
+            lr = recipe.rate(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rates[group["layer"]]
+            with matmul_precision(recipe.precision):
+                loss = backward(loss_of_part, batch, n_targets, recipe.accumulate)
+            refuse_nan(loss, step, lr)
+            nn.utils.clip_grad_norm_(weights, recipe.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+
+            history.add({"step": step, "loss": loss, "lr": lr})
+            bar.update(len(batch))
+            bar.set_postfix_str(f"step {step + 1}/{steps}, loss {loss:.3f}")
+            if due(step + 1, recipe.validate_every, steps):
+                passed = (step + 1) / steps_per_epoch(train, recipe.batch_size)
+                entry = {"step": step + 1, "epoch": passed, "loss": history.recent_loss()}
+                entry |= {f"valid_{name}": value for name, value in validate().items()}
+                refuse_nan(entry["valid_loss"], step + 1, lr)  # the last step may have caused it
+                if history.add(entry):
+                    best.keep(last=step + 1 == steps)
+            history.seconds = time.perf_counter() - start
+            if checkpoint and due(step + 1, checkpoint.every, steps):
+                checkpoint.write(step + 1)
         best.put_back()
-    finally:
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
-        model.eval()
     return history
 
 
 def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, int, Any]]:
-    """(step, epoch, batch) from the `first` step to the last, each epoch in an order of its own."""
-    epoch, passed = divmod(first, -(-len(data) // recipe.batch_size))
+    """(step, epoch, batch) from the `first` step to the last; each epoch has its own order."""
+    epoch, passed = divmod(first, steps_per_epoch(data, recipe.batch_size))
     epochs = (
         (e, b)
         for e in count(epoch)
@@ -160,23 +174,14 @@ def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, i
 
 
 def due(done: int, every: int, steps: int) -> bool:
-    """Whether it is time, after so many steps: now and then, and at the end."""
+    """True every `every` steps, and after the last one."""
     return done % every == 0 or done == steps
-
-
-def leading_zeros(rates: list[float]) -> int:
-    """The number of frozen layers at the bottom."""
-    return next(i for i, rate in enumerate([*rates, 1.0]) if rate)
 
 
 def set_trainable(
     model: nn.Module, layers: list[Layer], rates: list[float], strategy: Strategy
 ) -> None:
-    """Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features.
-
-    Raises:
-        ValueError: nothing is left to train.
-    """
+    """Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features."""
     if not any(rates):
         raise ValueError(f"{strategy} freezes every layer: nothing would learn")
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -190,12 +195,12 @@ def set_trainable(
 
 
 class Keeper:
-    """A copy of the best weights, of what learns only: the rest is where it was."""
+    """Copies of the best weights, for trainable parameters only; the others never change."""
 
     def __init__(self, model: nn.Module):
         self.model, self.copies = model, dict[str, Tensor]()
         self.in_place = True
-        """The best weights are those that the model has."""
+        """The best weights are those that the model has now."""
 
     def watch(self) -> None:
         """Copy what is about to learn for the first time: at the best so far it had this value."""
@@ -205,7 +210,7 @@ class Keeper:
 
     @torch.no_grad()
     def keep(self, last: bool = False) -> None:
-        """The weights of now are the best; those of the last step need no copy."""
+        """The present weights are the best; those of the last step need no copy."""
         self.in_place = last
         if not last:
             for name, copy in self.copies.items():
@@ -220,7 +225,7 @@ class Keeper:
 
 
 def refuse_nan(loss: float, step: int, rate: float) -> None:
-    """Stop when there is nothing left to train."""
+    """Stop when the loss is no longer finite."""
     if not math.isfinite(loss):
         raise FloatingPointError(
             f"the loss is {loss} at step {step} (learning rate {rate:.1e}); try a lower learning rate "
@@ -229,8 +234,17 @@ def refuse_nan(loss: float, step: int, rate: float) -> None:
 
 
 @contextlib.contextmanager
+def in_evaluation_afterwards(model: nn.Module) -> Iterator[None]:
+    """However training ends, the model is in evaluation mode and all of it can learn again."""
+    try:
+        yield
+    finally:
+        model.requires_grad_(True).eval()
+
+
+@contextlib.contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Random numbers from this seed inside, and the caller's untouched outside."""
+    """Inside, random numbers follow from this seed; outside, the caller's are untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

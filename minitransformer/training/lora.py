@@ -12,23 +12,19 @@ from torch.nn import functional as F
 
 
 class LoRALinear(nn.Module):
-    r"""A linear map $W_0$ and a change of rank $r$ beside it: $y = xW_0^\top + \frac{\alpha}{r}\,xA^\top B^\top$.
+    r"""A linear map $W_0$ plus a change of rank $r$: $y = xW_0^\top + \frac{\alpha}{r}\,xA^\top B^\top$.
 
     $A$ starts random and $B$ at zero, so at first nothing is changed and yet $B$ has a gradient.
 
     Shapes: (..., d_in) -> (..., d_out); A (r, d_in), B (d_out, r).
-    Raises: ValueError for a rank over the matrix's own.
+    Raises: ValueError for a rank above the matrix's own.
     Source: Hu et al. 2021, equation 3.
     """
 
     def __init__(
-        self,
-        linear: nn.Linear,
-        rank: int,
-        alpha: float | int,
-        name: str = "linear",
+        self, linear: nn.Linear, rank: int, alpha: float | int, name: str = "linear",
         generator: torch.Generator | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         d_out, d_in = linear.weight.shape
         if rank > min(d_out, d_in):
@@ -58,19 +54,15 @@ def insert(
 ) -> None:
     """Give every linear map whose name ends in one of `targets` a low-rank change.
 
-    The seed decides how they start; torch's own random state is neither used nor changed.
-
-    Raises:
-        ValueError: a target that matches nothing, or a rank over a matrix's size; the model is
-            left as it was.
+    The seed decides how they start; torch's own random state is neither used nor changed. A target
+    that matches nothing, or a rank above a matrix's size, is a ValueError; the model is unchanged.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    for target in targets:
-        if not any(n.rpartition(".")[2] == target for n in linears):
-            there = sorted({n.rpartition(".")[2] for n in linears})
-            raise ValueError(
-                f"no linear map is called {target!r}; targets may be: {', '.join(there)}"
-            )
+    known = {n.rpartition(".")[2] for n in linears}
+    if unknown := [target for target in targets if target not in known]:
+        raise ValueError(
+            f"no linear map is called {unknown[0]!r}; targets may be: {', '.join(sorted(known))}"
+        )
     generator = torch.Generator().manual_seed(seed)
     changed = {
         n: LoRALinear(m, rank, alpha, n, generator)
@@ -82,7 +74,7 @@ def insert(
 
 
 def merge(model: nn.Module) -> None:
-    """Add every low-rank change into its matrix: a plain model again."""
+    """Add every low-rank change into its matrix, which leaves a plain model."""
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             model.set_submodule(name, module.merged())

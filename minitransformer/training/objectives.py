@@ -1,4 +1,4 @@
-"""What is minimised."""
+"""What training minimises."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,16 @@ from ..model.config import TransformerConfig
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM, SequenceClassifier
 from .frozen_cache import FrozenPrefix
 
+Objective = Callable[[Any, Any], Tensor]
+"""The mean loss of a model on a batch, over the batch's `n_targets`."""
+
 
 def classification_loss(
     model: SequenceClassifier, batch: Batch, prefix: FrozenPrefix | None = None
 ) -> Float[Tensor, ""]:
     r"""Cross-entropy of the classes: $-\frac1N \sum_n \log \mathrm{softmax}(\text{logits}_n)_{y_n}$.
 
-    Args:
-        prefix: knows the outputs of the frozen layers.
-
-    Source: article, section 3.2.
+    A `prefix` looks up the outputs of the frozen layers. Source: article, section 3.2.
     """
     logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
     assert batch.labels is not None
@@ -34,9 +34,9 @@ def classification_loss(
 def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
     r"""Cross-entropy of every next token: $-\frac1N \sum_{n,t} \log p(x_{n,t+1} \mid x_{n,\le t})$.
 
-    The shift is here and nowhere else: position t is asked for the token at t + 1, so the last
-    position is asked for nothing, and the first token is given for free. $N$ counts the real next
-    tokens; padding is neither asked for nor asked from, and the head computes no logits there.
+    The shift is here and nowhere else: position t predicts the token at t + 1, so the last position
+    predicts nothing, and nothing predicts the first token. $N$ counts the real next tokens; the head
+    computes logits for these only.
 
     Raises:
         ValueError: no text of the batch has a second token.
@@ -55,9 +55,9 @@ def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
 def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     r"""Cross-entropy of the target, given the source: $-\frac1N \sum_{n,t} \log p(y_{n,t} \mid y_{n,<t}, x_n)$.
 
-    Teacher forcing: the decoder reads the right target, not what it wrote itself, one place later:
-    the start token, then $y_1, y_2, \dots$, so that at $t$ it knows what stands before $y_t$. The end
-    token is asked for like any other (else the model never stops); padding never is.
+    Teacher forcing: the decoder reads the right target, not its own output, shifted by one: the start
+    token, then $y_1, y_2, \dots$, so that at $t$ it knows everything before $y_t$. The end token is
+    predicted like any other (otherwise the model would never stop); padding never is.
 
     Raises:
         ValueError: the config has no `start_id`.
@@ -68,7 +68,7 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     if start is None:
         raise ValueError("the decoder reads a start token first: TransformerConfig(start_id=...)")
     given = shift_right(batch.target, start)
-    # Padding of the target stands behind it, where causality hides it.
+    # The target's padding comes after its tokens, where causality hides it.
     hidden = model.encoder_decoder(batch.source, given, batch.source_keep)
     asked = batch.target_keep[:, 0, 0]
     logits = model.logits(hidden[asked][None])[0]
@@ -78,12 +78,12 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
 def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> Float[Tensor, ""]:
     r"""Cross-entropy of the chosen tokens: $-\frac1{|M|} \sum_{(n,t) \in M} \log p(x_{n,t} \mid \tilde x_n)$.
 
-    $M$ are the chosen places, $\tilde x$ is the text with most of them hidden. Every token may look at
-    all of $\tilde x$, so without hiding there would be nothing to predict. Nothing is asked elsewhere,
-    and the head, with its product over the whole vocabulary, computes nothing there.
+    $M$ are the chosen positions, $\tilde x$ is the text with most of them hidden. Every token may
+    attend to all of $\tilde x$, so without hiding there would be nothing to predict. The head, with
+    its product over the whole vocabulary, computes logits at the chosen positions only.
 
     Raises:
-        ValueError: nothing of the batch is chosen.
+        ValueError: the batch has no chosen token.
 
     Source: Devlin et al. 2019, section 3.1, Task 1.
     """
@@ -93,11 +93,7 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> Float[Tensor, ""]:
 def masked_predictions(
     model: MaskedLM, batch: MaskedBatch
 ) -> tuple[Float[Tensor, "chosen vocab"], Int[Tensor, "chosen"]]:
-    """What the model says at the chosen places, as logits, and what stood there.
-
-    Raises:
-        ValueError: nothing of the batch is chosen.
-    """
+    """The logits at the chosen positions, and the tokens that stood there."""
     if not batch.chosen.any():
         raise ValueError("no token of this batch is chosen, so there is nothing to predict")
     hidden = model.encoder(batch.ids, batch.keep)
@@ -105,35 +101,26 @@ def masked_predictions(
 
 
 def shift_right(target: Int[Tensor, "batch length"], start_id: int) -> Int[Tensor, "batch length"]:
-    """What the decoder reads while it is asked for the target: the start token, then all but the last."""
+    """What the decoder reads while it predicts the target: the start token, then all but the last."""
     start = torch.full_like(target[:, :1], start_id)
     return torch.cat([start, target[:, :-1]], 1)
 
 
 def cross_entropy(
-    config: TransformerConfig,
-    logits: Float[Tensor, "examples classes"],
-    targets: Int[Tensor, "examples"],
+    config: TransformerConfig, logits: Float[Tensor, "n classes"], targets: Int[Tensor, "n"]
 ) -> Float[Tensor, ""]:
     """The mean over the targets, with the operations of the config."""
-    if logits.dtype is torch.bfloat16:  # autocast; the sum of exponentials wants more digits
+    if logits.dtype is torch.bfloat16:  # autocast; the sum of exponentials needs more digits
         logits = logits.float()
     return ops.OPS[config.ops].cross_entropy(logits, targets)
 
 
-Objective = Callable[[Any, Any], Tensor]
-"""The mean loss of a model on a batch, over the batch's `n_targets`."""
-
-
 def objective_of(model: nn.Module) -> Objective:
-    """What a language model is trained for, by its kind.
-
-    Raises:
-        TypeError: not a language model.
-    """
-    for kind, objective in (
+    """The loss that a language model is trained with, by its kind."""
+    known: list[tuple[type, Objective]] = [
         (CausalLM, causal_lm_loss), (Seq2SeqLM, seq2seq_loss), (MaskedLM, masked_lm_loss)
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for kind, objective in known:
         if isinstance(model, kind):
             return objective
     raise TypeError(

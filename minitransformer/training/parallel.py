@@ -1,11 +1,11 @@
-r"""A step's batch in parts: one after the other in one process, or side by side in several.
+r"""A step's batch in parts: one after another in one process, or side by side in several.
 
-The loss of a batch is a mean over its $N$ targets, so its gradient is the parts' weighted sum:
+The loss of a batch is a mean over its $N$ targets, so its gradient is a weighted sum over the parts:
 
 $$\nabla L = \sum_p \frac{N_p}{N} \nabla L_p$$
 
-The mean of the parts' gradients would be another one wherever they have different numbers $N_p$ of
-targets: there a target of a part with few would count more.
+The plain mean of the parts' gradients would differ wherever the parts have different numbers $N_p$ of
+targets: a target in a part with few of them would count more.
 """
 
 import contextlib
@@ -22,11 +22,9 @@ from ..data.batches import cut
 
 
 class LossOfPart(nn.Module):
-    """The loss as a module whose forward is all of it: what `DistributedDataParallel` wraps.
+    """The loss as a module, for `DistributedDataParallel` to wrap.
 
-    The objectives call parts of the model, so wrapping the model itself would miss them. A part
-    without any target has the loss 0, which still depends on every weight that learns: the other
-    processes wait for its gradients.
+    The objectives call parts of the model, so wrapping the model itself would miss them.
     """
 
     def __init__(self, model: nn.Module, loss_of: Callable[[Any], Tensor], n_targets: Any):
@@ -34,19 +32,15 @@ class LossOfPart(nn.Module):
         self.model, self.loss_of, self.n_targets = model, loss_of, n_targets
 
     def forward(self, part: Any) -> Tensor:
-        """The mean over the part's targets."""
+        """The mean over the part's targets; without any, a 0 whose gradients others wait for."""
         if self.n_targets(part):
             return self.loss_of(part)
-        return (
-            0.0 * torch.stack([p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
-        )
+        learning = [p.sum() for p in self.model.parameters() if p.requires_grad]
+        return 0.0 * torch.stack(learning).sum()
 
 
 def shared(loss: nn.Module) -> nn.Module:
-    """The loss, its gradients averaged over the processes where there are several.
-
-    To be made anew whenever other parameters learn.
-    """
+    """The loss, its gradients averaged over all processes; to be made anew when others learn."""
     return DistributedDataParallel(loss) if rank_and_size()[1] > 1 else loss
 
 
@@ -56,9 +50,6 @@ def backward(
     """Leave the gradient of the batch's loss in the parameters, and return that loss.
 
     Every process makes the same batch and works through its own part of it, in `accumulate` parts.
-
-    Raises:
-        ValueError: the batch asks for nothing.
     """
     rank, processes = rank_and_size()
     parts, total, value = cut(batch, accumulate * processes)[rank::processes], n_targets(batch), 0.0
@@ -66,10 +57,10 @@ def backward(
         raise ValueError("a batch has no target, so there is nothing to learn from it; remove it")
     for number, part in enumerate(parts, 1):
         share = n_targets(part) / total
-        wait = processes > 1 and number < accumulate  # the gradients travel once
+        wait = processes > 1 and number < accumulate  # the gradients are exchanged only once
         with loss.no_sync() if wait else contextlib.nullcontext():  # type: ignore[operator]
             mean = loss(part)
-            (mean * (share * processes)).backward()  # times them, since they will be averaged
+            (mean * (share * processes)).backward()  # the exchange divides by `processes`
         value += mean.item() * share
     return sum(gathered(torch.tensor(value, dtype=torch.float64)).tolist())
 
@@ -85,11 +76,7 @@ def gathered(tensor: Tensor) -> Tensor:
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Which process this is, from 0, and how many there are.
-
-    Raises:
-        RuntimeError: torchrun started several, and nothing has joined them.
-    """
+    """The number of this process, from 0, and how many there are."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     if started_by_torchrun() and int(os.environ["WORLD_SIZE"]) > 1:
@@ -107,7 +94,7 @@ def started_by_torchrun() -> bool:
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` started, on CPUs; a process of its own stays alone."""
+    """Join the processes that `torchrun` started, on CPUs; any other process stays alone."""
     if not started_by_torchrun():
         yield
         return

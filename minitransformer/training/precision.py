@@ -43,11 +43,7 @@ def resolve(precision: Precision) -> str:
 
 @contextlib.contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Multiply matrices with this precision inside, with torch's former setting outside.
-
-    Raises:
-        ValueError: an unknown precision.
-    """
+    """Inside, multiply matrices with this precision; outside, with torch's former setting."""
     used = resolve(precision)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest" if used == "highest" else "medium")

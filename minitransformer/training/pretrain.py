@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,11 +10,11 @@ from torch import Tensor, nn
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.layers import eval_mode
 from ..options import Precision, Schedule
-from .checkpointing import Checkpoint, digest, identity_of
+from .checkpointing import Checkpoint, described
 from .history import Entry, History
-from .layers import layers_of
 from .loop import Data, Recipe, fit
 from .objectives import Objective, cross_entropy, masked_lm_loss, masked_predictions, objective_of
+from .optim import WEIGHT_DECAY
 from .precision import matmul_precision
 from .strategies import Full, Strategy
 
@@ -32,7 +33,7 @@ def pretrain(
     batch_size: int = 32,
     warmup: float = 0.1,
     schedule: Schedule = "linear",
-    weight_decay: float = 0.01,
+    weight_decay: float = WEIGHT_DECAY,
     clip: float = 1.0,
     seed: int = 0,
     precision: Precision = "auto",
@@ -42,175 +43,131 @@ def pretrain(
     resume: bool = False,
     progress: bool = True,
 ) -> History:
-    """Train a whole language model and leave it, in evaluation mode, as it was at its best.
+    """Train a language model; on return it is in evaluation mode with its best weights restored.
 
-    From scratch, or on from weights that there are: on another domain's text that is fine-tuning.
-    AdamW, a warm-up, a decay and clipping, as in `finetune`, and the same loop. With a checkpoint
-    the run may be stopped at any moment, by a power cut too: the same call with `resume=True` goes
-    on, and ends as if nothing had happened, bit for bit.
+    From scratch, or from weights that it already has: on another domain's text that is fine-tuning.
+    With a checkpoint the run may be stopped at any moment, even by a power cut: the same call with
+    `resume=True` continues, and ends bit for bit as if nothing had happened.
 
-    Several processes share the work when `torch.distributed` is initialised in each, as `torchrun`
-    and the command line do: each takes its part of every batch, with random numbers of its own for
-    dropout, and the first shows the progress and writes the files.
+    Several processes share every batch if `torch.distributed` is initialised in each, as `torchrun`
+    and the command line do; the first shows the progress and writes the files.
 
     Args:
         train, valid: packed blocks (`data.pack`) or texts for a `CausalLM`, `EncodedPairs` for a
             `Seq2SeqLM`, or `CorruptedSpans` for T5's objective; `MaskedTexts` for a `MaskedLM`. The
-            smallest validation loss decides whose weights are kept.
-        objective: what is minimised, by default what the model is for: `causal_lm_loss`,
-            `seq2seq_loss` or `masked_lm_loss`, which reports `valid_masked_accuracy` too. A function
-            of the model and a batch: the mean loss over the batch's `n_targets`.
-        strategy: which layers learn; `Full()` when not given. `lr` is the base rate of any.
-        epochs: passes over the training data.
-        steps: batches to train on instead, over as many epochs as they take.
+            smallest validation loss decides which weights are the best.
+        objective: the loss, as a function of the model and a batch: the mean over the batch's
+            `n_targets`. By default that of the model's kind: `causal_lm_loss`, `seq2seq_loss` or
+            `masked_lm_loss`, which reports `valid_masked_accuracy` too.
         validate_every: steps from one validation to the next; a tenth of all when not given.
-        lr: the highest learning rate: about 1e-3 for a small new model, less for a larger one or
-            for one that has learned already.
+        lr: the highest learning rate, for any strategy: about 1e-3 for a small new model, less for a
+            larger one or for one that has learned already.
         schedule: how the rate falls after the warm-up, "linear" or "cosine".
-        accumulate: work through each batch in so many parts, for less memory; the result is the
-            same to rounding.
-        checkpoint: a folder for the state of the run and its history; none is kept when not given.
-        checkpoint_every: steps from one to the next; those of `validate_every` when not given.
-        resume: go on from the checkpoint that there is; start where there is none.
+        accumulate: work through each batch in this many parts, which takes less memory; the result
+            is the same to rounding.
+        checkpoint: a folder for the state of the run and its history; nothing is saved by default.
+        checkpoint_every: steps from one checkpoint to the next; `validate_every` when not given.
+        resume: resume from the checkpoint if there is one, otherwise start a new run.
 
-    The other arguments are those of `finetune`.
-
-    Returns: the history; `history.plot()` draws it.
+    The other arguments, the optimizer and the result are those of `finetune`.
 
     Raises:
         TypeError: a model without an objective of its own, and none given.
         ValueError: data with ids that the model's vocabulary does not have, or the checkpoint of
             another run; the message says what differs.
-        FileExistsError: a checkpoint that there is already, without `resume`.
-        OSError: a checkpoint could not be written; the one before is as it was.
-        FloatingPointError: the loss is no longer a number.
+        FileExistsError: the folder already holds a run and `resume` is false.
+        OSError: a checkpoint could not be written; the previous one is unchanged.
+        FloatingPointError: the loss is no longer finite.
 
     Source: Radford et al. 2018, sections 3.1 and 4.1; Vaswani et al. 2017, section 5.
     """
     loss = objective_of(model) if objective is None else objective
     strategy = Full() if strategy is None else strategy
-    if steps is None:
-        steps = epochs * -(-len(train) // batch_size)
-
-    validate_every = validate_every or -(-steps // 10)
-    recipe = Recipe(
-        steps, validate_every, lr, batch_size, warmup, weight_decay, clip, seed, precision,
-        schedule, accumulate,
+    recipe = Recipe.of(
+        train, epochs, steps, validate_every, by_epoch=False, batch_size=batch_size, lr=lr,
+        warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, precision=precision,
+        schedule=schedule, accumulate=accumulate,
     )  # fmt: skip
     for name, data in (("train", train), ("valid", valid)):
         refuse_unknown_ids(model, data, name)
+    saved = None
+    if checkpoint is not None:
+        run = described(recipe, strategy, loss, train, valid)
+        saved = Checkpoint(checkpoint, checkpoint_every or recipe.validate_every, resume, run)
 
-    def validate() -> Entry:
-        if loss is masked_lm_loss and isinstance(model, MaskedLM):
-            return masked_scores(model, valid)
-        return {"loss": mean_loss(model, valid, loss)}
-
-    def saved() -> Checkpoint | None:
-        if checkpoint is None:
-            return None
-        identity = identity_of(
-            model, recipe, strategy=repr(strategy),
-            objective=getattr(loss, "__name__", type(loss).__name__),
-            train=digest(train), valid=digest(valid),
-        )  # fmt: skip
-        return Checkpoint(checkpoint, checkpoint_every or validate_every, resume, identity)
-
-    with strategy.applied(model, seed):
-        return fit(
-            model,
-            train,
-            layers_of(model),
-            lambda batch: loss(model, batch),
-            validate,
-            strategy,
-            recipe,
-            progress=progress,
-            checkpoint=saved(),
-        )
+    return fit(
+        model, train, lambda batch: loss(model, batch), lambda: scores(model, valid, loss), strategy,
+        recipe, progress=progress, checkpoint=saved,
+    )  # fmt: skip
 
 
 def refuse_unknown_ids(model: nn.Module, data: Data, name: str) -> None:
-    """A tokenizer of another model, before the first step.
-
-    Raises:
-        ValueError: an id that the model's vocabulary does not have.
-    """
-    config = getattr(model, "config", None)
-    if config is None:
-        return
-    for batch in data.batches(64):
-        for value in vars(batch).values():
-            if isinstance(value, Tensor) and not value.is_floating_point() and len(value):
-                largest = int(value.max())
-                if largest >= config.vocab_size:
-                    raise ValueError(
-                        f"{name} has the id {largest}, the model only {config.vocab_size} tokens "
-                        "(counted from 0): the tokenizer does not belong to it; "
-                        "TransformerConfig(vocab_size=tokenizer.vocab_size)"
-                    )
+    """Reject the ids of another model's tokenizer before the first step."""
+    config: Any = getattr(model, "config", None)
+    for batch in data.batches(64) if config else ():
+        tensors = [t for t in vars(batch).values() if isinstance(t, Tensor) and len(t)]
+        largest = max((int(t.max()) for t in tensors if not t.is_floating_point()), default=-1)
+        if largest >= config.vocab_size:
+            raise ValueError(
+                f"{name} has the id {largest}, the model only {config.vocab_size} tokens (counted from "
+                "0): the tokenizer does not belong to it; "
+                "TransformerConfig(vocab_size=tokenizer.vocab_size)"
+            )
 
 
 @torch.no_grad()
-def mean_loss(
-    model: nn.Module,
-    data: Data,
-    objective: Objective | None = None,
-    batch_size: int = 64,
+def scores(
+    model: nn.Module, data: Data, objective: Objective | None = None, batch_size: int = 64,
     precision: Precision = "medium",
-) -> float:
-    r"""The loss of a token, over all of the data: $\frac{\sum_b N_b L_b}{\sum_b N_b}$.
-
-    Batches have different numbers $N_b$ of tokens, so the mean of their losses $L_b$ would be
-    another number, and a different one for every batch size. The model's mode is left as it was.
-
-    Raises:
-        TypeError: as `pretrain`.
-    """
+) -> Entry:  # fmt: skip
+    """`mean_loss`, and for a `MaskedLM` trained as such `masked_accuracy`, in one pass."""
     loss = objective_of(model) if objective is None else objective
-    total, tokens = 0.0, 0
+    masked = model if loss is masked_lm_loss and isinstance(model, MaskedLM) else None
+    total, right, n = 0.0, 0, 0
     with eval_mode(model), matmul_precision(precision):
         for batch in data.batches(batch_size):
-            n = batch.n_targets
-            total, tokens = total + loss(model, batch).item() * n, tokens + n
-    return total / tokens
+            if masked:
+                logits, targets = masked_predictions(masked, batch)
+                mean = cross_entropy(masked.config, logits, targets)
+                right += int((logits.argmax(-1) == targets).sum())
+            else:
+                mean = loss(model, batch)
+            total, n = total + mean.item() * batch.n_targets, n + batch.n_targets
+    return {"loss": total / n} | ({"masked_accuracy": right / n} if masked else {})
+
+
+def mean_loss(
+    model: nn.Module, data: Data, objective: Objective | None = None, batch_size: int = 64,
+    precision: Precision = "medium",
+) -> float:  # fmt: skip
+    r"""The loss per token, over all of the data: $\frac{\sum_b N_b L_b}{\sum_b N_b}$.
+
+    Batches have different numbers $N_b$ of tokens, so the plain mean of their losses $L_b$ would
+    differ, and depend on the batch size. The model's mode is left as it was.
+    """
+    return scores(model, data, objective, batch_size, precision)["loss"]
 
 
 def masked_accuracy(
     model: MaskedLM, data: Data, batch_size: int = 64, precision: Precision = "medium"
 ) -> float:
-    """Which share of the chosen tokens the model guesses right, over all of the data.
+    """The fraction of the chosen tokens that the model guesses right, over all of the data.
 
-    Of these 10 % stand there to be read (see `MaskedTexts`), so copying alone gives about 0.1.
+    10 % of them are visible (see `MaskedTexts`), so copying alone gives about 0.1.
     """
-    return masked_scores(model, data, batch_size, precision)["masked_accuracy"]
-
-
-@torch.no_grad()
-def masked_scores(
-    model: MaskedLM, data: Data, batch_size: int = 64, precision: Precision = "medium"
-) -> Entry:
-    """`mean_loss` and `masked_accuracy` in one pass; the accuracy does not decide what is best."""
-    total, right, tokens = 0.0, 0, 0
-    with eval_mode(model), matmul_precision(precision):
-        for batch in data.batches(batch_size):
-            logits, targets = masked_predictions(model, batch)
-            total += cross_entropy(model.config, logits, targets).item() * len(targets)
-            right, tokens = right + int((logits.argmax(-1) == targets).sum()), tokens + len(targets)
-    return {"loss": total / tokens, "masked_accuracy": right / tokens}
+    return scores(model, data, masked_lm_loss, batch_size, precision)["masked_accuracy"]
 
 
 def perplexity(
-    model: CausalLM | Seq2SeqLM | MaskedLM,
-    data: Data,
-    batch_size: int = 64,
+    model: CausalLM | Seq2SeqLM | MaskedLM, data: Data, batch_size: int = 64,
     precision: Precision = "medium",
-) -> float:
+) -> float:  # fmt: skip
     r"""How many equally likely tokens would be as hard to guess: $\exp\!\left(-\frac1N \sum_n \log p(x_n \mid x_{<n})\right)$.
 
     1 is certainty, the size of the vocabulary is blind guessing. $N$ counts all predicted tokens of
-    the data. It compares models on the same tokens only: another tokenizer cuts other tokens, and
-    blocks of another length give less or more to look back at. For a `MaskedLM` the $n$ are the
-    chosen tokens, each given all that is not hidden: another number than a causal model's.
+    the data. Compare models on the same tokens only: another tokenizer makes other tokens, and blocks
+    of another length give less or more context. For a `MaskedLM` the $n$ are the chosen tokens, each
+    predicted from everything visible, which is not comparable with a causal model.
 
     Source: Jurafsky and Martin, Speech and Language Processing, chapter on n-gram language models.
     """

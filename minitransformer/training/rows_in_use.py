@@ -1,9 +1,9 @@
-"""Only the rows of the embedding table that the training texts read.
+"""Training only the rows of the embedding table that the training texts read.
 
-Why this has a file: a batch reads a few hundred tokens, but the gradient, its norm and AdamW's update
-run over the whole table. Without the unread rows a fine-tuning run of a six-block encoder of width 384
-takes 1.2 times less CPU time with BERT's 30,522 tokens, and 2.1 times less with a multilingual
-vocabulary of 250,037 (`python tests/benchmarks/rows_in_use.py`). The result is the same to rounding.
+A batch reads a few hundred tokens, but the gradient, its norm and AdamW's update run over the whole
+table. Without the unread rows, fine-tuning a six-block encoder of width 384 takes 1.2 times less CPU
+time with BERT's 30,522 tokens, and 2.1 times less with a multilingual vocabulary of 250,037 (`python
+tests/benchmarks/rows_in_use.py`). The result is the same to rounding.
 """
 
 import contextlib
@@ -19,20 +19,14 @@ from ..model.layers import Embeddings
 
 
 class RowsInUse(nn.Embedding):
-    r"""Stands in for the table of token embeddings: only the rows that the training texts read.
+    r"""Stands in for the table of token embeddings, with only the rows that the training texts read.
 
     The other rows get no gradient, so their momentum stays 0 and AdamW only decays them, all alike:
-    $\theta \leftarrow (1 - \eta\lambda)\,\theta$. One row of ones that no id reads goes through AdamW
-    for all of them. The result is the whole table's, at a fraction of its gradient, norm and update.
+    $\theta \leftarrow (1 - \eta\lambda)\,\theta$. One row of ones, which no id reads, goes through AdamW
+    and records that decay for all of them. `inside` surrounds the training, with the making of the
+    optimizer; `outside` surrounds a look at other texts in between, as for validation.
 
-        rows = RowsInUse(encoder.embeddings, train)
-        with rows.inside():
-            ...  # make the optimizer, train
-            with rows.outside():
-                ...  # the whole table, as it is now: other texts can be read
-        ...  # the whole table has learned
-
-    Not for a table that an output layer shares: there every row gets a gradient.
+    Not for a table shared with an output layer: there every row gets a gradient.
 
     Shapes: ids (batch, length) -> (batch, length, d_model).
     """
@@ -42,19 +36,15 @@ class RowsInUse(nn.Embedding):
 
     def __init__(self, embeddings: Embeddings, data: EncodedTexts):
         rows = torch.tensor(sorted({data.pad_id, *itertools.chain(*data.ids)}))
-        table = embeddings.tokens
-        weight = table.weight.detach()
-        super().__init__(
-            len(rows) + 1,
-            weight.shape[1],
-            _weight=torch.cat([weight[rows], torch.ones_like(weight[:1])]),
-        )
+        weight = embeddings.tokens.weight.detach()
+        mine = torch.cat([weight[rows], torch.ones_like(weight[:1])])
+        super().__init__(*mine.shape, _weight=mine)
         self.rows, self.place = rows, torch.full((len(weight),), -1)
-        self.place[rows] = torch.arange(len(rows))  # -1 stays, an IndexError, for any other id
+        self.place[rows] = torch.arange(len(rows))  # for any other id -1 remains, an IndexError
         self.written = torch.ones_like(weight[:1])
-        """The decay that the table has had already."""
-        # not as submodules: the parameters of the table would count twice
-        self.__dict__ |= {"embeddings": embeddings, "table": table}
+        """The decay already written to the table."""
+        # not as submodules, which would count the table's parameters twice
+        self.__dict__ |= {"embeddings": embeddings, "table": embeddings.tokens}
 
     def forward(self, ids: Int[Tensor, "..."]) -> Float[Tensor, "... d_model"]:
         """Look up."""
@@ -62,7 +52,7 @@ class RowsInUse(nn.Embedding):
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Read from these rows inside; afterwards the table has learned what they learned."""
+        """Inside, ids read these rows; afterwards the table has learned what they learned."""
         self.embeddings.tokens = self
         try:
             yield
@@ -72,7 +62,7 @@ class RowsInUse(nn.Embedding):
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
-        """Read from the whole table for a while, then from these rows again."""
+        """Inside, ids read the whole table; afterwards these rows again."""
         self.write()
         self.embeddings.tokens = self.table
         try:

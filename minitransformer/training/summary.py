@@ -2,22 +2,17 @@
 
 from torch import nn
 
-from .layers import Layer, layers_of
-from .optim import split_by_decay
-from .strategies import Progress, Strategy
+from .optim import WEIGHT_DECAY, split_by_decay
+from .strategies import Progress, Strategy, layers_of
+
+STEPS = 1000
+"""How finely a run is divided to find where the rates change."""
 
 
-def plan(
-    model: nn.Module,
-    strategy: Strategy,
-    *,
-    epochs: int = 3,
-    lr: float | None = None,
-    weight_decay: float = 0.01,
-) -> str:
+def plan(model: nn.Module, strategy: Strategy, *, epochs: int = 3, lr: float | None = None) -> str:
     """For each layer: its parameters, how many learn, at which peak rate and when, decay, dropout.
 
-    A strategy that changes its mind during the run has a column for each part of it.
+    A strategy that changes its rates during the run has a column for each part of it.
 
     Raises:
         ValueError: the strategy does not fit the model.
@@ -34,72 +29,59 @@ def plan(
     all                222       10 (4.5% at most at a time)
     """
     base = strategy.learning_rate if lr is None else lr
+    most = most_trained(model, strategy, epochs)
     with strategy.applied(model):
-        layers = layers_of(model)
-        phases = phases_of(strategy, len(layers), epochs)
-        header = ["layer", "parameters", "trained"]
-        header += ["rate"] if len(phases) == 1 else [f"from {at:.0%}" for at, _ in phases]
-        rows = [[*header, "decay", "dropout"]]
-        learning = [learning_parameters(model, layer, strategy, layers[-1]) for layer in layers]
-        for i, (layer, (decayed, plain)) in enumerate(zip(layers, learning, strict=True)):
-            rates = [base * rates[i] for _, rates in phases]
-            frozen = not any(rates)
-            rows.append([
-                layer.name, f"{size(layer):,}", f"{0 if frozen else decayed + plain:,}",
-                *(f"{rate:.0e}" if rate else "frozen" for rate in rates),
-                f"{weight_decay:g}" if decayed and not frozen else "-", "off" if frozen else "on",
-            ])  # fmt: skip
-        everything = sum(map(size, layers))
-    most = largest([a + b for a, b in learning], phases)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{strategy}, base rate {base:.0e}"]
-    for name, *rest in rows:
-        cells = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
-        lines.append("  ".join([name.ljust(widths[0]), *cells]))
-    last = "  ".join(["all".ljust(widths[0]), f"{everything:,}".rjust(widths[1])])
-    last += "  " + f"{most:,}".rjust(widths[2])
-    return "\n".join([*lines, f"{last} ({most / everything:.1%} at most at a time)"])
+        layers, learning = layers_of(model), learning_parameters(model, strategy)
+        sizes = [sum(p.numel() for m in x.modules for p in m.parameters()) for x in layers]
+    phases = phases_of(strategy, len(layers), epochs)
+    header = ["rate"] if len(phases) == 1 else [f"from {share:.0%}" for share, _ in phases]
+    rows = [["layer", "parameters", "trained", *header, "decay", "dropout"]]
+    for i, (decayed, plain) in enumerate(learning):
+        rates = [base * rates[i] for _, rates in phases]
+        frozen = not any(rates)
+        rows.append([
+            layers[i].name, f"{sizes[i]:,}", f"{0 if frozen else decayed + plain:,}",
+            *(f"{rate:.0e}" if rate else "frozen" for rate in rates),
+            f"{WEIGHT_DECAY:g}" if decayed and not frozen else "-", "off" if frozen else "on",
+        ])  # fmt: skip
+    first, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+
+    def line(name: str, *cells: str) -> str:
+        return "  ".join([name.ljust(first), *map(str.rjust, cells, widths)])
+
+    last = line("all", f"{sum(sizes):,}", f"{most:,}")
+    last += f" ({most / sum(sizes):.1%} at most at a time)"
+    return "\n".join([f"{strategy}, base rate {base:.0e}", *(line(*row) for row in rows), last])
 
 
 def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
-    """How many parameters learn at a time, at most."""
+    """The largest number of parameters that learn at the same time."""
     with strategy.applied(model):
-        layers = layers_of(model)
-        learning = [sum(learning_parameters(model, x, strategy, layers[-1])) for x in layers]
-    return largest(learning, phases_of(strategy, len(layers), epochs))
-
-
-def largest(learning: list[int], phases: list[tuple[float, list[float]]]) -> int:
-    """Of `learning`, the parameters of each layer, the most that have a rate in one phase."""
+        learning = [sum(both) for both in learning_parameters(model, strategy)]
+    phases = phases_of(strategy, len(learning), epochs)
     return max(
         sum(n for n, rate in zip(learning, rates, strict=True) if rate) for _, rates in phases
     )
 
 
-def phases_of(
-    strategy: Strategy, n_layers: int, epochs: int, steps: int = 1000
-) -> list[tuple[float, list[float]]]:
+def phases_of(strategy: Strategy, n_layers: int, epochs: int) -> list[tuple[float, list[float]]]:
     """(share of the run, rates) wherever the rates change."""
     phases: list[tuple[float, list[float]]] = []
-    for step in range(steps):
-        rates = strategy.rates(n_layers, Progress(step, steps, step * epochs // steps))
+    for step in range(STEPS):
+        rates = strategy.rates(n_layers, Progress(step, STEPS, step * epochs // STEPS))
         if not phases or rates != phases[-1][1]:
-            phases.append((step / steps, rates))
+            phases.append((step / STEPS, rates))
     return phases
 
 
-def learning_parameters(
-    model: nn.Module, layer: Layer, strategy: Strategy, head: Layer
-) -> tuple[int, int]:
-    """How many numbers of a layer learn, with and without weight decay."""
+def learning_parameters(model: nn.Module, strategy: Strategy) -> list[tuple[int, int]]:
+    """How many numbers of each layer learn when it does, with and without weight decay."""
     names = {p: name for name, p in model.named_parameters()}
-    decayed, plain = (
-        sum(p.numel() for p in part if layer is head or strategy.learns(names[p]))
-        for part in split_by_decay(layer)
-    )
-    return decayed, plain
-
-
-def size(layer: Layer) -> int:
-    """All parameters of a layer."""
-    return sum(p.numel() for module in layer.modules for p in module.parameters())
+    layers, counts = layers_of(model), []
+    for layer in layers:
+        decayed, plain = (
+            sum(p.numel() for p in part if layer is layers[-1] or strategy.learns(names[p]))
+            for part in split_by_decay(layer)
+        )
+        counts.append((decayed, plain))
+    return counts

@@ -193,7 +193,7 @@ assert torch.allclose(weights.sum(-1), torch.ones(n))
 #
 # If every key of a row is hidden, each exponential is 0 and the softmax is $0/0$. One such row,
 # perhaps that of a padded query nobody looks at, is enough to spoil a training step: NaN times 0 is
-# NaN, and the gradient of every *value* is a sum over all queries.
+# NaN, and the gradient of every *value* is a sum over all queries, that one included.
 
 # %%
 hidden = torch.tensor([[True, True], [False, False]])  # the second query may see nothing
@@ -214,8 +214,8 @@ assert values.grad.isnan().all()
 #
 # Write the softmax over the last axis of `scores`, of shape (..., queries, keys), keeping only the
 # keys where the boolean `keep` of the same shape is True (`None`: all of them). Return the weights,
-# of that shape too. Scores may be as large as 10,000, and a row may have nothing to keep. You may
-# call `torch.softmax`.
+# of that shape too. Scores may be in the tens of thousands, and a row may have nothing to keep. You
+# may call `torch.softmax`.
 
 
 # %%

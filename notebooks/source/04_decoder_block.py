@@ -99,8 +99,8 @@ assert infinity[:2] == (0.0, 0.0) and abs(infinity[2] - 1) < 1e-6
 
 # %% [markdown]
 # *Notice* the first line: no hidden word has any weight, and yet the future moves the weights. The
-# softmax had divided by a sum that includes the future. $e^{-\infty} = 0$ is the one value that
-# takes it out of numerator *and* denominator.
+# softmax divided by a sum that includes the future. $e^{-\infty} = 0$ is the one value that takes
+# it out of numerator *and* denominator.
 #
 # ### Exercise 1: causal weights
 #
@@ -384,7 +384,7 @@ lengths = range(25, 201, 25)
 
 
 def write(use_cache, count=False):
-    """The words, and millions of multiplications for each of some of them."""
+    """The words, and for some of them the millions of multiplications that each took."""
     text, work = [], []
     stream = mt.stream(model, prompt, 196, use_cache=use_cache)
     for length in range(5, 201):

@@ -6,14 +6,15 @@
 # an encoder reads the words, a decoder writes the digits, and nobody tells either what a month is.
 #
 # This is the machine of Vaswani et al. 2017, figure 1, put together from the parts of the earlier
-# notebooks: compared with `nn.Transformer`, trained in two minutes, tested on days it has never
+# notebooks: compared with `nn.Transformer`, trained in minutes, tested on days it has never
 # seen, and looked into. You write what holds it together: what the decoder reads, the three masks,
 # and the loss.
 #
 # It covers `Encoder(x)` and `Decoder(y, z)` of section 4 of the article at work together, and
 # sequence-to-sequence generation in its section 6; sections 3 and 5 of Vaswani et al. 2017.
 #
-# *Runs in about two and a half minutes on two cores. Needs no data: the dates come from Babel.*
+# *Runs in one and a half to four minutes on two cores: it trains a model from scratch,
+# twice. Needs no data: the dates come from Babel.*
 
 # %%
 import math
@@ -288,7 +289,7 @@ assert error < 1e-10 and padding.any()
 def my_loss(logits, target, keep):
     """The mean loss, a number.
 
-    logits: (batch, length, vocab); target: (batch, length), the tokens that are asked for;
+    logits: (batch, length, vocab); target: (batch, length), the tokens to predict;
     keep: (batch, length), True = a real token, the end included.
     """
     # BEGIN SOLUTION
@@ -480,7 +481,7 @@ WRITTEN = {"year": slice(0, 4), "month": slice(5, 7), "day": slice(8, 10)}
 
 
 def parts_of(words, day, language):
-    """Where the year, the month's name and the day stand in the words; None without a name."""
+    """Where the words have the year, the month's name and the day; None without a name."""
     year = words.rindex(str(day.year))
     for form in ("MMMM", "MMM"):
         name = format_date(day, form, locale=FORMATS[language][0])
@@ -511,8 +512,8 @@ assert (table.argmax(1) == torch.arange(3)).all()  # each part looks most at its
 #
 # ## What to read next
 #
-# - **Notebook 15, generating text**: a decoder without an encoder, and how to choose the next token
-#   in other ways than taking the likeliest.
+# - **Notebook 15, generating text**: a decoder without an encoder, and other ways to choose the
+#   next token than taking the likeliest.
 # - Vaswani et al. 2017, sections 3.1 to 3.4; Bahdanau, Cho and Bengio 2015, who drew the first such
 #   map, of translated words.
 # - In the package: `minitransformer/model/transformer.py`, `minitransformer/training/objectives.py`.

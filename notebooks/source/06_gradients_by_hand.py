@@ -10,7 +10,7 @@
 # It covers the formulas of section 4 of the article, backward, and steps 3 and 4 of its section 3.2:
 # cross-entropy, AdamW, training. The notebooks before this one build the same formulas forward.
 #
-# *Runs in under a minute on two cores. Needs `make data` once, for section 7.*
+# *Runs in half a minute to two minutes on two cores. Needs `make data` once, for section 7.*
 
 # %%
 import math
@@ -279,7 +279,7 @@ assert abs(dQ[4, 1] - slope(loss, Q, (4, 1))) < 1e-8
 
 # %%
 def my_attention_backward(dO, Q, K, V, keep):
-    """dQ, dK, dV, each shaped like what it is the gradient of."""
+    """dQ, dK, dV, with the shapes of Q, K and V."""
     # BEGIN SOLUTION
     root = math.sqrt(Q.shape[-1])
     _, P = mt.scaled_dot_product_attention(Q, K, V, keep)
@@ -318,8 +318,8 @@ mt.check.attention_backward(one_letter)
 #
 # $$dx = dy + f'(dy),$$
 #
-# where $f'(dy)$ is short for "$f$ backward". The first summand is the whole point: it passes
-# through no weights.
+# where $f'(dy)$ is short for "$f$ backward". The first term is the whole point: it passes through
+# no weights.
 #
 # An experiment: twelve fresh pre-LN blocks, 16 tokens. The gradient enters at the top at *one*
 # token, and we look at how much of it arrives at each token and each depth, with the residuals and
@@ -395,7 +395,7 @@ axes[0].figure.colorbar(image, ax=axes, label="$\\log_{10}$ size of the gradient
 
 
 def own_against_others(sizes):
-    """How much more arrives at the token that was asked for, below each block."""
+    """How much more arrives at the token where the gradient entered, below each block."""
     return sizes[1:, 8] / np.delete(sizes[1:], 8, axis=1).mean(1)
 
 
@@ -589,7 +589,7 @@ def fresh_pair():
 
 
 def train_both(steps, lr=1e-3, eps=1e-8, batch=16):
-    """Train the two side by side; the losses of both, and how far apart each weight ends."""
+    """Train the two side by side; the losses of both, and how far apart each weight ends up."""
     torchs, numpys = fresh_pair()
     adam_torch = torch.optim.AdamW(torchs.parameters(), lr=lr, eps=eps, weight_decay=0.01)
     adam_numpy = AdamW(numpys.parameters, lr=lr, eps=eps, weight_decay=0.01)

@@ -3,19 +3,19 @@
 #
 # A Transformer reads numbers: row 2143 of a table, row 7 of it. Which pieces of a text get a row? Its
 # characters, its words, something in between? Everything else here learns from data; so does this, only
-# before the training begins, and nothing later can mend it. This notebook
+# before training begins, and nothing later can repair it. This notebook
 #
 # 1. compares the four usual answers on reviews that no vocabulary was learned from,
-# 2. learns byte pairs by hand, and finds the same as the `tokenizers` library,
-# 3. cuts words into pieces as BERT does, again as the library,
+# 2. learns byte pairs by hand, and finds the same ones as the `tokenizers` library,
+# 3. cuts words into pieces as BERT does, again as the library does,
 # 4. compares BERT's own vocabulary with one learned from film reviews,
-# 5. shows what becomes of a Chinese sentence under each.
+# 5. shows what each makes of a Chinese sentence.
 #
 # It covers the first step of section 5 of the article, to tokenise, and what section 2.1's pretrained
 # models were given to read. Sources: Sennrich, Haddow and Birch 2016, section 3.2 (byte pairs); Radford
 # et al. 2019, section 2.2 (over bytes); Devlin et al. 2019, section 3 (word pieces).
 #
-# *Runs in about half a minute on two cores. Needs `make data` once.*
+# *Runs in half a minute to a minute on two cores. Needs `make data` once.*
 
 # %%
 import json
@@ -55,9 +55,10 @@ print(
 #
 # - **characters**: every character that occurs is a token.
 # - **whole words**: the most frequent words are tokens, every other one is `[UNK]`, unknown.
-# - **byte pairs** (GPT-2): begin with the 256 bytes, and join again and again the two neighbours that are
-#   most often seen together.
-# - **word pieces** (BERT): as long pieces of words as there are; `##` says that a piece goes on a word.
+# - **byte pairs** (GPT-2): begin with the 256 bytes, and repeatedly join the two neighbours that occur
+#   together most often.
+# - **word pieces** (BERT): the longest pieces of words that the vocabulary has; `##` says that a piece
+#   continues a word.
 
 # %%
 SENTENCE = "An unpretentious, overlong melodrama."
@@ -74,12 +75,12 @@ for name, tokens in cut.items():
 assert "[UNK]" in cut["whole words"] and "[UNK]" not in cut["word pieces"]
 
 # %% [markdown]
-# (`_` is the space before a word, which byte pairs keep. The vocabularies have 2,000 tokens each, the
-# characters fewer.)
+# (`_` is the space before a word, which byte pairs keep. The vocabularies have 2,000 tokens each; there
+# are fewer characters.)
 #
 # Long texts cost: attention compares each token with every other one, so twice the tokens is four times
 # the work there. A large vocabulary costs too: each token has a row of $d_{model}$ weights, and a rare one
-# is hardly ever trained. And an unknown word is lost. Here are the three against each other, on reviews
+# is hardly ever trained. And an unknown word is lost. Here are these three costs side by side, on reviews
 # that no vocabulary was learned from:
 
 # %%
@@ -131,22 +132,22 @@ assert characters[1] > 4.5 and all(p[1] < 3 for p in (*pairs, *pieces))
 assert whole[-1][2] > 0.05 and all(p[2] < 0.001 for p in (*pairs, *pieces, characters))
 
 # %% [markdown]
-# *Notice* that whole words are never good enough: even with 8,000 of them one word of fourteen in a new
+# *Notice* that whole words are never good enough: even with 8,000 of them one word in fourteen of a new
 # review is unknown, and these are the telling ones, since the frequent words are "the" and "of".
-# Characters know everything and need about five tokens a word. Pieces have both: nothing (or next to
-# nothing) is unknown, and a few thousand of them come near one token a word.
+# Characters cover everything and need about five tokens per word. Pieces have both advantages: nothing (or
+# next to nothing) is unknown, and a few thousand of them come near one token per word.
 #
 # ## 2. Byte pairs
 #
 # How are the pieces found? By counting. Begin with the characters (or the bytes) of each word. Then, as
 # often as you like:
 #
-# 1. count how often each pair of neighbours occurs in the words, a word that occurs five times five times:
+# 1. count how often each pair of neighbours occurs in the words; a word that occurs five times counts five times:
 # $$n(a, b) = \sum_w c_w \cdot \big|\{t : w_t = a,\ w_{t+1} = b\}\big|$$
 # 2. make the most frequent pair one token, everywhere.
 #
 # The list of the merges, in order, is the vocabulary. Two exercises, one for each step. The words are rows
-# of ids, filled with `pad_id` behind their ends.
+# of ids, padded with `pad_id` at the end.
 #
 # ### Exercise 1: the most frequent pair
 
@@ -192,7 +193,7 @@ def my_merge_pair(ids, a, b, new, pad_id):
 mt.check.merge_pair(my_merge_pair)
 
 # %% [markdown]
-# Sennrich et al. print the whole of it on half a page, their algorithm 1, with words as strings in which a
+# Sennrich et al. print all of it on half a page, their algorithm 1, with words as strings in which a
 # space separates the tokens. Here it is, on their own example. (They also put a mark at the end of each
 # word, left out here.)
 
@@ -231,10 +232,10 @@ for a, b in merges:
 assert word == "low est"
 
 # %% [markdown]
-# "lowest" is not among the four words, and yet it has a good spelling: `low` and `est`, in two tokens of
-# which each has been seen. That is the point of it.
+# "lowest" is not among the four words, and yet it has a good spelling: `low` and `est`, two tokens that
+# have both been seen. That is the point of the method.
 #
-# And is this what the library does, in Rust and with much cleverer bookkeeping? On 200 reviews, 150 merges:
+# Is this what the library does, in Rust and with much cleverer bookkeeping? On 200 reviews, 150 merges:
 
 # %%
 some = Counter(word for text in train.texts[:200] for word in words_of(text))
@@ -254,15 +255,15 @@ assert by_hand == its
 
 # %% [markdown]
 # First come pairs of letters that English has everywhere, then endings and small words, then whole words
-# of this trade. GPT-2 does the same with bytes in the place of characters, so that no character can be
+# of this trade. GPT-2 does the same with bytes instead of characters, so that no character can be
 # unknown, and with 50,000 merges.
 #
 # ## 3. Word pieces
 #
 # BERT's vocabulary is a plain list of pieces, without merges. A word is cut from the left, greedily: the
-# longest piece that begins it, then the longest that goes on, and so on. Pieces that go on a word are
-# written with `##`, and are other tokens than the same letters at its beginning. If at some place none
-# fits, the *whole word* becomes `[UNK]`.
+# longest piece that begins it, then the longest that continues it, and so on. Pieces that continue a word
+# are written with `##`, and are different tokens from the same letters at its beginning. If none fits at
+# some place, the *whole word* becomes `[UNK]`.
 #
 # (How Google chose the pieces was never published; `train_tokenizer` chooses them by frequency, as above.)
 #
@@ -292,7 +293,7 @@ def my_word_pieces(word, vocab, pad_id):
 mt.check.word_pieces(my_word_pieces)
 
 # %% [markdown]
-# The check compared you with the rule, word for word. Is that rule the library's? On every word of the
+# The check compared your answer with the rule, word for word. Is it the library's rule too? On every word of the
 # held-out reviews, with BERT's own 30,522 pieces:
 
 # %%
@@ -305,8 +306,8 @@ print(f"{equal:,} of {len(held_out):,} words are cut alike")
 assert equal == len(held_out)
 
 # %% [markdown]
-# Greedy is fast, and does not know what a word is made of. It may hit the parts of a word, as in the first of
-# these; or a long piece fits by accident, and the rest has to make do:
+# The greedy rule is fast, and does not know what a word is made of. It may hit the parts of a word, as in the
+# first of these; or a long piece fits by accident, and the rest has to make do:
 
 
 # %%
@@ -344,9 +345,9 @@ assert "watchable" in split["BERT's"] - split["ours"]
 # "cliche" are whole, and they are the words that a classifier of reviews wants to see. BERT's knows the
 # world.
 #
-# Which to take? Who *fine-tunes* has no choice: the rows of the table were trained with their pieces, and
-# another vocabulary would give each row another meaning. Who *pretrains* chooses, and a vocabulary of the
-# domain makes a small model smaller. In MiniLM the table of pieces is half of all weights:
+# Which one to take? In *fine-tuning* there is no choice: the rows of the table were trained with their pieces,
+# and another vocabulary would give each row another meaning. In *pretraining* there is, and a vocabulary of
+# the domain makes a small model smaller. In MiniLM the table of pieces is half of all weights:
 
 # %%
 encoder, _ = mt.load_pretrained("all-MiniLM-L6-v2")
@@ -390,7 +391,7 @@ assert bytes_alone == 3 * len(CHINESE) and each == len(CHINESE) and joined < eac
 # - **BERT's English pieces** have a few Chinese characters, and keep each apart. The others are `[UNK]`, and
 #   with them what the sentence says. Nothing fails; a model fine-tuned on this learns from commas.
 # - **Byte pairs** lose nothing. But a Chinese character is three bytes in UTF-8, and English has taught it
-#   no pair of them: three tokens a character. (Each byte is shown as some letter.)
+#   no pair of them: three tokens per character. (Each byte is shown as some letter.)
 # - **Byte pairs learned from Chinese** have joined the bytes to characters and these to words, without
 #   being told what a word is.
 # - **Characters** are one token each. Chinese BERT does just that.
@@ -413,7 +414,7 @@ assert lost < 0.005 and in_bert < 0.5
 # ## What to read next
 #
 # - **Notebook 08, pretraining objectives**: what a model is asked about its tokens. It hides some, and your
-#   vocabulary decides what a hidden token is.
+#   vocabulary decides what a hidden token can be.
 # - **Notebook 15** writes with byte pairs; **notebook 10** fine-tunes with BERT's pieces.
 # - Sennrich, Haddow and Birch 2016, "Neural machine translation of rare words with subword units".
 # - In the package: `minitransformer/data/vocabulary.py`, and `minitransformer/data/tokenizers.py`.

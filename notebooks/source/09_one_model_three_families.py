@@ -12,7 +12,7 @@
 # It covers section 2.1 of the article, on pretrained Transformers: BERT (Devlin et al. 2019), GPT
 # (Radford et al. 2019) and T5 (Raffel et al. 2020).
 #
-# *Runs in under a minute on two cores. Needs `make data` once, for the real weights.*
+# *Runs in half a minute to a minute on two cores. Needs `make data` once, for the real weights.*
 
 # %%
 import json
@@ -192,8 +192,7 @@ print("the same in all four:", *sorted(set(every.rows) - set(table.different)))
 # Two things must happen on the way in, and both go wrong silently. The first: GPT-2's code multiplies
 # $xW$ and stores $W$ as (in, out); `nn.Linear` multiplies $xW^\top$ and stores (out, in). So four
 # matrices of each block have to be transposed, `c_attn`, `c_proj`, `c_fc` and again `c_proj`, and
-# the embeddings must *not* be. Here is one of them, as it lies in the file and as it lies in our
-# model:
+# the embeddings must *not* be. Here is one of them, as it is in the file and as it is in our model:
 
 # %%
 file = safetensors.torch.load_file(folders / "GPT-2" / "model.safetensors")
@@ -409,7 +408,7 @@ for pair in (("BERT", "GPT-2"), ("T5 v1.0", "T5 v1.1")):
 #   digit. A test that accepts 1e-2, and such tests exist, would call most of them equal.
 # - **"Exactly 0" is a trap.** GPT-2 without its padding mask is *right*: all padding is on the
 #   right, and causality hides whatever comes later. And T5 with another `max_distance` is right on
-#   texts this short. The mistakes are there; these inputs cannot tell.
+#   texts this short. The mistakes are there; these inputs cannot reveal them.
 #
 # So pad on the left, as one does for generation, and the first of them shows:
 

@@ -2,7 +2,7 @@
 # # 10 Fine-tuning BERT
 #
 # A model has read a large part of the web. Nobody told it what a *good* film is. This notebook
-# tells it, with eight thousand movie reviews, in the article's five steps:
+# tells it, with two thousand movie reviews, in the article's five steps:
 #
 # 1. load a pretrained model,
 # 2. add a task layer,
@@ -10,14 +10,14 @@
 # 4. train,
 # 5. evaluate.
 #
-# Then it asks what all that bought: against counting words, and against the same model left as it
-# was.
+# Then it asks what all that bought, compared with counting words, and with the same model left as it
+# was; with these two thousand reviews, and with all eight thousand.
 #
 # It covers sections 2.2, 3.1, 3.2 and the worked example of section 5 of the article; the example's
 # two sentences are replaced by real reviews. The model is all-MiniLM-L6-v2: BERT's architecture in
 # 6 layers, small enough for a laptop. Source of the recipe: Devlin et al. 2019, section 4.1.
 #
-# *Runs in about five minutes on two cores. Needs `make data` once.*
+# *Runs in one to three minutes on two cores. Needs `make data` once.*
 
 # %%
 from collections import Counter
@@ -40,13 +40,15 @@ reviews = mt.data.load("movies")
 train, valid, test = reviews.split((0.8, 0.1, 0.1), seed=0)
 print(reviews)
 print(f"{len(train)} to learn from, {len(valid)} to choose with, {len(test)} to be judged by\n")
+some = train.sample(2000)
 for text, label in list(zip(train.texts, train.labels, strict=True))[:4]:
     print(f"{train.label_names[label]:>8}: {text}")
 
 # %% [markdown]
 # Three parts, and each has one job. The model learns from the first. The second decides which epoch
 # is kept. The third is looked at once, at the end. A text that occurs twice is never in two parts:
-# a model that has seen a test review would be quoting, not understanding.
+# a model that has seen a test review would be quoting, not understanding. To be done in a minute or
+# two, the trainings below use 2,000 reviews of the first part; the end shows what all of them give.
 
 # %%
 assert not set(train.texts) & set(test.texts) and not set(valid.texts) & set(test.texts)
@@ -55,15 +57,15 @@ assert not set(train.texts) & set(test.texts) and not set(valid.texts) & set(tes
 # ## What is there to beat?
 #
 # Before any Transformer: count words, weigh them by rarity (TF-IDF), draw a line (logistic
-# regression). It takes seconds, knows nothing of word order, and is the bar that many a fine
+# regression). It takes seconds, knows nothing of word order, and is a bar that many a fine
 # network fails to clear. We give it a fair chance: words, pairs of words, and pieces of words, and
-# how far the weights may grow is chosen on the second part. It is all scikit-learn's:
-# `minitransformer/training/baseline.py`.
+# how far the weights may grow is chosen on the second part. Scikit-learn does all of it:
+# `minitransformer/lab/baseline.py`.
 
 # %%
 from minitransformer.lab.baseline import tf_idf
 
-counting = tf_idf(train, valid)
+counting = tf_idf(some, valid)
 accuracy = {"always the larger class": max(Counter(test.labels).values()) / len(test)}
 accuracy["TF-IDF"] = counting.score(test.texts, test.labels)
 print(f"TF-IDF and logistic regression: {accuracy['TF-IDF']:.3f}")
@@ -88,7 +90,7 @@ for name, part in (("embeddings", encoder.embeddings), ("blocks", encoder.blocks
 # ### Text into tokens
 #
 # The model does not see words. Common words are tokens of their own, rare ones are cut into pieces
-# (`##` goes on a word), and two special tokens mark start and end.
+# (`##` continues a word), and two special tokens mark start and end.
 
 # %%
 sentence = "An unfussily charming, sub-zero comedy."
@@ -100,12 +102,12 @@ print(ids)
 # ### Padding, truncation, and the mask
 #
 # Sentences differ in length, a tensor does not. So the shorter ones are filled up with `[PAD]`, and
-# a mask `keep` hides the filling from attention: True means *may be attended to*. Texts longer than
+# a mask `keep` hides the padding from attention: True means *may be attended to*. Texts longer than
 # the model's 512 positions are cut (none of ours is).
 #
 # The article pads everything to 128. Look at what that costs: the left picture is one batch of 32
 # reviews as the article's script sees it. On the right, the same number of reviews, chosen to be of
-# like length and padded only to the longest of them.
+# similar length and padded only to the longest of them.
 
 # %%
 data = mt.data.encode(train, tokenizer)
@@ -130,9 +132,9 @@ print(
 assert real / padded > 0.9
 
 # %% [markdown]
-# *Notice* the white on the left: four fifths of the work would go into multiplying filling.
+# *Notice* the white on the left: four fifths of the work would be spent on multiplying padding.
 #
-# The mask must make the filling invisible. If it does, a review alone and the same review in a
+# The mask must make the padding invisible. If it does, a review alone and the same review in a
 # padded batch have the same vectors:
 
 # %%
@@ -155,14 +157,14 @@ assert (alone - together).abs().max() < 1e-4 < (alone - unmasked).abs().max()
 #
 # $$\text{logits} = \mathrm{pool}(\mathrm{Encoder}(ids))\,W + b$$
 #
-# $W$ and $b$ are new and random; all else is pretrained. (BERT's own way is a tanh layer on the
+# $W$ and $b$ are new and random; everything else is pretrained. (BERT's own way is a tanh layer on the
 # first token, `pooling="cls"`. This checkpoint was trained to make good *means*.)
 #
 # ### Exercise 1: the mean over the real tokens
 #
 # $$\mathrm{pool}(h) = \frac{\sum_t \text{real}_t\, h_t}{\sum_t \text{real}_t}$$
 #
-# The vectors at padded positions are numbers like all others, and nothing hides them any more. One or
+# The vectors at padded positions are numbers like any others, and nothing hides them any more. One or
 # two lines; mind the shapes.
 
 
@@ -178,7 +180,7 @@ def my_mean_pool(hidden, real):
 mt.check.mean_pool(my_mean_pool)
 
 # %% [markdown]
-# And now the classifier, with the package's `mean_pool`:
+# Now the classifier, with the package's `mean_pool`:
 
 
 # %%
@@ -207,7 +209,7 @@ print(f"loss before training: {loss:.2f}, ln 2 = {np.log(2):.2f}")
 assert abs(loss - np.log(2)) < 0.1
 
 # %% [markdown]
-# The optimiser is AdamW, whose one step is a row of the ledger:
+# The optimiser is AdamW; one step of it is a row of the ledger:
 
 # %%
 mt.ledger.show("adamw")
@@ -215,14 +217,14 @@ mt.ledger.show("adamw")
 # %% [markdown]
 # Two customs go with it. Weights decay a little at every step, but biases and the gains of norms do
 # not. And the learning rate is small, warms up over the first tenth of the steps, and then falls to
-# zero: large steps would wash out what pretraining has put there. The schedule is a factor of the
+# zero: large steps would wash out what pretraining has put there. The schedule multiplies the
 # rate, with $S$ steps counted from $s = 0$ and $w$ of them to warm up:
 #
 # $$f(s) = \frac{s + 1}{w} \ \text{ for } s < w, \qquad f(s) = \frac{S - s}{S - w} \ \text{ from } s = w \text{ on.}$$
 #
 # ### Exercise 2: the schedule
 #
-# Two fractions, and most ways to be off by one.
+# Two fractions, and many ways to be off by one.
 
 
 # %%
@@ -256,7 +258,7 @@ assert 0 < rates[0] < 0.1 and max(rates) == rates[19] == 1.0 and 0 < rates[-1] <
 
 # %%
 parts = {name: mt.data.encode(part, tokenizer) for name, part in
-         (("train", train), ("valid", valid), ("test", test))}  # fmt: skip
+         (("train", some), ("valid", valid), ("test", test))}  # fmt: skip
 frozen = new_classifier()
 before = frozen.encoder.blocks[0].attention.W_Q.weight.clone()
 print(mt.finetune(frozen, parts["train"], parts["valid"], mt.strategies.HeadOnly(), epochs=2))
@@ -264,18 +266,20 @@ accuracy["frozen encoder"] = mt.evaluate(frozen, parts["test"]).accuracy
 assert torch.equal(before, frozen.encoder.blocks[0].attention.W_Q.weight)  # it really was frozen
 
 # %% [markdown]
-# Then the dear one. **Full**: all 22.7 million weights may move. Two passes over the reviews; the
-# model is left at the epoch with the best validation accuracy.
+# Then the expensive way. **Full**: all 22.7 million weights may move. Two passes over the reviews, at the
+# rate that validation reviews chose in notebook 11; the model is left at the epoch with the best
+# validation accuracy.
 
 # %%
-history = mt.finetune(model, parts["train"], parts["valid"], mt.strategies.Full(), epochs=2)
+full = mt.strategies.Full()
+history = mt.finetune(model, parts["train"], parts["valid"], full, epochs=2, lr=1.5e-4)
 print(history)
 _ = history.plot()
 
 # %% [markdown]
-# *Notice* two things. The loss falls steeply in the first hundred steps: the features were there,
-# they only had to be pointed at the question. And in the second epoch the training loss goes on
-# falling while the validation loss does not: the model begins to learn these reviews by heart.
+# *Notice* how steeply the loss falls in the first fifty steps: the features were there, they only had
+# to be pointed at the question. From the second epoch on, the model meets reviews that it knows,
+# and the training loss no longer tells about new texts: only validation says what has been learned.
 #
 # ## Step 5: evaluate
 #
@@ -284,21 +288,40 @@ _ = history.plot()
 # %%
 metrics = mt.evaluate(model, parts["test"])
 accuracy["full fine-tuning"] = metrics.accuracy
-error = np.sqrt(0.85 * 0.15 / len(test))  # of a share near 0.85 among so many reviews
+error = np.sqrt(0.85 * 0.15 / len(test))  # of a share near 0.85 among this many reviews
 
 _, ax = plt.subplots(figsize=(6, 2.6), dpi=100, layout="constrained")
 bars = ax.barh(list(accuracy), list(accuracy.values()), xerr=error, color=["0.8", "C1", "C2", "C0"])
 ax.bar_label(bars, fmt="{:.3f}", padding=12)
 ax.set(xlim=(0.4, 1.0), xlabel="test accuracy, with its standard error")
 ax.invert_yaxis()
-assert accuracy["full fine-tuning"] > 0.85
-assert accuracy["full fine-tuning"] > accuracy["TF-IDF"] + 0.02 > accuracy["frozen encoder"]
+assert accuracy["full fine-tuning"] > 0.79
+assert accuracy["full fine-tuning"] > max(accuracy["TF-IDF"], accuracy["frozen encoder"]) + 0.02
 
 # %% [markdown]
-# *Notice* the order. Full fine-tuning wins clearly. But the frozen encoder, with all its reading of
-# the web, **loses to counting words**: with thousands of labels, features that were made for other
-# questions are worth less than a large vocabulary made for this one. With few labels it is the
-# other way round.
+# *Notice* the order. Full fine-tuning wins clearly. And with all 8,058 reviews? Those trainings take
+# four times as long. They were made with the command of notebook 12, `python -m minitransformer
+# experiment --labels 16 128 1024 8058 ...`, three seeds of each, and are kept in
+# `data/results/movies.jsonl`:
+
+# %%
+results = mt.results.read(mt.data.data_folder() / "results" / "movies.jsonl")
+cells, mean = mt.results.chosen(results), {}
+for way in ("tf-idf", "head-only", "full"):
+    of_seeds = [[r.accuracy["movies"] for r in cells["movies", way, n]] for n in (1024, 8058)]
+    few, every = (mt.results.mean_and_sd(a) for a in of_seeds)
+    mean[way] = few[0], every[0]
+    print(
+        f"{way:>10}: {few[0]:.3f} ± {few[1]:.3f} with 1,024, {every[0]:.3f} ± {every[1]:.3f} with all"
+    )
+assert mean["full"][0] > mean["head-only"][0] > mean["tf-idf"][0]
+assert mean["full"][1] > mean["tf-idf"][1] + 0.02 > mean["head-only"][1]
+
+# %% [markdown]
+# With a thousand labels the frozen encoder is ahead of TF-IDF. With all of them, and all its reading
+# of the web, it **loses to counting words**: with thousands of labels, features that were made for
+# other questions are worth less than a large vocabulary made for this one. Full fine-tuning wins with
+# either.
 #
 # ### Where it errs
 

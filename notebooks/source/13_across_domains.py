@@ -6,11 +6,11 @@
 # 8.1 asks how well that generalises. Here four domains, movies, products, tweets and editorials,
 # train and test each other.
 #
-# A claim is on trial, too. Kumar et al. 2022 say that full fine-tuning *distorts* good features: it
+# A claim is on trial as well. Kumar et al. 2022 say that full fine-tuning *distorts* good features: it
 # wins at home and loses away. Their remedy, LP-FT, trains the head first. We look at their theory in
 # a few lines of NumPy, then at real texts.
 #
-# *Runs in about two minutes on two cores. Needs `make data` once.*
+# *Runs in one to two minutes on two cores. Needs `make data` once.*
 
 # %%
 import matplotlib.pyplot as plt
@@ -102,7 +102,7 @@ assert error["full"][:, 0].mean() < 1e-3  # and at home nothing shows
 # %% [markdown]
 # *Notice* the column "at home": all that train their features are perfect there. No validation set
 # from home can see the damage. Away, full fine-tuning with a random head is as bad as having no
-# pretraining at all, while the head first, then everything is better than either.
+# pretraining at all, while training the head first, then everything, is better than either.
 #
 # That is a theory, in a linear world made to show it. Do real reviews agree?
 #
@@ -115,8 +115,8 @@ assert error["full"][:, 0].mean() < 1e-3  # and at home nothing shows
 # ```
 #
 # 512 texts of each domain, 64 steps, two seeds, each strategy at the rate that notebook 12 chose
-# for it on movie reviews. Every model is tested on all
-# four test sets. Validation is at home, as it would be in life.
+# for it on movie reviews. Every model is tested on all four test sets. Validation is at home, as it
+# would be in life.
 
 # %%
 DOMAINS = ["movies", "products", "tweets", "editorials"]
@@ -156,7 +156,7 @@ _ = axes[1, 0].set_xlabel("tested on")
 # %% [markdown]
 # ### Exercise: at home and away
 #
-# Of such a matrix, return two numbers: the mean of the diagonal, and the mean of everything else.
+# For such a matrix, return two numbers: the mean of the diagonal, and the mean of everything else.
 
 
 # %%
@@ -211,9 +211,9 @@ for method in ("lp-ft", "head-only", "tf-idf"):
 # %% [markdown]
 # *The verdict*, for this model and these texts: the claim does not hold. Away from home full
 # fine-tuning and LP-FT are equal, and both beat the frozen encoder by several points. The theory is
-# right about its world, but this is another one: there the pretrained features were nearly perfect,
+# right about its world, but this is a different one: there the pretrained features were nearly perfect,
 # so that touching them could only hurt. Here they are not (the frozen encoder loses even at home),
-# what full fine-tuning learns about praise and blame is of use elsewhere, and a small rate that
+# what full fine-tuning learns about praise and blame is useful elsewhere, and a small rate that
 # warms up and falls leaves the features near where they were (notebook 11). One square of the
 # matrix looks like the theory all the same: from products to tweets, full fine-tuning loses to both
 # others. And counting words hardly travels at all.

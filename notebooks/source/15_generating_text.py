@@ -4,16 +4,16 @@
 # A language model has one skill: it says how likely each token is to come next. Everything that it
 # writes follows from asking it again and again. This notebook trains a small GPT on real English,
 # lets it write, and shows that *how* the next token is chosen matters as much as the model: greedy
-# choice repeats itself, free choice raves, and temperature, top-k and top-p lie between.
+# choice repeats itself, free choice rambles, and temperature, top-k and top-p lie in between.
 #
 # Then the model moves house: it is fine-tuned from film reviews and newspaper comments to tweets. It
-# learns to tweet, and it forgets how to review. How much, the perplexity on both says, and what can be
-# done about it is tried.
+# learns to tweet, and it forgets how to review. The perplexity on both says
+# how much, and we try what can be done about it.
 #
 # It covers generation in section 6 of the article, and section 2.3, transfer from a source to a
 # target, for a language model. Sources: Radford et al. 2018 and 2019; Holtzman et al. 2020.
 #
-# *Runs in about three minutes on two cores. Needs `make data` once.*
+# *Runs in one and a half to four minutes on two cores: it trains a model from nothing. Needs `make data` once.*
 
 # %%
 import copy
@@ -29,7 +29,7 @@ from minitransformer.inference.generation import next_token_probabilities
 # ## 1. Text into blocks
 #
 # The *source* domain: film reviews and newspaper comments, a sentence or two each. The *target*
-# domain: tweets. A tenth of each is put aside, to choose with and to be judged by.
+# domain: tweets. A tenth of each is put aside, to choose with and to judge by.
 
 
 # %%
@@ -48,8 +48,8 @@ for name, (train, valid, test) in (("reviews and comments", reviews), ("tweets",
 
 # %% [markdown]
 # The vocabulary is learned from the reviews, by byte-pair encoding: start with 256 bytes, join the
-# two neighbours that are seen together most often, and again, until there are 1,000 tokens. A space
-# belongs to the word after it, and is written `Ġ`.
+# two neighbours that occur together most often, and repeat until there are 1,000 tokens. A space
+# belongs to the word after it, which is written `Ġ`.
 
 # %%
 tokenizer = mt.data.train_tokenizer(reviews[0], "bytes", vocab_size=1000)
@@ -58,8 +58,8 @@ for text in ("The film is a disappointment.", "@anna omg this is sooo cool :)"):
     print(tokenizer.tokens(tokenizer.encode(text)))
 
 # %% [markdown]
-# *Notice* that the tweet is cut into smaller pieces. Bytes can write anything, but what the
-# vocabulary was not learned from takes more tokens.
+# *Notice* that the tweet is cut into smaller pieces. Bytes can write anything, but text unlike
+# what the vocabulary was learned from takes more tokens.
 #
 # The texts differ in length. Padding would waste work, so they are laid end to end, an end token after
 # each, and the ribbon is cut into blocks of 64: no padding at all, and nothing lost but the last few
@@ -85,7 +85,7 @@ print("one of them:", tokenizer.backend.decode(old_train.ids[7], skip_special_to
 #
 # $$\mathrm{PPL} = \exp\Big(-\frac1N \sum_n \log p_n\Big),$$
 #
-# as if it had to guess, each time, among so many equally likely tokens. Blind guessing has 1,000.
+# as if it had to guess, each time, among this many equally likely tokens. Blind guessing has 1,000.
 # Counting does better: how often is each token (unigram), and how often after the one before it
 # (bigram, mixed with the unigram, since most pairs are never seen)?
 
@@ -153,7 +153,7 @@ assert guess["GPT"] < 0.85 * guess["bigram"] < guess["unigram"]
 #
 # ## 4. Greedy: always the likeliest
 #
-# Let it write a hundred tokens, each time the likeliest, on and on: an end token is written like any
+# Let it write a hundred tokens, each time the likeliest: an end token is written like any
 # other, and then the next text begins.
 
 
@@ -179,7 +179,7 @@ for row in greedy[:3]:
 # %% [markdown]
 # *Notice* how it circles. The likeliest word is the commonplace one, and once a phrase stands there
 # twice, a third time is likelier still. To put a number on it: how many runs of four tokens
-# occurred before in the same text? Beside it, real text, and tokens drawn by lot, which comes next.
+# occurred before in the same text? For comparison: real text, and sampled tokens, which come next.
 
 
 # %%
@@ -242,8 +242,8 @@ print("the ten likeliest have together:", ", ".join(f"{h:.0%}" for h in heads))
 assert heads[0] > heads[1] > heads[2]
 
 # %% [markdown]
-# *Notice* the gray bar. At $T = 1$ each of the other tokens is unlikely, but all together they are not.
-# Of fifty tokens drawn, several come from that tail, and a single wrong one derails a sentence.
+# *Notice* the gray bar. At $T = 1$ each of the other tokens is unlikely, but all of them together are not.
+# Of fifty sampled tokens, several come from that tail, and a single wrong one derails a sentence.
 #
 # ## 6. Top-k and top-p: cut off the tail
 #
@@ -310,7 +310,7 @@ for name, options in ways.items():
 
 # %% [markdown]
 # *Notice* the two ends: greedy says little, $T = 1.5$ says nothing. What lies between is a matter of
-# taste; there is no right value, only a trade of repetition against nonsense.
+# taste; there is no right value, only a trade-off between repetition and nonsense.
 #
 # ## 8. Moving to another domain
 #
@@ -375,10 +375,10 @@ assert lost < 0.8
 
 # %% [markdown]
 # *Notice* the price of the plain way: for a model that knows tweets, reviews have become strange again,
-# although nothing in a tweet says that reviews are otherwise than they were. Replay keeps a good part of
+# although nothing in a tweet says that reviews have changed. Replay keeps a good part of
 # the old at hardly any cost in the new. The lower rate also forgets less, but look to the right: it has
-# learned less too. It is a smaller step on the same way, not another way. None of the three forgets
-# nothing.
+# learned less too. It is a smaller step on the same path, not another path. All three forget
+# something.
 #
 # What it writes has moved along:
 

@@ -11,7 +11,7 @@
 # work. Each mistake has been made in public by somebody; Karpathy's "recipe" (at the end) is the
 # classic on how to find them.
 #
-# *Runs in about a minute on two cores. Needs `make data` once.*
+# *Runs in half a minute to two minutes on two cores. Needs `make data` once.*
 
 # %%
 import math
@@ -179,8 +179,8 @@ for name, chart in healthy.items():
 # %% [markdown]
 # ### Too easy, and too hard
 #
-# Two trainings that should end in a known way. **One batch**, again and again: a healthy model learns
-# it by heart, so the loss goes to 0; if not, nothing larger will work either. And **random
+# Two training runs that should end in a known way. **One batch**, again and again: a healthy model
+# learns it by heart, so the loss goes to 0; if not, nothing larger will work either. And **random
 # tokens**, of eight kinds and new at every step: there is nothing to learn, so no honest model gets
 # below $\ln 8$.
 
@@ -286,7 +286,7 @@ for ax, names in zip(axes, (writers, readers), strict=True):
 _ = axes[0].set(ylabel="norm of the gradient")
 
 # %% [markdown]
-# Every patient can be told from every other, and the healthy ones have no symptom at all:
+# Every patient can be told apart from every other, and the healthy ones have no symptom at all:
 
 # %%
 signs = {name: chart.signs for name, chart in charts.items()}

@@ -10,16 +10,19 @@ import torch
 from common import interleave, machine
 
 import minitransformer as mt
-from minitransformer.training.checkpointing import FILE, Checkpoint, digest, identity_of
-from minitransformer.training.layers import layers_of
+from minitransformer.training.checkpointing import FILE, Checkpoint, digest
 from minitransformer.training.loop import Keeper, Recipe, endless
 from minitransformer.training.objectives import causal_lm_loss
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.parallel import LossOfPart, backward
 from minitransformer.training.precision import matmul_precision
+from minitransformer.training.strategies import layers_of
 
 VOCAB, LENGTH, BLOCKS = 1000, 128, 4000
-RECIPE = Recipe(1000, 100, 1e-3, 16, 0.1, 0.01, 1.0, 0, "auto")
+RECIPE = Recipe(
+    steps=1000, validate_every=100, lr=1e-3, batch_size=16, warmup=0.1, weight_decay=0.01, clip=1.0,
+    seed=0, precision="auto",
+)  # fmt: skip
 
 
 def main(rounds: int = 7) -> None:
@@ -44,7 +47,7 @@ def main(rounds: int = 7) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def checkpoint() -> Checkpoint:
-            return Checkpoint(folder, 100, True, identity_of(model, RECIPE))
+            return Checkpoint(folder, 100, True, {})
 
         def load() -> None:
             with checkpoint() as again:

@@ -28,9 +28,10 @@ import minitransformer as mt
 from minitransformer.formulas import fast
 from minitransformer.model import layers
 from minitransformer.pretrained.checkpoints import find_files
-from minitransformer.training.layers import layers_of
+from minitransformer.training.optim import make_adamw
 from minitransformer.training.precision import matmul_precision
-from minitransformer.training.rows_in_use import RowsInUse, make_adamw
+from minitransformer.training.rows_in_use import RowsInUse
+from minitransformer.training.strategies import layers_of
 
 STEPS = 8  # of 32 reviews, in one timed turn; batches of all lengths, evenly chosen
 

@@ -20,10 +20,10 @@ from common import interleave_with_memory, machine, table
 from finetuning import unpack
 
 import minitransformer as mt
-from minitransformer.training.layers import layers_of
 from minitransformer.training.objectives import masked_lm_loss
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.precision import matmul_precision
+from minitransformer.training.strategies import layers_of
 
 TEXTS, BATCH, LR = 128, 32, 1e-3
 VOCAB, D_MODEL, HEADS, LAYERS, D_FF = 30522, 256, 4, 4, 1024

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
+from minitransformer.proofs.draws import D_K
 
 
 def attention_by_torch(Q, K, V, keep=None):
@@ -49,13 +50,13 @@ def test_a_crash_shows_the_students_line_and_no_path():
     result = mt.check.attention(crashes)
     assert not result.passed
     assert "It stops in `crashes`, at the line\n\n    scores = Q @ K" in result.message
-    assert "It was called with Q (3, 5, 7, 4), K (3, 5, 11, 4)" in result.message
+    assert "It was called with Q (3, 5, 7, 6), K (3, 5, 11, 6)" in result.message
     assert ".py" not in result.message
 
 
 def test_a_wrong_shape_is_told_by_the_names_of_axes():
     said = mt.check.split_heads(lambda x, h: x.unflatten(-1, (h, -1))).message
-    assert "wanted (batch=3, heads=5, length=7, d_k=4)" in said
+    assert "wanted (batch=3, heads=5, length=7, d_k=6)" in said
     assert "your axes are (batch, length, heads, d_k)" in said
 
 
@@ -65,11 +66,11 @@ def test_a_wrong_shape_is_told_by_the_names_of_axes():
         (lambda Q, K: None, "Is the `return` missing?"),
         (lambda Q, K: (Q, K), "returns 2 things"),
         (lambda Q, K: (Q @ K.mT).numpy(), "returns ndarray"),
-        (lambda Q, K: (Q @ K.mT / 2).float(), "float32"),
-        (lambda Q, K: (Q.float() @ K.float().mT / 2).double(), "float32's precision"),
-        (lambda Q, K: Q.mul_(0.5) @ K.mT, "changes its argument Q"),
-        (lambda Q, K: (Q @ K.mT / 2).detach(), "no gradient reaches Q"),
-        (lambda Q, K: Q @ K.mT * 3.7, "Every entry is 7.4 times the right one"),
+        (lambda Q, K: (Q @ K.mT / D_K**0.5).float(), "float32"),
+        (lambda Q, K: (Q.float() @ K.float().mT / D_K**0.5).double(), "float32's precision"),
+        (lambda Q, K: Q.mul_(D_K**-0.5) @ K.mT, "changes its argument Q"),
+        (lambda Q, K: (Q @ K.mT / D_K**0.5).detach(), "no gradient reaches Q"),
+        (lambda Q, K: Q @ K.mT / D_K**0.5 * 7.4, "Every entry is 7.4 times the right one"),
         (lambda Q, K: Q @ K.mT / 0.0, "NaN or infinite"),
     ],
 )

@@ -33,7 +33,7 @@ def scores_by_broadcast(Q, K):
 
 
 def scores_key_by_key(Q, K):
-    return torch.stack([(Q * k[:, :, None]).sum(-1) / 2 for k in K.unbind(2)], -1)
+    return torch.stack([(Q * k[:, :, None]).sum(-1) * Q.shape[-1] ** -0.5 for k in K.unbind(2)], -1)
 
 
 def scores_not_contiguous(Q, K):

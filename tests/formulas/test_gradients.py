@@ -178,7 +178,9 @@ def pool_over_padding(dpooled, hidden, real):
 
 
 def cross_entropy_of_all(dL, logits, targets, ignore, label_smoothing):
-    return gradients.cross_entropy_backward(dL, logits, abs(targets) % 4, -1, label_smoothing)
+    return gradients.cross_entropy_backward(
+        dL, logits, abs(targets) % logits.shape[1], -1, label_smoothing
+    )
 
 
 def block_slip(slip):

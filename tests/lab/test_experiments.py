@@ -170,7 +170,7 @@ def test_a_collapsed_model_is_counted(lab):
 def test_too_many_texts_an_unknown_domain_and_one_label_only(lab):
     with pytest.raises(ValueError, match="cannot take 1000 of"):
         lab.run(dataclasses.replace(TRIAL, labels=1000))
-    with pytest.raises(KeyError, match="no domain 'plays'; there are: toys, others"):
+    with pytest.raises(KeyError, match="no domain 'plays'; choose one of toys, others"):
         lab.run(dataclasses.replace(TRIAL, domain="plays"))
     with pytest.raises(ValueError, match="1 texts of toys with seed 0 all have one label"):
         lab.run(dataclasses.replace(TRIAL, labels=1))

@@ -20,6 +20,11 @@ from minitransformer.training.checkpointing import FILE, HISTORY, Checkpoint, re
 from minitransformer.training.history import History
 from minitransformer.training.loop import Recipe, endless
 
+RECIPE = dict(
+    steps=20, validate_every=1, lr=0.1, batch_size=8, warmup=0.1, weight_decay=0.0, clip=1.0, seed=3,
+    precision="highest",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
@@ -155,7 +160,7 @@ def test_a_second_process_that_comes_later_is_not_refused(whole, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 37}, r"it had steps 36, now 37\. Give"),
+        ({"steps": 37}, r"it had steps 36, now 37\. Use"),
         ({"lr": 0.03, "seed": 4}, r"lr 0\.02, now 0\.03; seed 3, now 4\. "),
         ({"schedule": "cosine"}, "schedule linear, now cosine"),
         ({"accumulate": 2}, "accumulate 1, now 2"),
@@ -200,7 +205,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(whole, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError) as error:
         patch.setattr(Checkpoint, "write", limited)
         run(tmp_path)
-    assert "could not be written (File too large); the one before is as it was: make room" in str(
+    assert "could not be written (File too large); the previous one is unchanged: make room" in str(
         error.value
     )
     assert sorted(p.name for p in tmp_path.iterdir()) == [FILE, HISTORY]
@@ -269,7 +274,7 @@ def test_each_line_is_in_the_file_at_once(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("first", [0, 1, 5, 6, 7, 12, 17])
 def test_endless_goes_on_in_the_middle_of_an_epoch(first):
-    recipe = Recipe(20, 1, 0.1, 8, 0.1, 0.0, 1.0, 3, "highest")
+    recipe = Recipe(**RECIPE)
     everything = [(s, e, b.indices) for s, e, b in endless(texts(), recipe)]
     assert [(s, e, b.indices) for s, e, b in endless(texts(), recipe, first)] == everything[first:]
     assert len(everything) == 20 and everything[6][1] == 1 and everything[5][1] == 0
@@ -282,7 +287,7 @@ def test_numbers_that_make_no_run_are_refused(tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got -1"):
         run(tmp_path, checkpoint_every=-1)
     with pytest.raises(ValueError, match="schedule='steps' is not known; choose one of linear"):
-        Recipe(20, 1, 0.1, 8, 0.1, 0.0, 1.0, 3, "highest", schedule="steps")
+        Recipe(**RECIPE, schedule="steps")
 
 
 def test_a_tokenizer_of_another_model_is_refused_before_the_first_step():

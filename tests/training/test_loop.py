@@ -11,11 +11,10 @@ from toys import CLASSES, classifier, state_of, toy, train
 import minitransformer as mt
 from minitransformer.training import finetune as training
 from minitransformer.training import loop
-from minitransformer.training.layers import layers_of
 from minitransformer.training.objectives import classification_loss
 from minitransformer.training.optim import make_adamw, warmup_then_cosine, warmup_then_linear
 from minitransformer.training.precision import matmul_precision, resolve
-from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy
+from minitransformer.training.strategies import Full, HeadOnly, Progress, Strategy, layers_of
 
 START = Progress(0, 1, 0)
 
@@ -355,7 +354,10 @@ def test_cosine_is_torchs_after_the_warm_up():
 
 
 def test_the_schedule_that_is_asked_for_is_used():
-    recipe = loop.Recipe(10, 1, 0.5, 8, 0.2, 0.0, 1.0, 0, "highest", schedule="cosine")
+    recipe = loop.Recipe(
+        steps=10, validate_every=1, lr=0.5, batch_size=8, warmup=0.2, weight_decay=0.0, clip=1.0,
+        seed=0, precision="highest", schedule="cosine",
+    )  # fmt: skip
     assert [recipe.rate(s) for s in (0, 4)] == pytest.approx([0.25, 0.5 * 0.854], abs=1e-3)
 
 

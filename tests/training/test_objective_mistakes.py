@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForMaskedLM
 import minitransformer as mt
 from minitransformer.data import EncodedTexts, MaskedBatch, MaskedTexts, pad
 from minitransformer.training.objectives import causal_lm_loss, masked_lm_loss, objective_of
-from minitransformer.training.pretrain import masked_scores, mean_loss
+from minitransformer.training.pretrain import mean_loss, scores
 
 VOCAB, MASK = 23, 4
 TOKENIZER = mt.data.train_tokenizer(
@@ -263,9 +263,9 @@ def test_scores_weigh_tokens_not_batches(batch_size):
     batches = list(data.batches(batch_size))
     n = sum(b.n_targets for b in batches)
     wanted = sum(masked_lm_loss(model, b).item() * b.n_targets for b in batches) / n
-    scores = masked_scores(model, data, batch_size, "highest")
-    assert scores["loss"] == pytest.approx(wanted, rel=1e-12)
-    assert scores["loss"] == pytest.approx(mean_loss(model, data, None, batch_size, "highest"))
+    both = scores(model, data, None, batch_size, "highest")
+    assert both["loss"] == pytest.approx(wanted, rel=1e-12)
+    assert both["loss"] == pytest.approx(mean_loss(model, data, None, batch_size, "highest"))
     assert mt.perplexity(model, data, batch_size, "highest") == pytest.approx(
         torch.tensor(wanted).exp().item()
     )

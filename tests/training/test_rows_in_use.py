@@ -6,10 +6,10 @@ from torch import nn
 
 import minitransformer as mt
 from minitransformer.data.batches import EncodedTexts
-from minitransformer.training.layers import layers_of
 from minitransformer.training.objectives import classification_loss
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.rows_in_use import RowsInUse
+from minitransformer.training.strategies import layers_of
 
 DATA = EncodedTexts(((5, 9, 11), (5, 3), (9, 9, 17, 3), (2,)), (0, 1, 1, 0), pad_id=1)
 READ = [1, 2, 3, 5, 9, 11, 17]  # the padding's row too

@@ -8,7 +8,6 @@ from toys import classifier, state_of, toy, train
 
 import minitransformer as mt
 from minitransformer.training import loop, lora
-from minitransformer.training.layers import layers_of
 from minitransformer.training.optim import make_adamw
 from minitransformer.training.strategies import (
     STRATEGIES,
@@ -21,6 +20,7 @@ from minitransformer.training.strategies import (
     LinearProbeThenFull,
     LoRA,
     Progress,
+    layers_of,
     named,
 )
 from minitransformer.training.summary import most_trained
@@ -271,9 +271,9 @@ def test_the_optimizer_has_lora_parameters_once():
         (lambda: LayerwiseDecay(1.5), r"factor must be in \(0, 1\], got 1.5"),
         (lambda: LinearProbeThenFull(1.0), "probe is a share of the steps, between 0 and 1"),
         (lambda: GradualUnfreezing(0), "every must be at least 1, got 0"),
-        (lambda: named("frozen"), r"no strategy 'frozen'; there are: full, last-layers, head-only"),
+        (lambda: named("frozen"), r"no strategy 'frozen'; choose one of full, last-layers, head-only"),
         (lambda: named("last-layers:two"), r"'last-layers:two': 'two' is not int"),
-        (lambda: named("full:2"), "full takes no argument"),
+        (lambda: named("full:2"), "'full:2': Full takes no argument"),
     ],
     ids=str,
 )  # fmt: skip

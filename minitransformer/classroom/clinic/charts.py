@@ -134,7 +134,7 @@ SYMPTOMS = (
     Symptom("copies", lambda c: c.copies is not None and c.copies > 0.5,
             lambda c: f"in {c.copies:.0%} of the places it predicts the token just read",
             "repeats the token just read"),
-    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - c.majority < 0.08,
+    Symptom("validation", lambda c: c.accuracy is not None and c.accuracy - (c.majority or 0.0) < 0.08,
             lambda c: f"on new texts it has {c.accuracy:.2f}, and the larger class {c.majority:.2f}",
             "is hardly better on new texts than the larger class"),
 )
@@ -204,11 +204,12 @@ def train_and_ask(patient: Patient) -> dict[str, float]:
     A single accuracy after so short a training is a matter of luck; the mean is not.
     """
     valid, accuracies = patient.valid, []
+    labels = torch.cat([batch.labels for batch in valid.batches(100)])
     for step, batch in enumerate(patient.batches(110), 1):
         patient.step(batch)
         if step > 80 and step % 5 == 0:
-            right = [patient.predict(b).argmax(-1) == b.labels for b in valid.batches(100)]
-            accuracies.append(float(torch.cat(right).float().mean()))
+            logits = torch.cat([patient.predict(batch) for batch in valid.batches(100)])
+            accuracies.append(float((logits.argmax(-1) == labels).float().mean()))
     share = sum(valid.labels or ()) / len(valid)
     return {"accuracy": sum(accuracies) / len(accuracies), "majority": max(share, 1 - share)}
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ...data.batches import Batch, pad
 from ...model.layers import eval_mode
-from ...training.layers import layers_of
 from ...training.loop import reproducible
+from ...training.strategies import layers_of
 
 Predict = Callable[[Batch], Tensor]
 Step = Callable[[Batch], float]

@@ -113,13 +113,13 @@ def healthy(kind: str, seed: int = 0) -> Patient:
     with reproducible(seed):
         if kind == "writer":
             config = TransformerConfig.gpt2(**sizes, start_id=3, eos_id=3)
-            model = CausalLM(Decoder(config))
-            return Patient(kind, model, train, valid, vocab_size, causal_lm_loss, 5e-3)
+            writer = CausalLM(Decoder(config))
+            return Patient(kind, writer, train, valid, vocab_size, causal_lm_loss, 5e-3)
         config = TransformerConfig(
             **sizes, norm_position="pre", positions="learned", scale_embeddings=False
         )
-        model = SequenceClassifier(Encoder(config), 2, pooling="mean")
-        return Patient(kind, model, train, valid, 2, classification_loss, 3e-3)
+        reader = SequenceClassifier(Encoder(config), 2, pooling="mean")
+        return Patient(kind, reader, train, valid, 2, classification_loss, 3e-3)
 
 
 # --- One change each ----------------------------------------------------------------------------
@@ -211,64 +211,66 @@ class Fault:
 
     kind: str
     """Which models have it: "writer" or "reader"."""
+    symptoms: str
+    """Names of `charts.SYMPTOMS`; a "?" marks those that depend on the seed and on rounding."""
     change: Change
-    signs: frozenset[str]
-    """The symptoms that it shows, by their names in `charts.SYMPTOMS`."""
     story: str
     """What happens, and the remedy."""
-    sometimes: frozenset[str]
-    """Symptoms that depend on chance: on the seed, and on how a machine rounds."""
+
+    @property
+    def signs(self) -> frozenset[str]:
+        """The symptoms that it shows for certain."""
+        return frozenset(s for s in self.symptoms.split() if not s.endswith("?"))
+
+    @property
+    def sometimes(self) -> frozenset[str]:
+        """The symptoms that depend on chance."""
+        return frozenset(s[:-1] for s in self.symptoms.split() if s.endswith("?"))
 
     def explains(self, signs: frozenset[str]) -> bool:
         """Whether a model with this mistake can show these symptoms."""
         return self.signs <= signs <= self.signs | self.sometimes
 
 
-def fault(kind: str, signs: str, change: Change, story: str) -> Fault:
-    """A fault whose symptoms are listed by name, those that depend on chance with a question mark."""
-    certain = frozenset(s for s in signs.split() if not s.endswith("?"))
-    return Fault(kind, change, certain, story, frozenset(signs.replace("?", "").split()) - certain)
-
-
 # fmt: off
-FAULTS = {name: fault(*about) for name, *about in (
-    ("no shift", "writer", "start random copies", with_(loss_of=unshifted),
+FAULTS = {
+    "no shift": Fault("writer", "start random copies", with_(loss_of=unshifted),
      "The target at t is the token at t, which the model has just read. It learns to repeat, and its loss falls to 0 on "
      "anything, random tokens too. Nothing leaks: look at the loss, not at the mask. Shift once: logits[:, :-1] against ids[:, 1:]."),
-    ("sees one ahead", "writer", "future random", instead(MultiHeadAttention, OneAhead),
+    "sees one ahead": Fault("writer", "future random", instead(MultiHeadAttention, OneAhead),
      "The causal mask is off by one, tril(1) for tril(0): each block shows one more token of the future. It learns to look "
      "the answer up, and will write nonsense when there is no future yet."),
-    ("heads merged wrongly", "writer", "future alone", instead(MultiHeadAttention, NotTransposed),
+    "heads merged wrongly": Fault("writer", "future alone", instead(MultiHeadAttention, NotTransposed),
      "(batch, heads, length, d_k) was reshaped to (batch, length, d_model) without transposing first: a position gets "
      "numbers of other positions, and which ones depends on the length."),
-    ("no residuals", "writer", "own one_batch", instead(DecoderBlock, NoResiduals),
+    "no residuals": Fault("writer", "own one_batch", instead(DecoderBlock, NoResiduals),
      "Without y + ... a token reaches its own output only through attention, which at the start is a plain mean over all "
      "tokens so far. Every position gives the same output, and all that can be learned is how frequent each character is."),
-    ("starts too large", "writer", "start one_batch copies", large_start,
+    "starts too large": Fault("writer", "start one_batch copies", large_start,
      "The embeddings start with standard deviation 1 instead of 0.02 (torch's own choice for nn.Embedding), and they are "
      "the output map too: logits of size sqrt(d_model), the largest of them the token just read. It is sure of nonsense, and has to unlearn that first."),
-    ("padding is heard", "reader", "alone", instead(MultiHeadAttention, HearsPadding),
+    "padding is heard": Fault("reader", "alone", instead(MultiHeadAttention, HearsPadding),
      "Attention has no mask, so padding counts as words, and a text gets another answer in another batch. It trains, which "
      "is why nobody notices."),
-    ("dropout stays on", "reader", "twice alone", with_(evaluates=False),
+    "dropout stays on": Fault("reader", "twice alone", with_(evaluates=False),
      "Nobody called model.eval(): each call drops other numbers at random. That also makes a text alone differ from itself "
      "in a batch, so ask this question first."),
-    ("softmax twice", "reader", "one_batch", with_(loss_of=softmax_first),
+    "softmax twice": Fault("reader", "one_batch", with_(loss_of=softmax_first),
      "Cross-entropy does the softmax itself; given probabilities for logits it cannot fall below ln(1 + (n - 1)/e), however "
      "right the answers are."),
-    ("body is frozen", "reader", "gradient one_batch validation", lambda patient: patient.model.encoder.requires_grad_(False),
+    "body is frozen": Fault("reader", "gradient one_batch validation", lambda patient: patient.model.encoder.requires_grad_(False),
      "requires_grad is off below the head, left over from an earlier experiment: no gradient arrives there. The head alone "
      "cannot learn even one batch by heart."),
-    ("labels of other texts", "reader", "validation", slipped_labels,
+    "labels of other texts": Fault("reader", "validation", slipped_labels,
      "The labels slipped by one row, so each text has its neighbour's. Every instrument is content, one batch is learned by "
      "heart, and what was learned is of no use for any other text. Look at the data."),
-    ("gradients pile up", "reader", "piled validation?", with_(clears_gradients=False),
+    "gradients pile up": Fault("reader", "piled validation?", with_(clears_gradients=False),
      "Without zero_grad each step follows the sum of all gradients so far, including the outdated ones. Whether it learns "
      "anything in spite of that is a matter of luck."),
-    ("rate too high", "reader", "climbs validation one_batch?", with_(learning_rate=0.5),
+    "rate too high": Fault("reader", "climbs validation one_batch?", with_(learning_rate=0.5),
      "A hundred times the learning rate that the model can bear: after a few steps it gives one answer to everything, the "
      "more frequent one. It may or may not learn one batch by heart."),
-)}
+}
 # fmt: on
 
 

@@ -123,7 +123,7 @@ class Exercise:
         """The right answer with these mistakes made; None if they do not fit together."""
         right = (*self.parts, self.right)
         made = patched(right, *mistakes) or patched(right, *reversed(mistakes))
-        return made and made[-1]
+        return made[-1] if made else None
 
     def wrong(self, seed: int, case: str, inputs: Inputs, *mistakes: Mistake) -> Tensor | None:
         """The output with these mistakes made together; None if they do not run together."""
@@ -131,7 +131,7 @@ class Exercise:
         if key not in self.known:
             made = self.patched(*mistakes)
             try:
-                self.known[key] = made and self.tensor(made(*copies(inputs)))
+                self.known[key] = self.tensor(made(*copies(inputs))) if made else None
             except Exception:
                 self.known[key] = None
         return self.known[key]

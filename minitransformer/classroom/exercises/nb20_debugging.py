@@ -159,7 +159,7 @@ def contradiction(letter: str, name: str) -> str:
     chart, fault = clinic.chart(letter), FAULTS[name]
     if fault.kind != chart.kind:
         does = {"writer": "write characters", "reader": "sort texts"}[fault.kind]
-        return f"that is a mistake of models that {does}; this one does not."
+        return f"that is a mistake of models that {does}; this one does not {does}."
     for symptom in clinic.SYMPTOMS:
         if symptom.shows(chart) and symptom.name not in fault.signs | fault.sometimes:
             return f"that does not explain why {symptom.measured(chart)}."
