@@ -49,7 +49,8 @@ SHIFTED = "torch.cat([start, target[:, :-1]], 1)"
 shift_right = Exercise(
     title="what the decoder reads",
     formula="start, y_1, y_2, ..., y_(T-1)",
-    right=objectives.shift_right, draw=draw_target, cases=("ended and padded", "one token"), axes="batch length",
+    right=objectives.shift_right, package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
+    draw=draw_target, cases=("ended and padded", "one token"), axes="batch length",
     mistakes=known(
         "y_(t-1) at position t",
         ("without the shift", "At every position the decoder reads the very token that it should predict. The loss falls to zero, and nothing is learned.",
@@ -72,7 +73,6 @@ shift_right = Exercise(
     ),
     properties={"what is read at t is known before t is written": reads_what_it_is_asked_for},
     next="Next: the end token. Your input never holds the last token of the longest target, since nothing is written after it.",
-    package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
 )  # fmt: skip
 
 
@@ -97,7 +97,8 @@ FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 target_loss = Exercise(
     title="the loss of a batch of targets",
     formula="-1/N Σ log p(y_t | y_<t, x) over the N real tokens of the batch",
-    right=mean_loss, draw=draw_loss, cases=("padding", "no padding"), axes="",
+    right=mean_loss, package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
+    draw=draw_loss, cases=("padding", "no padding"), axes="",
     mistakes=known(
         N,
         ("with padding counted", "The model is taught to write padding after padding. That is easy: the more padding, the smaller the loss.",
@@ -119,7 +120,6 @@ target_loss = Exercise(
          FIRST, f"logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]; {FIRST}"),
     ) + LOG,
     next="Next: the two halves together, and which mask goes where.",
-    package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
 )  # fmt: skip
 
 
@@ -188,7 +188,8 @@ CAUSAL = f"{PAIRS}.tril()"
 encoder_decoder = Exercise(
     title="encoder and decoder, with their masks",
     formula="z = encoder(source, source_keep), decoder(target, z, causal, source_keep)",
-    right=whole_transformer, draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left"), axes="batch length d_model",
+    right=whole_transformer, package=package_transformer,
+    draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left"), axes="batch length d_model",
     mistakes=known(
         "memory_keep of the decoder",
         ("without the source's mask in cross-attention", "The encoder hid the padding from the words, but its own outputs at padding are still there, and the decoder sees them. The same mask is needed twice.",
@@ -218,5 +219,4 @@ encoder_decoder = Exercise(
         "the source's padding changes nothing": sees_padding,
     },
     next="Next: train it.",
-    package=package_transformer,
 )  # fmt: skip

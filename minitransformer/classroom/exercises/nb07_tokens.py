@@ -72,7 +72,8 @@ def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
 best_pair = Exercise(
     title="the most frequent pair",
     formula="[a, b, n(a, b)] with the largest n(a, b) = Σ_w counts_w · |{t: w_t = a and w_(t+1) = b}|",
-    right=most_frequent_pair, draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
+    right=most_frequent_pair, differentiated=False, package=learned_pair,
+    draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
     mistakes=known(
         "the factor counts_w",
         ("with every word counted once", "A word that occurs five times contains each of its pairs five times.", "counts.tolist()", "[1] * len(counts)"),
@@ -99,7 +100,6 @@ best_pair = Exercise(
         ("with the pair written the other way round", "a is the token that comes first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,"),
     ),
     next="Next: the pair becomes one token, everywhere.",
-    differentiated=False, package=learned_pair,
 )  # fmt: skip
 
 
@@ -143,7 +143,8 @@ FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found els
 merge_pair = Exercise(
     title="one merge",
     formula="from left to right, every a followed by b becomes new; padded with pad_id",
-    right=merged_pairs, draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
+    right=merged_pairs, differentiated=False, package=merged_by_the_library,
+    draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
     mistakes=known(
         "every",
         ("with only the first pair merged", "A merge is made in the whole text: continue after the pair.", FOUND, f"{FOUND} and new not in merged"),
@@ -169,7 +170,6 @@ merge_pair = Exercise(
          APPENDED, "merged += [new, pad_id] if found else [tokens[t]]"),
     ),
     next="Next: count again, and merge again. That is all there is to byte-pair encoding.",
-    differentiated=False, package=merged_by_the_library,
 )  # fmt: skip
 
 
@@ -219,7 +219,8 @@ MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len
 word_pieces = Exercise(
     title="the pieces of a word",
     formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; padded with pad_id",
-    right=word_pieces_by_rule, draw=draw_word, cases=tuple(CUTS), axes="length",
+    right=word_pieces_by_rule, differentiated=False, package=cut_by_the_library,
+    draw=draw_word, cases=tuple(CUTS), axes="length",
     mistakes=known(
         "the longest piece",
         ("with the shortest piece that fits", "Try the whole rest of the word first, then one character fewer.", "max(ends)", "min(ends)"),
@@ -246,5 +247,4 @@ word_pieces = Exercise(
          "[end for", "[start for", "append(vocab[piece(start, max(ends))])", "insert(0, vocab[piece(min(ends), end)])", "start = max(ends)", "end = min(ends)"),
     ),
     next="Next: BERT's own vocabulary, and one of your own.",
-    differentiated=False, package=cut_by_the_library,
 )  # fmt: skip

@@ -50,7 +50,8 @@ def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
 relative_bucket = Exercise(
     title="T5's relative buckets",
     formula="|r| if |r| < n/2, otherwise min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
-    right=bucket_of_distance, draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
+    right=bucket_of_distance, package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
+    draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
     mistakes=known(
         "the sign of r = j - i",
         ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; in the causal case, all are for r <= 0.",
@@ -77,7 +78,6 @@ relative_bucket = Exercise(
     ),
     properties={"the nearest keys each have a bucket of their own": near_ones_alone},
     next="Next: a table with a number for each bucket and head, added to the scores.",
-    package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
 )  # fmt: skip
 
 
@@ -104,7 +104,8 @@ ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    right=three_maps, draw=draw("c_attn: 12 60"), cases=("random numbers",), axes="which d_out d_in",
+    right=three_maps, package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
+    draw=draw("c_attn: 12 60"), cases=("random numbers",), axes="which d_out d_in",
     mistakes=known(
         "[W_Q | W_K | W_V]",
         ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),
@@ -121,5 +122,4 @@ split_c_attn = Exercise(
     ),
     properties={"together the three compute what the fused matrix does": columns_stay_together},
     next="Next: the same for the bias, which has no second axis to transpose.",
-    package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
 )  # fmt: skip

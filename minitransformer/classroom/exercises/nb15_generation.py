@@ -34,7 +34,8 @@ DIVIDED, SOFTMAX = " / temperature", "return scores.softmax(-1)"
 temperature = Exercise(
     title="softmax with a temperature",
     formula="p_v = exp(s_v / T) / Σ_w exp(s_w / T)",
-    right=next_token_probabilities, draw=draw_logits, cases=("T = 0.5", "T = 1", "T = 2", "T = 0.004"), axes="batch vocab",
+    right=next_token_probabilities, package=lambda logits, temperature: torch.distributions.Categorical(logits=logits / temperature).probs,
+    draw=draw_logits, cases=("T = 0.5", "T = 1", "T = 2", "T = 0.004"), axes="batch vocab",
     mistakes=known(
         "the temperature in s/T",
         ("with the logits multiplied by the temperature", "A low temperature must sharpen: it divides, which makes differences larger.",
@@ -56,7 +57,6 @@ temperature = Exercise(
     ),
     properties={SUM: sums_to_one},
     next="Next: the tail. However low T is, no token's probability is ever 0.",
-    package=lambda logits, temperature: torch.distributions.Categorical(logits=logits / temperature).probs,
 )  # fmt: skip
 
 
@@ -82,7 +82,8 @@ PUT_BACK = "torch.zeros_like(q).scatter(-1, ids, q)"
 top_p = Exercise(
     title="top-p, the nucleus",
     formula="q_v = p_v / Σ_A p for v in A, otherwise 0; A = the fewest likeliest tokens with Σ_A p_v >= p",
-    right=nucleus, draw=draw_probabilities, cases=("p = 0.8", "p = 1", "small p"), axes="batch vocab",
+    right=nucleus, package=lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p),
+    draw=draw_probabilities, cases=("p = 0.8", "p = 1", "small p"), axes="batch vocab",
     mistakes=known(
         "the fewest likeliest tokens with a sum of at least p",
         ("with one token too few, the one that crosses p", "The sum must reach p, so the token that takes it past p belongs to A. A small p must leave the likeliest token, not none.",
@@ -105,5 +106,4 @@ top_p = Exercise(
     ),
     properties={SUM: sums_to_one},
     next="Next: sample from it. The nucleus is small where the model is sure, and large where it is not.",
-    package=lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p),
 )  # fmt: skip

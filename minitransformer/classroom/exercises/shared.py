@@ -103,8 +103,8 @@ def feed_forward(x: Tensor, W_1: Tensor, b_1: Tensor, W_2: Tensor, b_2: Tensor) 
 
 def random_attention(rng: np.random.Generator) -> Callable[..., Tensor]:
     """`multi_head_attention` with random maps: a function of x, z and keep."""
-    maps = [torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4)]
-    return lambda x, z, keep: multi_head_attention(x, z, *maps, HEADS, keep)
+    Q, K, V, O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))  # noqa: E741
+    return lambda x, z, keep: multi_head_attention(x, z, Q, K, V, O, HEADS, keep)
 
 
 def random_feed_forward(rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
