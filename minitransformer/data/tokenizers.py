@@ -14,6 +14,8 @@ from .tables import lines_of
 
 FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
 """Padding tokens. GPT-2 has none and pads with the end of a text; only the mask tells them apart."""
+BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+"""The special tokens of BERT and other encoders. Encoding adds [CLS] before a text and [SEP] after it."""
 
 
 class Tokenizer:
@@ -50,12 +52,11 @@ class Tokenizer:
             ValueError: a special token is missing.
         """
         vocab = {token: i for i, token in enumerate(lines_of(text))}
-        special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-        if missing := [t for t in special[:4] if t not in vocab]:
+        if missing := [t for t in BERT_SPECIAL[:4] if t not in vocab]:
             raise ValueError(f"vocab.txt has no line {', '.join(missing)}; is it BERT's?")
         backend = word_pieces(vocab, lowercase)
         backend.post_processor = framed(vocab["[CLS]"], vocab["[SEP]"])
-        backend.add_special_tokens([t for t in special if t in vocab])
+        backend.add_special_tokens([t for t in BERT_SPECIAL if t in vocab])
         return cls(backend, max_length)
 
     @classmethod
@@ -81,7 +82,7 @@ class Tokenizer:
 
     @cached_property
     def special(self) -> dict[str, int]:
-        """The special tokens, such as `[CLS]`, and their ids; no text contains them."""
+        """The tokens that stand for no text, such as `[CLS]`, and their ids."""
         added = self.backend.get_added_tokens_decoder()
         return {token.content: i for i, token in added.items() if token.special}
 

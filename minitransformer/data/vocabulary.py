@@ -8,12 +8,10 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from ..options import TokenizerKind
-from .tokenizers import Tokenizer, byte_pairs, framed, word_pieces
+from .tokenizers import BERT_SPECIAL, Tokenizer, byte_pairs, framed, word_pieces
 
 SPECIAL = ("[PAD]", "[UNK]", "[START]", "[END]")
 """The special tokens of a decoder, ids 0 to 3. Encoding adds none of them."""
-BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-"""Those of an encoder, ids 0 to 4. Encoding adds [CLS] before a text and [SEP] after it."""
 
 
 def train_tokenizer(
@@ -34,8 +32,7 @@ def train_tokenizer(
             frequent pair of neighbouring tokens, never across words. It can encode any text.
             "words" is BERT's: lower case, no accents, split at spaces and punctuation, each word
             then into the longest known pieces; a piece that continues a word starts with `##`.
-        vocab_size: the largest size of the vocabulary for "bytes" and "words", special tokens
-            included.
+        vocab_size: the most tokens for "bytes" and "words", special ones included.
         max_length: how many ids the model has positions for.
         bert: use the special tokens of an encoder that learns by masking, and put [CLS] and [SEP]
             around every text; by default only for "words".

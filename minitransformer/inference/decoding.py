@@ -1,4 +1,4 @@
-"""What writing is built on: the logits after all that was read, with a cache or without."""
+"""Next-token logits given everything read so far, with or without a cache."""
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -11,14 +11,14 @@ from ..model.kv_cache import KeyValueCache
 from ..model.layers import eval_mode
 
 
-class Reader:
-    """A model reading its own words.
+class Decoding:
+    """Texts that a model is writing, and what it has read of them.
 
-    Give `read` the prompt first and then each new token; a `Seq2SeqLM` has read the source before,
-    and its prompt is `start_id`.
+    Pass `next_logits` the prompts (`ids`) first and then each new token. A `Seq2SeqLM` has already
+    encoded the source, and its prompt is `start_id`.
 
     Raises:
-        TypeError: a model that cannot write, ids or a mask of another type.
+        TypeError: a model that cannot write, or ids or a mask of another type.
         ValueError: no prompt, a prompt of padding only, or more tokens than there are positions.
     """
 
@@ -28,31 +28,32 @@ class Reader:
         ids: Int[Tensor, "batch length"],
         keep: Shaped[Tensor, "..."] | None,
         max_new_tokens: int,
-        use_cache: bool,
+        use_cache: bool = True,
+        eos_id: int | None = None,
     ):
         if not isinstance(model, CausalLM | Seq2SeqLM):
             raise TypeError(
                 f"{type(model).__name__} does not write; CausalLM(decoder) and "
                 "Seq2SeqLM(encoder_decoder) do"
             )
-        self.model, self.config = model, model.config
-        keep = check_prompt(ids, keep, self.config.pad_id)
+        self.model, self.config, self.max_new_tokens = model, model.config, max_new_tokens
+        self.eos_id = self.config.eos_id if eos_id is None else eos_id
+        self.cache = KeyValueCache() if use_cache else None
+        self.seen: Tensor | None = None  # all tokens so far, if there is no cache
         self.memory: Tensor | None = None
         self.memory_keep: Tensor | None = None
         self.keep: Tensor | None = None
         self.positions: Tensor | None = None
-        self.cache = KeyValueCache() if use_cache else None
-        self.seen: Tensor | None = None  # without a cache
+        keep = check_prompt(ids, keep, self.config.pad_id)
         if isinstance(model, Seq2SeqLM):
             self.decoder = model.encoder_decoder.decoder
             if self.config.start_id is None:
                 raise ValueError(
                     "what does a target start with? Name it: config.with_(start_id=...)"
                 )
-            ids, keep = align(ids, keep, "left")
+            ids, self.memory_keep = align(ids, keep, "left")
             with torch.no_grad(), eval_mode(model):
-                self.memory = model.encoder_decoder.encode(ids, keep)
-            self.memory_keep = keep
+                self.memory = model.encoder_decoder.encode(ids, self.memory_keep)
             self.ids = ids.new_full((len(ids), 1), self.config.start_id)
         else:
             self.decoder = model.decoder
@@ -61,22 +62,28 @@ class Reader:
                 self.keep, self.positions = keep, token_positions(keep)
         check_room(self.config, self.ids.shape[1], max_new_tokens)
 
-    def read(self, new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
-        """The logits of the token after `new`, which is what follows all that was read before."""
+    @property
+    def filling(self) -> int:
+        """The token that follows the end of a text."""
+        pad_id = self.config.pad_id
+        return pad_id if pad_id is not None else self.eos_id or 0
+
+    def next_logits(self, new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
+        """The logits of the token that follows `new`, which itself follows all earlier tokens."""
         keep, positions = self.keep, self.positions
         if self.cache is None:
-            new, keep, positions = self.all_with(new)
+            new, keep, positions = self.append(new)
         elif self.cache.length:
-            keep = positions = None  # the cache counts them on
-        with torch.inference_mode():  # a tenth faster than no_grad; what it makes stays in here
+            keep = positions = None  # the cache continues them
+        with torch.inference_mode():  # a tenth faster than no_grad; its tensors stay in here
             hidden = self.decoder(
                 new, keep, self.memory, self.memory_keep, self.cache, positions, last=1
             )
             logits = self.model.logits(hidden)[:, 0]
         return logits.clone()  # an ordinary tensor
 
-    def all_with(self, new: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """All tokens so far, their mask and positions, as a cache counts them on."""
+    def append(self, new: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All tokens so far, with their mask and positions continued as a cache would."""
         if self.seen is not None:
             if self.keep is not None and self.positions is not None:
                 pad_id = -1 if self.config.pad_id is None else self.config.pad_id
@@ -87,24 +94,18 @@ class Reader:
         return new, self.keep, self.positions
 
     def reorder(self, indices: Int[Tensor, "new_batch"]) -> None:
-        """Go on with text `indices[n]` as the n-th; texts may be doubled or dropped."""
+        """Make text `indices[n]` the n-th; texts may be doubled or dropped."""
         if self.cache is not None:
             self.cache.reorder(indices)
         for name in ("seen", "memory", "memory_keep", "keep", "positions"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value[indices])
 
-    def fill(self, eos_id: int) -> int:
-        """What stands behind the end of a text."""
-        return eos_id if self.config.pad_id is None else self.config.pad_id
 
-
-def check_prompt(ids: Tensor, keep: Tensor | None, pad_id: int | None) -> Tensor:
-    """Refuse what cannot be continued; returns the mask of real tokens, (batch, 1, 1, length).
-
-    Raises:
-        TypeError, ValueError: as `Reader` and `check_keep`.
-    """
+def check_prompt(
+    ids: Tensor, keep: Tensor | None, pad_id: int | None
+) -> Bool[Tensor, "batch 1 1 length"]:
+    """The mask of real tokens; ValueError or TypeError for prompts that cannot be continued."""
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         raise ValueError(
@@ -119,8 +120,7 @@ def check_prompt(ids: Tensor, keep: Tensor | None, pad_id: int | None) -> Tensor
         keep = padding_mask(ids, -1 if pad_id is None else pad_id)
     check_keep(keep, (len(ids), 1, 1, ids.shape[1]))
     keep = keep.expand(len(ids), 1, 1, ids.shape[1])
-    empty = (~keep.any(-1)).flatten().nonzero().flatten().tolist()
-    if empty:
+    if empty := (~keep.any(-1)).flatten().nonzero().flatten().tolist():
         raise ValueError(
             f"the prompts {empty} are all padding (id {pad_id}); leave them out, or give each at "
             "least one token"
@@ -129,11 +129,7 @@ def check_prompt(ids: Tensor, keep: Tensor | None, pad_id: int | None) -> Tensor
 
 
 def check_room(config: TransformerConfig, length: int, max_new_tokens: int) -> None:
-    """Refuse a text that would outgrow the positions before it is half written.
-
-    Raises:
-        ValueError: says how many tokens there is room for.
-    """
+    """Raise ValueError before writing if the text would outgrow the model's positions."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
     room = config.max_len if config.positions in ("learned", "sinusoidal") else None
@@ -150,7 +146,7 @@ def align(
 ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch 1 1 length"]]:
     """Move the real tokens to one side, in their order, and the padding to the other.
 
-    A decoder writes behind the last place, so its prompts must end there.
+    A decoder continues at the last place, so its prompts must end there.
 
     >>> align(torch.tensor([[7, 8, 0]]), torch.tensor([[[[True, True, False]]]]), "right")[0].tolist()
     [[0, 7, 8]]

@@ -1,4 +1,4 @@
-"""What a model looks at."""
+"""What a model attends to."""
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -15,9 +15,9 @@ def attention_maps(
     ids: Int[Tensor, "batch length"],
     keep: Shaped[Tensor, "..."] | None = None,
 ) -> list[Float[Tensor, "batch heads length length"]]:
-    r"""The attention weights $\mathrm{softmax}(QK^\top/\sqrt{d_k})$ of every layer, also of a decoder.
+    r"""The attention weights $\mathrm{softmax}(QK^\top/\sqrt{d_k})$ of every layer of an encoder or decoder.
 
-    Shapes: ids (batch, length) -> for each layer (batch, heads, queries, keys).
+    Shapes: ids (batch, length) -> (batch, heads, queries, keys) per layer.
     Source: Vaswani et al. 2017, equation 1 and figures 3 to 5.
     """
     maps: list[Tensor] = []

@@ -1,10 +1,10 @@
-r"""A language model writes: one token after another, each read by the model before the next.
+r"""A language model writes one token after another, and reads each before it writes the next.
 
-Three ways to choose the next token from the logits $s$ that the model gives:
+There are three ways to choose the next token from the model's logits $s$:
 
-- greedy, $\arg\max_v s_v$: the default;
-- by lot, from the distribution that `next_token_probabilities` makes of $s$;
-- several texts at once, of which the likeliest is kept: `beam_search`.
+- greedy, the default: $\arg\max_v s_v$;
+- sampling from `next_token_probabilities`;
+- `beam_search`, which writes several texts at once and keeps the likeliest.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from torch import Tensor
 from ..model.heads import CausalLM, Seq2SeqLM
 from ..model.layers import eval_mode
 from .beam_search import beam_search
-from .decoding import Reader
+from .decoding import Decoding
 
 Choice = Callable[[Tensor], Tensor]
 
@@ -39,22 +39,22 @@ def generate(
     r"""Continue each prompt, or write the target of each source.
 
     Args:
-        ids: prompts of a `CausalLM`, sources of a `Seq2SeqLM`. Shorter ones are padded, on either
-            side; what comes back is padded on the left.
+        ids: prompts of a `CausalLM`, or sources of a `Seq2SeqLM`. Shorter ones are padded on either
+            side; the result is padded on the left.
         keep: which of `ids` are real tokens, (batch, 1, 1, length); by default all but
             `config.pad_id`.
-        temperature: $T$, see `next_token_probabilities`; 0, the limit, is greedy.
-        top_k: draw from the `top_k` likeliest tokens only.
-        top_p: draw from the smallest set of likeliest tokens with probability `top_p` in sum.
-        n_beams: more than one is `beam_search`, with `length_penalty`.
-        eos_id: what ends a text, by default `config.eos_id`. A text that has ended is filled up with
-            `config.pad_id`, or `eos_id` where there is none, until all have.
-        seed: of the lot. Torch's own random state is neither used nor changed.
-        use_cache: keep the keys and values of what was read, rather than read all again.
+        temperature: $T$ in `next_token_probabilities`; 0, the limit, is greedy.
+        top_k: sample only from the `top_k` likeliest tokens.
+        top_p: sample only from the smallest set of likeliest tokens whose probabilities sum to `top_p`.
+        n_beams: a number above 1 selects `beam_search`, with `length_penalty`.
+        eos_id: the token that ends a text, by default `config.eos_id`. A finished text is filled
+            with `config.pad_id` (or `eos_id` if there is none) until all have finished.
+        seed: seed for sampling. Torch's own random state is neither used nor changed.
+        use_cache: keep the keys and values of earlier tokens instead of computing them again.
 
-    Returns: the prompts with what was written; of a `Seq2SeqLM` the targets, with `start_id`.
+    Returns: the prompts with their continuations; for a `Seq2SeqLM` the targets, with `start_id`.
     Shapes: (batch, length) -> (batch, length + new), or (batch, 1 + new).
-    Raises: ValueError, TypeError as `stream`; ValueError for beams that there cannot be.
+    Raises: ValueError, TypeError as `stream`; ValueError for an invalid number of beams.
 
     >>> import minitransformer as mt
     >>> config = mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8, n_layers=1)
@@ -63,17 +63,16 @@ def generate(
     """
     if n_beams < 1:
         raise ValueError(f"n_beams={n_beams} must be at least 1; 1 is no beam search")
+    if n_beams > 1 and (temperature or top_k is not None or top_p is not None):
+        raise ValueError(
+            "beam search does not sample: leave out temperature, top_k and top_p, or n_beams"
+        )
+    decoding = Decoding(model, ids, keep, max_new_tokens, use_cache, eos_id)
     if n_beams > 1:
-        if temperature or top_k is not None or top_p is not None:
-            raise ValueError(
-                "beam search draws no lots: leave out temperature, top_k and top_p, or n_beams"
-            )
-        reader = Reader(model, ids, keep, max_new_tokens, use_cache)
         with eval_mode(model):
-            return beam_search(reader, max_new_tokens, n_beams, length_penalty, eos_id)
-    reader = Reader(model, ids, keep, max_new_tokens, use_cache)
-    choice = make_choice(model, temperature, top_k, top_p, seed, ids.device)
-    return torch.cat([reader.ids, *write_steps(reader, max_new_tokens, choice, eos_id)], 1)
+            return beam_search(decoding, n_beams, length_penalty)
+    choose = make_choice(decoding, temperature, top_k, top_p, seed)
+    return torch.cat([decoding.ids, *write_steps(decoding, choose)], 1)
 
 
 def stream(
@@ -89,12 +88,12 @@ def stream(
     seed: int = 0,
     use_cache: bool = True,
 ) -> Iterator[Int[Tensor, "batch"]]:
-    """`generate`, token by token as they come: what it would put behind the prompts.
+    """The new tokens of `generate`, one step at a time, with the same options except for beams.
 
-    The model is in evaluation mode until the last token came, or the iterator is let go.
+    The model stays in evaluation mode until the last token, or until the iterator is closed.
 
     Shapes: (batch, length) -> (batch) at every step.
-    Raises: ValueError for prompts or options that do not fit; TypeError for another model.
+    Raises: ValueError for invalid prompts or options; TypeError for another model.
 
     >>> import minitransformer as mt
     >>> config = mt.TransformerConfig(vocab_size=9, d_model=8, n_heads=2, d_ff=8, n_layers=1)
@@ -102,43 +101,31 @@ def stream(
     >>> [tuple(new.shape) for new in stream(model, torch.tensor([[4, 7], [5, 8]]), 3)]
     [(2,), (2,), (2,)]
     """
-    reader = Reader(model, ids, keep, max_new_tokens, use_cache)
-    choice = make_choice(model, temperature, top_k, top_p, seed, ids.device)
-    return (new[:, 0] for new in write_steps(reader, max_new_tokens, choice, eos_id))
+    decoding = Decoding(model, ids, keep, max_new_tokens, use_cache, eos_id)
+    choose = make_choice(decoding, temperature, top_k, top_p, seed)
+    return (new[:, 0] for new in write_steps(decoding, choose))
 
 
-def write_steps(
-    reader: Reader, max_new_tokens: int, choice: Choice, eos_id: int | None = None
-) -> Iterator[Int[Tensor, "batch 1"]]:
-    """Read, choose, hand over; until every text has ended."""
-    eos_id = reader.config.eos_id if eos_id is None else eos_id
-    new, ended = reader.ids, None
-    with eval_mode(reader.model):
-        for step in range(max_new_tokens):
-            new = choice(reader.read(new))
+def write_steps(decoding: Decoding, choose: Choice) -> Iterator[Int[Tensor, "batch 1"]]:
+    """Choose one new token per text at a time, until every text has ended."""
+    eos_id, new = decoding.eos_id, decoding.ids
+    ended = torch.zeros_like(new[:, :1], dtype=torch.bool)
+    with eval_mode(decoding.model):
+        for _ in range(decoding.max_new_tokens):
+            new = choose(decoding.next_logits(new))
             if eos_id is not None:
-                if ended is not None:
-                    new = new.masked_fill(ended, reader.fill(eos_id))
-                ended = new == eos_id if ended is None else ended | (new == eos_id)
+                new = new.masked_fill(ended, decoding.filling)
+                ended = ended | (new == eos_id)
             yield new
-            if ended is not None and step + 1 < max_new_tokens and ended.all():
+            if eos_id is not None and ended.all():
                 return
 
 
 def make_choice(
-    model: CausalLM | Seq2SeqLM,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-    device: torch.device,
+    decoding: Decoding, temperature: float, top_k: int | None, top_p: float | None, seed: int
 ) -> Choice:
-    """How the next token is chosen: a function of the logits.
-
-    Raises:
-        ValueError: an option out of its range, or without effect.
-    """
-    vocab = model.config.vocab_size
+    """How the next token is chosen from the logits; ValueError for an option out of range or unused."""
+    vocab = decoding.config.vocab_size
     if not temperature >= 0:  # nor NaN
         raise ValueError(f"temperature={temperature} must not be negative; 0 is greedy, 1 draws "
                          "from the model's own distribution")  # fmt: skip
@@ -154,7 +141,7 @@ def make_choice(
                 "likeliest token; give a temperature too, such as 1.0"
             )
         return lambda logits: logits.argmax(-1, keepdim=True)
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(decoding.ids.device).manual_seed(seed)
     return lambda logits: torch.multinomial(
         next_token_probabilities(logits, temperature, top_k, top_p), 1, generator=generator
     )
@@ -166,17 +153,17 @@ def next_token_probabilities(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Float[Tensor, "batch vocab"]:
-    r"""The distribution that the next token is drawn from.
+    r"""The distribution that the next token is sampled from.
 
-    $$p_v = \frac{e^{s_v / T}}{\sum_{w \in A} e^{s_w / T}} \text{ for } v \in A, \text{ else } 0$$
+    $$p_v = \frac{e^{s_v / T}}{\sum_{w \in A} e^{s_w / T}} \text{ for } v \in A, \text{ otherwise } 0$$
 
-    $T < 1$ sharpens, $T > 1$ flattens. $A$ is the vocabulary, or of its likeliest tokens
+    $T < 1$ sharpens, $T > 1$ flattens. $A$ is the whole vocabulary, or
 
-    - top-k: the first $k$;
-    - top-p, the nucleus: the fewest whose probabilities sum to at least $p$;
-    - both: the nucleus of the distribution over the first $k$.
+    - top-k: the $k$ likeliest tokens;
+    - top-p, the nucleus: the fewest likeliest tokens whose probabilities sum to at least $p$;
+    - both: the nucleus of the distribution over the $k$ likeliest.
 
-    Of equally likely tokens the one with the smaller id comes first, so $A$ has exactly that size.
+    Among equally likely tokens the smaller id comes first, so $A$ has exactly that size.
 
     Shapes: (batch, vocab) -> the same.
     Source: top-k Fan et al. 2018, section 5.4; top-p Holtzman et al. 2020, section 3.1, equation 2.
@@ -200,12 +187,12 @@ def next_token_probabilities(
 
 
 def nucleus(p: Float[Tensor, "batch vocab"], top_p: float) -> Bool[Tensor, "batch vocab"]:
-    r"""Of probabilities in falling order the fewest first ones with $\sum p_v \ge$ `top_p`.
+    r"""A mask of the fewest leading probabilities, in descending order, with $\sum p_v \ge$ `top_p`.
 
-    A token is in as long as those *before* it do not suffice; so the first one always is.
+    A token belongs to the nucleus if those *before* it do not suffice; so the first always does.
 
     Shapes: (batch, vocab) -> the same.  Source: Holtzman et al. 2020, equation 2.
     """
     before = p.double().cumsum(-1) - p.double()
-    # A little less suffices: 0.5 + 0.3 in rounded numbers.
+    # Slightly less suffices, since 0.5 + 0.3 is rounded.
     return before < top_p * (1 - 4 * torch.finfo(p.dtype).eps)

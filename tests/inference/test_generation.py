@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 import minitransformer as mt
-from minitransformer.inference.decoding import Reader, check_prompt
+from minitransformer.inference.decoding import Decoding, check_prompt
 from minitransformer.inference.generation import next_token_probabilities
 
 VOCAB, EOS, PAD = 41, 40, 0
@@ -173,15 +173,15 @@ def test_a_cache_changes_nothing(model, n_beams):
 @EVERY
 def test_logits_with_a_cache_are_those_without(model):
     ids, real = prompts()
-    readers = [Reader(model, ids, real[:, None, None], 9, cached) for cached in (True, False)]
-    new = readers[0].ids
+    both = [Decoding(model, ids, real[:, None, None], 9, cached) for cached in (True, False)]
+    new = both[0].ids
     for step in range(9):
-        a, b = (reader.read(new) for reader in readers)
+        a, b = (decoding.next_logits(new) for decoding in both)
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
         new = torch.randint(0, VOCAB, (4, 1), generator=torch.Generator().manual_seed(step))
         if step == 4:  # texts doubled, dropped and exchanged, as beam search does
-            for reader in readers:
-                reader.reorder(torch.tensor([3, 0, 0, 2]))
+            for decoding in both:
+                decoding.reorder(torch.tensor([3, 0, 0, 2]))
 
 
 @EVERY
@@ -388,7 +388,7 @@ def test_a_stream_reads_only_as_far_as_it_is_asked():
         ({"temperature": float("nan")}, "must not be negative"),
         ({"top_k": 5}, "give a temperature too"),
         ({"n_beams": 0}, "n_beams=0 must be at least 1"),
-        ({"n_beams": 2, "temperature": 1.0}, "beam search draws no lots"),
+        ({"n_beams": 2, "temperature": 1.0}, "beam search does not sample"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_written_is_refused_before_writing(options, said):
