@@ -1,16 +1,13 @@
 r"""How well the mistakes are known: `python -m minitransformer mistakes`.
 
-The audit makes every known mistake and asks three questions.
+The audit makes every known mistake, asks three questions, and measures how long the answers take.
 
 - named: is it rejected and called by its name, whatever the random inputs?
-- pairs: are two mistakes at once both named? A pair counts only if both show. If the output is that of
-  a single mistake ("without the mask" leaves nothing for "mask inverted" to do), that one is named, and
-  no check can do more.
+- pairs: are two mistakes at once both named? A pair counts only if both show: "without the mask" leaves
+  nothing for "mask inverted" to do, and no check can tell that it was made as well.
 - caught: planted in the package itself, would the ledger notice? A mistake that no row notices is a
-  hole in the ledger. Where the formula has no row, its right answer must equal what the package
-  computes, and the mistake must differ from it.
-
-It also measures how long a student waits for the answer: to the right function, and at worst.
+  hole in the ledger. A right answer without a row must equal what the package computes, and a mistake
+  in it must differ.
 """
 
 import time
@@ -75,8 +72,8 @@ def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Meas
         found.right = found.right or found.slowest
     answer(lambda *inputs: 3 * exercise.correct(*inputs) + 1)  # compared with every pair
     fitting = [m for m in exercise.mistakes if exercise.patched(m)]
-    for mistake in {*exercise.mistakes} - {*fitting}:
-        found.wrong.append(f"the patch {mistake.name!r} no longer fits the right answer")
+    orphans = [m.name for m in exercise.mistakes if m not in fitting]
+    found.wrong += [f"the patch {name!r} no longer fits the right answer" for name in orphans]
     for mistake in fitting:
         results = [answer(exercise.patched(mistake), seed) for seed in seeds]
         if any(r.passed or r.mistakes != (mistake.name,) for r in results):

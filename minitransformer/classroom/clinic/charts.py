@@ -28,7 +28,7 @@ LEAST = instruments.chance_loss(LETTERS)
 
 @dataclass(frozen=True)
 class Chart:
-    """What was measured on one model."""
+    """What the instruments measured on one model."""
 
     patient: str
     kind: str
@@ -36,25 +36,20 @@ class Chart:
     start: float
     """The first loss."""
     gradients: dict[str, float]
-    """The gradient norms of the first loss, by layer: `instruments.gradient_norms`."""
+    """The norm of its gradient in each layer."""
     piled: float
-    """`instruments.piled_up`."""
     twice: float
-    """`instruments.twice_alike`."""
     alone: float
-    """`instruments.alone_against_batch`."""
     one_batch: tuple[float, ...]
-    """The losses of `instruments.overfit_one_batch`."""
+    """The losses of training on one batch."""
     influence: Tensor | None = None
-    """A writer's `instruments.influence` before training."""
+    """A writer's, before training."""
     random: float | None = None
-    """A writer's loss after training on random tokens ..."""
+    """A writer's loss after training on random tokens; `copies`: how often it repeats what it read."""
     copies: float | None = None
-    """... and how often it then repeats what it read: `instruments.copies`."""
     accuracy: float | None = None
-    """A reader's accuracy on new texts after a short training ..."""
+    """A reader's, on new texts after a short training; `majority`: that of naming the larger class."""
     majority: float | None = None
-    """... and the accuracy of always naming the larger class."""
 
     @property
     def chance(self) -> float:

@@ -39,7 +39,7 @@ class Patient:
     train: EncodedTexts
     valid: EncodedTexts
     n_answers: int
-    """How many answers there are to choose from: the size of the vocabulary, or of the classes."""
+    """The size of the vocabulary, or the number of classes."""
     loss_of: Callable[[Any, Batch], Tensor]
     learning_rate: float
     clears_gradients: bool = True
