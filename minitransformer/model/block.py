@@ -100,12 +100,12 @@ class Block(nn.Module):
         cache: KeyValues | None = None
     ) -> Tensor:  # fmt: skip
         """The sublayer of self-attention, for the queries in `only`."""
-        keep, bias = (rows(a, only, x.shape[1]) for a in (keep, bias))
 
         def f(n: Tensor) -> Tensor:
             if only == ALL:
                 return self.attention(n, None, keep, bias, causal, cache)
-            return self.attention(n[:, only], n, keep, bias, causal, cache)
+            some = (rows(a, only, n.shape[1]) for a in (keep, bias))
+            return self.attention(n[:, only], n, *some, causal, cache)
 
         return self.sublayer(x, f, self.norm_1, only)
 
