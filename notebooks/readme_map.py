@@ -35,7 +35,7 @@ MAP = (
     ("3.2", "five steps: data, head, loss, AdamW and its schedule, evaluation", "mean_pool pooler cross_entropy adamw training/optim.py:warmup_then_linear training/finetune.py:finetune training/evaluate.py:evaluate", "10"),
     ("3.2", "when training does not work", "classroom/clinic/patients.py classroom/clinic/instruments.py", "20"),
     ("4", "Attention(Q, K, V)", "softmax attention causal_mask", "01"),
-    ("4", "head_i, MultiHead", "head multi_head_attention", "02"),
+    ("4", "head_i, MultiHead", "model/attention.py:split_heads multi_head_attention", "02"),
     ("4", "Encoder(x)", "encoder_sublayer layer_norm feed_forward post_ln_block pre_ln_block", "03"),
     ("4", "Decoder(y, z)", "decoder_sublayer post_ln_decoder_block pre_ln_decoder_block model/kv_cache.py", "04"),
     ("4", "both together", "embeddings sinusoidal_positions post_ln_transformer", "05"),

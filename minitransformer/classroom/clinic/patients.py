@@ -250,10 +250,10 @@ FAULTS = {
      "The embeddings start with standard deviation 1 instead of 0.02 (torch's own choice for nn.Embedding), and they are "
      "the output map too: logits of size sqrt(d_model), the largest of them the token just read. It is sure of nonsense, and has to unlearn that first."),
     "padding is heard": Fault("reader", "alone", instead(MultiHeadAttention, HearsPadding),
-     "Attention has no mask, so padding counts as words, and a text gets another answer in another batch. It trains, which "
+     "Attention has no mask, so padding counts as words, and a text gets a different answer in a different batch. It trains, which "
      "is why nobody notices."),
     "dropout stays on": Fault("reader", "twice alone", with_(evaluates=False),
-     "Nobody called model.eval(): each call drops other numbers at random. That also makes a text alone differ from itself "
+     "Nobody called model.eval(): each call drops different numbers at random. That also makes a text alone differ from itself "
      "in a batch, so ask this question first."),
     "softmax twice": Fault("reader", "one_batch", with_(loss_of=softmax_first),
      "Cross-entropy does the softmax itself; given probabilities for logits it cannot fall below ln(1 + (n - 1)/e), however "
@@ -262,7 +262,7 @@ FAULTS = {
      "requires_grad is off below the head, left over from an earlier experiment: no gradient arrives there. The head alone "
      "cannot learn even one batch by heart."),
     "labels of other texts": Fault("reader", "validation", slipped_labels,
-     "The labels slipped by one row, so each text has its neighbour's. Every instrument is content, one batch is learned by "
+     "The labels slipped by one row, so each text has its neighbour's. All instruments look fine, one batch is learned by "
      "heart, and what was learned is of no use for any other text. Look at the data."),
     "gradients pile up": Fault("reader", "piled validation?", with_(clears_gradients=False),
      "Without zero_grad each step follows the sum of all gradients so far, including the outdated ones. Whether it learns "
