@@ -104,7 +104,7 @@ def test_stopped_it_says_how_to_go_on_and_ends_as_if_nothing_had_happened(
     stopped(stop)
     assert pretrain(*options, out=tmp_path / "parts") == 130
     assert signal.getsignal(signal.SIGTERM) is handler
-    assert "stopped; the same command with --resume goes on" in capsys.readouterr().err
+    assert "stopped; the same command with --resume continues" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "parts").iterdir()] == ["training"], "no half model"
     assert pretrain(*options, out=tmp_path / "parts") == 2
     assert "holds a run already" in capsys.readouterr().err
