@@ -48,7 +48,7 @@ def finetune(
         clip: the largest norm of the gradient.
         seed: of the order of the examples and of dropout.
         precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
-            is bfloat16 where the CPU has it. Validation and prediction stay in float32.
+            is bfloat16 where the CPU has it. Validation and prediction use "medium".
         cache_mib: memory for the outputs of frozen layers, which are then computed once per text; 0
             computes them every epoch. The result is the same to rounding.
         progress: show a bar with the loss and the examples per second.

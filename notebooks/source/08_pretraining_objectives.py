@@ -17,7 +17,7 @@
 # real, on Chinese reviews, and fine-tuned with few labels, beside a model that has read nothing.
 #
 # It covers section 2.1 of the article, how its pretrained models came to be, and part of 8.2, how many
-# labels that saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
+# labels this saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
 # section 3.
 #
 # *Runs in about ten minutes on two cores. Needs `make data` once.*
@@ -94,9 +94,9 @@ picture(
 # %% [markdown]
 # (`_` is the space before a word; red are the special tokens, blue is where there is a loss.)
 #
-# The lower row is the upper one, moved by one place. That shift must happen once. Without it the model is
-# asked for the token that it is looking at, and the loss falls to zero in a few steps; made twice,
-# by the data and again by the loss, it is asked for the token after the next.
+# The lower row is the upper one, moved by one place. That shift must happen exactly once. Without it the
+# model is asked for the token that it is looking at, and the loss falls to zero in a few steps; made
+# twice, by the data and again by the loss, it is asked for the token after the next.
 
 # %%
 torch.manual_seed(0)
@@ -116,7 +116,7 @@ assert batch.n_targets == len(ids) - 1 and abs(loss - uniform) < 1
 # %% [markdown]
 # ## 2. The hidden token
 #
-# A decoder reads from left to right. To classify a sentence one would rather look both ways, but a model
+# A decoder reads from left to right. To classify a sentence it is better to look both ways, but a model
 # that sees both sides of a place usually sees the place itself, and there is nothing left to
 # predict. BERT's answer is to hide it. A token is *chosen* with probability 0.15, and of the chosen ones
 #
@@ -124,11 +124,11 @@ assert batch.n_targets == len(ids) - 1 and abs(loss - uniform) < 1
 # - 10 % become another token, drawn at random,
 # - 10 % stay as they are.
 #
-# With $M$ the chosen places and $\tilde x$ what is left of the text,
+# With $M$ the chosen places and $\tilde x$ the text after this change,
 #
 # $$L = -\frac1{|M|} \sum_{t \in M} \log p(x_t \mid \tilde x).$$
 #
-# Why not `[MASK]` always? It never occurs later, in fine-tuning. Since any token may be a wrong one, the
+# Why not always `[MASK]`? It never occurs later, in fine-tuning. Since any token may be a wrong one, the
 # model has to keep a good idea of *every* place, not only of those marked. `[CLS]`, `[SEP]` and padding
 # are never chosen.
 #
@@ -155,14 +155,14 @@ for epoch, seed in enumerate((2, 85, 118), 1):
 picture("masked: what stood at the blue places? (three epochs)", **rows)
 
 # %% [markdown]
-# Each epoch hides other tokens, so a text that is read ten times asks ten different questions. In the
-# first one "on" was replaced, by "margins"; in the others a token is asked for that stands there to be
+# Each epoch hides different tokens, so a text that is read ten times asks ten different questions. In the
+# first one "on" was replaced, by "margins"; in the others one of the tokens asked for is there to be
 # read. Nobody can tell from the ids where the loss is: the batch has to say.
 #
 # ### Exercise 1: mask the tokens
 #
-# You are given two random numbers for each token: `u` decides whether it is chosen, `v` what becomes of
-# it. `drawn` has a random token for each place. (BERT-pytorch, read by thousands, asked both questions of
+# You are given two random numbers for each token: `u` decides whether it is chosen, `v` what happens
+# to it. `drawn` has a random token for each place. (BERT-pytorch, read by thousands, asked both questions of
 # the same number for a while. What happens then?)
 
 
@@ -183,7 +183,7 @@ def my_mask_tokens(ids, special, u, v, drawn, mask_id):
 mt.check.mask_tokens(my_mask_tokens)
 
 # %% [markdown]
-# A look at many: 2,000 reviews, counted. Of 15 % chosen, a tenth has been replaced by a token drawn from
+# The same for many texts: 2,000 reviews, counted. Of 15 % chosen, a tenth has been replaced by a token drawn from
 # the vocabulary, special tokens excepted.
 
 # %%
@@ -222,7 +222,7 @@ def my_masked_loss(logits, targets, chosen, keep):
 mt.check.masked_loss(my_masked_loss)
 
 # %% [markdown]
-# Who takes `logits[chosen]` saves work too. The head compares each place with every token of the
+# Indexing `logits[chosen]` saves work too. The head compares each place with every token of the
 # vocabulary, in a small model the largest product of all, and six of seven places need none of it.
 # `masked_lm_loss` does it one step earlier: it gathers the hidden states, so that those logits are never
 # computed (measured in `tests/benchmarks/pretraining.py`).
@@ -248,7 +248,7 @@ assert torch.allclose(masked_lm_loss(bert, batch), wanted, atol=1e-5)
 #
 # T5 hides spans, not tokens, and lets a decoder write them. Each span leaves one *sentinel* in the source,
 # and nothing says how long the span was. In the target the same sentinel announces the span, one more
-# sentinel says that no other follows, and the end token ends it. Cut out are 15 % of the tokens, in
+# sentinel says that no other follows, and the end token ends it. 15 % of the tokens are cut out, in
 # spans of three on average. The loss is that of any sequence-to-sequence model,
 #
 # $$L = -\frac1N \sum_{t=1}^{N} \log p(y_t \mid y_1, \dots, y_{t-1}, \tilde x),$$
@@ -324,8 +324,8 @@ for ax, (title, keep) in zip(plots.figure(3, (6, 2.3)), masks.items(), strict=Tr
     plots.attention(keep.double(), queries, keys, title=title, ax=ax)
 
 # %% [markdown]
-# Is it so? Change a token, and see which hidden states move. In the decoder none before it may; in the
-# encoder all do.
+# Is that true? Change a token, and see which hidden states move. In the decoder none before it may; in
+# the encoder all do.
 
 # %%
 for name, hidden_of in (("decoder", gpt.decoder), ("encoder", bert.encoder)):
@@ -340,7 +340,7 @@ for name, hidden_of in (("decoder", gpt.decoder), ("encoder", bert.encoder)):
     assert moved.all() if name == "encoder" else moved.tolist() == [False] * 4 + [True] * 3
 
 # %% [markdown]
-# And what does it cost? The three on the same 2,000 reviews: how many places the model runs over, and how
+# And what does it cost? The three on the same 2,000 reviews: how many places the model processes, and how
 # many of them are lessons. (The tokenizers differ, so compare within a line.)
 
 # %%
@@ -366,7 +366,8 @@ assert lines[0][1] > 0.9 and 0.1 < lines[1][1] < 0.16 < lines[2][1] < 0.5
 # %% [markdown]
 # A causal model has a lesson at nearly every place, a masked one at every seventh or eighth: that is the
 # price of looking both ways. It is a fair one. Devlin et al. 2019 (appendix C.1) trained the same model
-# for both questions: the masked one learns a little slower, and fine-tuned it is ahead almost at once.
+# for both questions: the masked one learns a little more slowly, and after fine-tuning it is ahead almost
+# at once.
 
 # %% [markdown]
 # ## 5. Does it pay?
@@ -375,7 +376,7 @@ assert lines[0][1] > 0.9 and 0.1 < lines[1][1] < 0.16 < lines[2][1] < 0.5
 # companies' own texts there is none today. Here is the question at the size of a laptop, in Chinese, where
 # we have no model at all. 17,300 reviews of hotels, computers and books are labelled; suppose that only a
 # few hundred of them were. The others are still text. `mt.data.corpus` gives the training reviews without
-# their labels, and none of a text that is used for validation or for the test.
+# their labels, and no text that is used for validation or for the test.
 #
 # Chinese has no spaces, so here every character is a token.
 
@@ -409,7 +410,7 @@ print(texts[0][:60])
 # %% [markdown]
 # The model has four blocks of width 128. Three of its settings are not BERT's, since it has minutes and not
 # days. Norms stand *before* the sublayers, which allows a high rate at once (notebook 03). 30 % of the
-# characters are asked for: more lessons a step, each a little harder (Wettig et al. 2023 find 40 % better
+# characters are asked for: more lessons per step, each a little harder (Wettig et al. 2023 find 40 % better
 # than 15 % also for large models). And there is no dropout: nothing is read often enough to be
 # learned by heart.
 
@@ -458,7 +459,7 @@ for text in ("房间很干[MASK]", "这本书[MASK]常好", "服务态[MASK]很�
 #
 # Now the labels: 100, 300, 1,000 or 3,000 of them. The same encoder is fine-tuned, once from the
 # pretrained weights and once from new ones, for the same number of steps, each with three seeds (other
-# reviews, another head, another order). Beside them counting: TF-IDF over characters and their pairs and
+# reviews, another head, another order). For comparison, counting: TF-IDF over characters and their pairs and
 # triples.
 
 # %%
@@ -520,8 +521,8 @@ ax.legend(frameon=False)
 ax.minorticks_off()
 
 # %% [markdown]
-# In labels: with how many would the new model be as good? Between the measured sizes a straight line on
-# the logarithm will do.
+# In labels: how many would the new model need to be as good? Between the measured sizes we interpolate
+# on a logarithmic scale.
 
 # %%
 gain = mean["pretrained"] - mean["new"]
@@ -546,20 +547,20 @@ assert gain.mean() > 0.005 and mean["TF-IDF"][-1] > mean["pretrained"][-1]
 # What it took to see the gain at all, on this machine:
 #
 # - *enough steps*: before the bend in the curve there is nothing to transfer;
-# - *the right texts*: the corpus is of the same kind as the task. With the newspaper beside it,
+# - *the right texts*: the corpus is of the same kind as the task. With the newspaper added,
 #   `mt.data.corpus("chinese_reviews", "newspaper")` in the first cell of this section, there is nearly three
-#   times the text, and as many steps are worth 1.7, 2.9, 0.1 and 0.0 points. Two thirds of the reading are
+#   times the text, and the same number of steps is worth 1.7, 2.9, 0.1 and 0.0 points. Two thirds of the reading are
 #   then about something else, and the vocabulary grows by a thousand characters;
 # - *lengths that fit*: a model that was never shown a 65th position reads garbage there.
 #
-# A longer pretraining can be stopped and goes on, on the command line `python -m minitransformer pretrain
+# A longer pretraining can be stopped and resumed, on the command line `python -m minitransformer pretrain
 # --objective masked --data chinese_reviews --tokenizer characters --out my-bert`, then with `--resume`. With
 # `--objective causal` it makes a GPT, with `--objective spans` a T5.
 #
 # ## What to read next
 #
 # - **Notebook 09, one model, three families**: the three families in one piece of code; **notebook 10**, what
-#   a model gives that has read for real.
+#   a model is worth that has really read.
 # - Devlin et al. 2019, appendix C; Raffel et al. 2020, section 3, where objectives are compared at length;
 #   Wettig et al. 2023, "Should you mask 15 % in masked language modeling?"
 # - In the package: `minitransformer/data/masking.py`, `minitransformer/data/spans.py` and
