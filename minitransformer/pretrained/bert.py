@@ -53,7 +53,7 @@ OURS = "minitransformer"
 
 def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
     """Our switches from a config.json; the weights say whether there is a pooler."""
-    hf.refuse(
+    hf.require(
         config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False
     )
     switches = hf.read_entries(config, NAMES)

@@ -57,8 +57,8 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
     """
-    hf.refuse(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    hf.refuse(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
+    hf.require(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    hf.require(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
     switches = hf.read_entries(config, NAMES)
     switches["d_ff"] = config.get("n_inner") or 4 * switches["d_model"]
     switches["activation"] = hf.activation(config, "activation_function", "gelu_new")

@@ -112,8 +112,8 @@ def activation_name(ours: str) -> str:
     return next(theirs for theirs, mine in ACTIVATIONS.items() if mine == ours)
 
 
-def refuse(config: Mapping[str, Any], **only: Any) -> None:
-    """Raise ValueError for an entry with another value than the one that this package implements."""
+def require(config: Mapping[str, Any], **only: Any) -> None:
+    """Raise ValueError if an entry is there with another value than the one that is supported."""
     for entry, value in only.items():
         if config.get(entry, value) != value:
             raise ValueError(

@@ -52,7 +52,7 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     New files have `scale_decoder_outputs` for scaled logits (and `tie_word_embeddings` is true even
     for v1.1); in old ones `tie_word_embeddings: false` means that logits are not scaled.
     """
-    hf.refuse(config, is_encoder_decoder=True)
+    hf.require(config, is_encoder_decoder=True)
     switches = hf.read_entries(config, NAMES)
     if config.get("num_decoder_layers") not in (None, switches["n_layers"]):
         switches |= hf.read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
