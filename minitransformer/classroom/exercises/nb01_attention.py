@@ -94,8 +94,7 @@ attention = Exercise(
     # Of SCALE all but d_model's: attention sees single heads only.
     mistakes=SCALE[:-1] + AXIS + MASK + HIDDEN + NO_KEYS + LARGEST + known(
         "the axis of the softmax",
-        ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
-         "(-1, keepdim=True)", "(1, keepdim=True)"),
+        ("with the softmax over the heads", "Each query distributes a total weight of 1 over its head's keys.", "(-1, keepdim=True)", "(1, keepdim=True)"),
         "softmax(...)",
         ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
          "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)"),
