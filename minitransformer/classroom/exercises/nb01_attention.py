@@ -103,9 +103,6 @@ attention = Exercise(
          " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
          "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
     ),
-    properties={
-        SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity),
-        NO_LEAK: of_weights(hidden_get_nothing, with_identity),
-    },
+    properties={SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity), NO_LEAK: of_weights(hidden_get_nothing, with_identity)},
     next="Next: notebook 02 runs several of these side by side.",
 )  # fmt: skip

@@ -20,13 +20,13 @@ ONE, SEVEN = "one position", "seven positions"
 
 
 def draw_split(rng: np.random.Generator, case: str) -> Inputs:
-    length = 1 if case == ONE else QUERIES
-    return draw(f"x: batch {length} d_model", n_heads=HEADS)(rng, case)
+    shapes = "x: batch 1 d_model" if case == ONE else "x: batch queries d_model"
+    return draw(shapes, n_heads=HEADS)(rng, case)
 
 
 def draw_merge(rng: np.random.Generator, case: str) -> Inputs:
-    length = 1 if case == ONE else QUERIES
-    return draw(f"heads: batch heads {length} d_k")(rng, case)
+    shapes = "heads: batch heads 1 d_k" if case == ONE else "heads: batch heads queries d_k"
+    return draw(shapes)(rng, case)
 
 
 def tokens_stay(f: Callable, inputs: Inputs) -> str | None:

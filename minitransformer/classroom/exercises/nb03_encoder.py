@@ -79,10 +79,7 @@ layer_norm = Exercise(
         ("without γ and β", "Gain and shift are arguments: what the model learns about the scale of each number.", "gamma * ", "", " + beta", ""),
         ("with β added before the gain", "Multiply first, then add.", "gamma * ", "gamma * (", " + beta", " + beta)"),
     ),
-    properties={
-        "every position is normalised by itself": alone,
-        "a number added to all of x changes nothing": shift_invariant,
-    },
+    properties={"every position is normalised by itself": alone, "a number added to all of x changes nothing": shift_invariant},
     next="Next: the other half of a block, the feed-forward network.",
 )  # fmt: skip
 

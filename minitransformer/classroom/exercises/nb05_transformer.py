@@ -90,7 +90,6 @@ def mean_loss(logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     return -(log_p * keep).sum() / keep.sum()
 
 
-N = "the mean over the N real tokens"
 FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 target_loss = Exercise(
     title="the loss of a batch of targets",
@@ -98,7 +97,7 @@ target_loss = Exercise(
     right=mean_loss, package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
     draw=draw_loss, cases=("padding", "no padding"), axes="",
     mistakes=known(
-        N,
+        "the mean over the N real tokens",
         ("with padding counted", "The model is taught to write padding after padding: the more padding, the smaller the loss.", MEAN, "log_p.mean()"),
         ("with the logits at padding set to zero, and padding counted all the same", "Logits of zero are a uniform guess, which costs log V. Leave those positions out.",
          FIRST, "log_p = (logits * keep[..., None])", MEAN, "log_p.mean()"),
@@ -207,9 +206,6 @@ encoder_decoder = Exercise(
         "z = encoder(source, ...)",
         ("with the source itself as memory, not the encoder's output", "The encoder's output is never used.", "decoder(target, z,", "decoder(target, source,"),
     ),
-    properties={
-        "no output depends on later tokens of the target": sees_the_future,
-        "the source's padding changes nothing": sees_padding,
-    },
+    properties={"no output depends on later tokens of the target": sees_the_future, "the source's padding changes nothing": sees_padding},
     next="Next: train it.",
 )  # fmt: skip

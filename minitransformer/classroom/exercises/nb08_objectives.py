@@ -63,7 +63,7 @@ mask_tokens = Exercise(
         "not special",
         ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
         "the shares of 80, 10 and 10 %",
-        ("with [MASK] at every chosen token", "Did u decide both? A u below 0.15 is always below 0.8. The second question is v's.", "(v ", "(u "),
+        ("with [MASK] at every chosen token", "A u below 0.15 is always below 0.8: the second question needs a number of its own, v.", "(v ", "(u "),
         ("with 90 % masked and none drawn", "In a chain of if and elif the smaller bound comes first.", "v < 0.8", "v < 0.9", "v >= 0.8", "v >= 0.9"),
         ("with no token drawn at random", "The bounds add up: 0.8 to 0.9 is drawn, not v < 0.1 after v < 0.8 has been asked.", DRAWN, "(v >= 0.8) & (v < 0.1)"),
         ("with every chosen token drawn that is not masked", "Where v >= 0.9 the token stays as it was, and must still be predicted.", DRAWN, "(v >= 0.8)"),

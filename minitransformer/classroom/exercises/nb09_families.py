@@ -90,12 +90,9 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
     c_attn = inputs["c_attn"]
     x = torch.randn(c_attn.shape[0], dtype=c_attn.dtype)
     fused, parts = (x @ c_attn).sort().values, (f(c_attn) @ x).flatten().sort().values
-    if distance(fused, parts) <= EXACT:
-        return None
-    return (
-        "Your three maps do not give the numbers of x @ c_attn: a column of c_attn, which makes "
-        "one number of the output, has to become a row."
-    )
+    said = "Your three maps do not give the numbers of x @ c_attn: a column of c_attn, which makes "
+    said += "one number of the output, has to become a row."
+    return said if distance(fused, parts) > EXACT else None
 
 
 ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"

@@ -99,12 +99,9 @@ def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
     f(*inputs.values())
     changed = block.training != block.given
     block.train(block.given)
-    if not changed:
-        return None
-    return (
-        "It came in training mode and is in evaluation mode now, so any further training runs "
-        "without dropout. Save block.training first, and restore it with block.train(...)."
-    )
+    said = "It came in training mode and is in evaluation mode now, so any further training runs "
+    said += "without dropout. Save block.training first, and restore it with block.train(...)."
+    return said if changed else None
 
 
 def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
@@ -139,10 +136,7 @@ leaks = NumberExercise(
          "> EXACT", "> 0.1"),
         ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.", "> EXACT", '> float("inf")'),
     ),
-    properties={
-        "the answer is True or False": yes_or_no,
-        "the block is left in the mode it came in": left_as_it_was,
-    },
+    properties={"the answer is True or False": yes_or_no, "the block is left in the mode it came in": left_as_it_was},
     next="Next: the same question for every position at once, as a picture.",
 )  # fmt: skip
 
