@@ -159,8 +159,7 @@ def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[R
 
     Each result is on the disk before the next trial begins, so a run that was stopped continues.
 
-    Raises:
-        ValueError: the file has a line that is no result.
+    Raises: ValueError: the file has a line that is no result.
     """
     path = Path(path)
     known = {result.trial: result for result in read(path, mend=True)}

@@ -25,9 +25,7 @@ def pairing_accuracy(encoder: Encoder, tokenizer: Tokenizer, texts: Sequence[str
 
     $$\frac1n \sum_i \left[\, i = \arg\max_j \cos(h(a_i), h(b_j)) \,\right]$$
 
-    Raises:
-        ValueError: too few texts for one group.
-
+    Raises: ValueError: too few texts for one group.
     Source: the contrastive objective of the successors of Reimers and Gurevych 2019, as accuracy; van
     den Oord et al. 2018, equation 4.
     """

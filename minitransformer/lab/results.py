@@ -53,8 +53,7 @@ def read(path: str | Path, mend: bool = False) -> list[Result]:
     Args:
         mend: remove a last line that was cut off in the middle of writing.
 
-    Raises:
-        ValueError: a line that is no result; the message names it.
+    Raises: ValueError: a line that is no result; the message names it.
     """
     path = Path(path)
     if not path.exists():

@@ -65,9 +65,7 @@ def causal_mask(queries: int, keys: int | None = None) -> Bool[Tensor, "queries 
 def check_keep(keep: Tensor | None, shape: tuple[int, ...]) -> None:
     """Reject a mask that does not fit, before broadcasting hides the mistake.
 
-    Raises:
-        TypeError: the mask is not boolean.
-        ValueError: it does not broadcast to `shape`, (..., queries, keys).
+    Raises: TypeError unless it is boolean, ValueError unless it broadcasts to `shape`.
     """
     if keep is None:
         return
@@ -226,10 +224,7 @@ class MultiHeadAttention(nn.Module):
         causal: bool = False,
         cache: None = None,
     ) -> Float[Tensor, "batch heads queries keys"]:
-        """The attention weights that `forward` averages with: what each head looks at.
-
-        A hook can pass on the arguments of `forward`, except a cache, which reading would change.
-        """
+        """The weights that `forward` averages with; no cache is read, since reading would change it."""
         Q, K, V = self.project(x, memory, keep)
         keep = ops.visible(keep, causal, Q.shape[2], K.shape[2], x.device)
         return scaled_dot_product_attention(Q, K, V, keep, bias, self.scale)[1]
@@ -251,9 +246,8 @@ class MultiHeadAttention(nn.Module):
         else:
             split = partial(split_heads, n_heads=self.n_heads)
             Q = split(self.W_Q(x))
-            K, V = cache.update(
-                lambda: torch.stack([split(self.W_K(memory)), split(self.W_V(memory))])
-            )
+            maps = self.W_K, self.W_V
+            K, V = cache.update(lambda: torch.stack([split(W(memory)) for W in maps]))
         check_keep(keep, (len(x), self.n_heads, x.shape[1], K.shape[2]))
         return Q, K, V
 

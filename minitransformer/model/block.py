@@ -1,6 +1,7 @@
 r"""The blocks: sublayers, each with a residual and a norm; and the article's two formulas as printed."""
 
 from collections.abc import Callable
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -78,13 +79,11 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig, cross: bool = False):
         super().__init__()
         c = config
-        heads = (
-            c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
-        )  # fmt: skip
+        args = c.d_model, c.n_heads, c.bias, c.attention_dropout, c.ops, c.d_head, c.scale_attention
         self.norm_position, self.cross = c.norm_position, cross
-        self.attention, self.norm_1 = MultiHeadAttention(*heads), make_norm(c)
+        self.attention, self.norm_1 = MultiHeadAttention(*args), make_norm(c)
         if cross:
-            self.cross_attention, self.norm_cross = MultiHeadAttention(*heads), make_norm(c)
+            self.cross_attention, self.norm_cross = MultiHeadAttention(*args), make_norm(c)
         self.feed_forward = FeedForward(
             c.d_model, c.d_ff, c.activation, c.bias, c.ops, c.gated, c.feed_forward_dropout
         )
@@ -190,8 +189,7 @@ class DecoderBlock(Block):
             cache: keys and values of earlier tokens, and those of the memory.
             last: compute only the last `last` positions; the others still serve as keys and values.
 
-        Raises:
-            ValueError: a memory without `cross`, or `cross` without a memory.
+        Raises: ValueError: a memory without `cross`, or `cross` without a memory.
         """
         if (memory is not None) != self.cross:
             raise ValueError(
@@ -203,9 +201,6 @@ class DecoderBlock(Block):
         only = ALL if last is None or last >= y.shape[1] else slice(-last, None)
         y = self.attend(y, only, keep, bias, causal=True, cache=own)
         if self.cross:
-
-            def read(a: Tensor) -> Tensor:
-                return self.cross_attention(a, memory, memory_keep, cache=others)
-
+            read = partial(self.cross_attention, memory=memory, keep=memory_keep, cache=others)
             y = self.sublayer(y, read, self.norm_cross)
         return self.sublayer(y, self.feed_forward, self.norm_2)

@@ -105,19 +105,15 @@ class TransformerConfig:
                 f"n_buckets={self.n_buckets} must be a multiple of 4 and less than twice "
                 f"max_distance={self.max_distance}, such as 32 and 128"
             )
-        if self.d_head == 0:
-            object.__setattr__(self, "d_head", self.default_d_head())
-
-    def default_d_head(self) -> int:
-        r"""$d_{model} / h$, which must be whole."""
-        if self.d_model % self.n_heads:
+        if self.d_head == 0 and self.d_model % self.n_heads:
             divisors = [n for n in range(1, self.d_model + 1) if self.d_model % n == 0]
             nearest = min(divisors, key=lambda n: abs(n - self.n_heads))
             raise ValueError(
                 f"d_model={self.d_model} cannot be split into n_heads={self.n_heads} equal heads; "
                 f"use a divisor such as n_heads={nearest}, or choose d_head"
             )
-        return self.d_model // self.n_heads
+        if self.d_head == 0:
+            object.__setattr__(self, "d_head", self.d_model // self.n_heads)
 
     def with_(self, **changes: Any) -> "TransformerConfig":
         """A copy with some switches changed; a derived `d_head` is derived again."""

@@ -137,8 +137,7 @@ class CausalLM(nn.Module):
         super().__init__()
         if decoder.cross:
             raise ValueError("CausalLM needs a decoder without cross-attention: Decoder(config)")
-        self.config = decoder.config
-        self.decoder = decoder
+        self.config, self.decoder = decoder.config, decoder
         self.head = LanguageModelHead(decoder.config)
 
     def forward(
@@ -167,8 +166,7 @@ class Seq2SeqLM(nn.Module):
 
     def __init__(self, encoder_decoder: EncoderDecoder):
         super().__init__()
-        self.config = encoder_decoder.config
-        self.encoder_decoder = encoder_decoder
+        self.config, self.encoder_decoder = encoder_decoder.config, encoder_decoder
         self.head = LanguageModelHead(encoder_decoder.config)
 
     def forward(
@@ -197,8 +195,7 @@ class MaskedLM(nn.Module):
 
     def __init__(self, encoder: Encoder):
         super().__init__()
-        config = encoder.config
-        self.config = config
+        self.config = config = encoder.config
         self.encoder = encoder
         self.dense = nn.Linear(config.d_model, config.d_model)
         self.f = getattr(operations(config.ops), config.activation)

@@ -123,18 +123,16 @@ class Embeddings(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.d_model)
-        if config.positions == "learned":
-            self.position_table = nn.Embedding(config.max_len, config.d_model)
-        elif config.positions == "sinusoidal":
-            table = sinusoidal_positions(config.max_len, config.d_model)
+        self.config = c = config
+        self.tokens = nn.Embedding(c.vocab_size, c.d_model)
+        if c.positions == "learned":
+            self.position_table = nn.Embedding(c.max_len, c.d_model)
+        elif c.positions == "sinusoidal":
+            table = sinusoidal_positions(c.max_len, c.d_model)
             self.register_buffer("positions", table, persistent=False)
-        self.segments = (
-            nn.Embedding(config.n_segments, config.d_model) if config.n_segments else None
-        )
-        self.norm = make_norm(config) if config.embedding_norm else nn.Identity()
-        self.dropout = Dropout(config.dropout)
+        self.segments = nn.Embedding(c.n_segments, c.d_model) if c.n_segments else None
+        self.norm = make_norm(c) if c.embedding_norm else nn.Identity()
+        self.dropout = Dropout(c.dropout)
 
     def forward(
         self, ids: Ids, segments: Ids | None = None, positions: Ids | None = None, first: int = 0
@@ -146,9 +144,7 @@ class Embeddings(nn.Module):
             positions: the position of each token, by default `first`, `first` + 1 and so on.
             first: the position of the first token, when a cache holds earlier ones.
 
-        Raises:
-            ValueError: ids outside the vocabulary, positions beyond `max_len`, or segments that do
-                not fit.
+        Raises: ValueError for ids, positions or segments that the model does not have.
         """
         config, places = self.config, slice(first, first + ids.shape[1])
         check_inputs(ids, segments, positions, first, config)
@@ -164,9 +160,6 @@ class Embeddings(nn.Module):
             # Without segments every token is in segment 0, whose vector is still added.
             x = x + (self.segments.weight[0] if segments is None else self.segments(segments))
         return self.dropout(self.norm(x))
-
-
-# --- Mode and initial weights -------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -213,9 +206,6 @@ def init_weights(module: nn.Module, config: TransformerConfig) -> None:
         nn.init.normal_(m.weight, std=std)
         if isinstance(m, nn.Linear) and m.bias is not None:
             nn.init.zeros_(m.bias)
-
-
-# --- What does not fit --------------------------------------------------------------------------
 
 
 def check_inputs(

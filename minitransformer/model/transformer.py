@@ -37,17 +37,15 @@ class Stack(nn.Module):
         self, config: TransformerConfig, depth: int, block: Callable[[], nn.Module], causal: bool
     ):
         super().__init__()
-        c = config
-        self.config = config
-        self.embeddings = Embeddings(config)
+        self.config = c = config
+        self.embeddings = Embeddings(c)
         self.blocks = nn.ModuleList(block() for _ in range(depth))
-        self.norm = make_norm(config) if config.norm_position == "pre" else nn.Identity()
-        self.dropout = Dropout(config.final_dropout)
-        self.relative_positions = (
-            RelativePositionBias(c.n_heads, c.n_buckets, c.max_distance, bidirectional=not causal)
-            if config.positions == "relative"
-            else None
-        )
+        self.norm = make_norm(c) if c.norm_position == "pre" else nn.Identity()
+        self.dropout = Dropout(c.final_dropout)
+        self.relative_positions: RelativePositionBias | None = None
+        if c.positions == "relative":
+            sizes = c.n_heads, c.n_buckets, c.max_distance
+            self.relative_positions = RelativePositionBias(*sizes, bidirectional=not causal)
 
     def bias(self, queries: int, keys: int) -> Tensor | None:
         """The bias that every block adds to its scores, if positions are relative."""
@@ -85,8 +83,7 @@ class Encoder(Stack):
             segments: segment of each token (BERT's sentences A and B), all 0 by default.
             first: return only the first `first` positions; the last block then computes no others.
 
-        Raises:
-            ValueError, TypeError: as `Embeddings` and `check_keep`.
+        Raises: ValueError, TypeError as `Embeddings` and `check_keep`.
         """
         if keep is None and self.config.pad_id is not None:
             keep = padding_mask(ids, self.config.pad_id)
@@ -147,8 +144,7 @@ class Decoder(Stack):
                 `token_positions(keep)`; later calls with the same cache count on from there.
             last: return only the last `last` positions; the last block then computes no others.
 
-        Raises:
-            ValueError, TypeError: as `Embeddings`, `DecoderBlock` and `check_keep`.
+        Raises: ValueError, TypeError as `Embeddings`, `DecoderBlock` and `check_keep`.
         """
         past = 0 if cache is None else cache.length
         if keep is None:
@@ -213,8 +209,7 @@ class EncoderDecoder(nn.Module):
             source_keep: which source tokens may be attended to, by default all but `pad_id`.
             target_keep: the same for the target, by default all; causality comes on top.
 
-        Raises:
-            ValueError, TypeError: as `Encoder` and `Decoder`.
+        Raises: ValueError, TypeError as `Encoder` and `Decoder`.
         """
         source_keep = self.source_keep(source, source_keep)
         memory = self.encode(source, source_keep)

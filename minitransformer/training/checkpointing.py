@@ -11,7 +11,7 @@ history is a separate file that only grows.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..data.atomic import write_whole
 from .history import History
 from .parallel import gathered, rank_and_size
+from .strategies import check_at_least_1
 
 FILE, HISTORY = "checkpoint.safetensors", "history.jsonl"
 
@@ -37,8 +38,7 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, every: int, resume: bool, run: Mapping[str, Any]):
         self.folder, self.every, self.run, self.history = Path(folder), every, run, History()
-        if every < 1:
-            raise ValueError(f"checkpoint_every must be at least 1, got {every}")
+        check_at_least_1(checkpoint_every=every)
         refuse_existing(self.folder, resume)
 
     def __enter__(self) -> "Checkpoint":
@@ -50,12 +50,10 @@ class Checkpoint:
     def start(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, best: Any
     ) -> tuple[int, History]:
-        """Restore the state if there is a checkpoint; return the first step and the history so far.
-
-        `best` is the `Keeper` of the best weights.
-        """
+        """Restore the state, if there is one; (first step, history). `best` keeps the best weights."""
         self.model, self.optimizer, self.best = model, optimizer, best
-        self.identity = json.loads(json.dumps({**identity_of(model), **self.run}))  # as a file has it
+        run = identity_of(model) | dict(self.run)
+        self.identity = json.loads(json.dumps(run))  # as a file has it
         step = size = 0
         if (self.folder / FILE).exists():
             about, tensors = read(self.folder / FILE)
@@ -78,7 +76,7 @@ class Checkpoint:
             "identity": self.identity, "step": step, "in_place": self.best.in_place,
             "seconds": self.history.seconds, "history_size": self.history.saved_size(),
         }  # fmt: skip
-        tensors = {key: t.detach().contiguous() for key, t in self.state()}
+        tensors = {key: t.detach().contiguous() for key, t in self.state().items()}
         tensors["random"] = random_states
         raw = safetensors.torch.save(tensors, {"run": json.dumps(about)})
         path = self.folder / FILE
@@ -92,15 +90,14 @@ class Checkpoint:
                 "(on the command line --resume)"
             ) from error
 
-    def state(self) -> Iterator[tuple[str, Tensor]]:
+    def state(self) -> dict[str, Tensor]:
         """The tensors of the run, by kind and name."""
-        for name, tensor in weights_of(self.model).items():
-            yield f"model/{name}", tensor
-        for name, tensor in self.best.copies.items():
-            yield f"best/{name}", tensor
+        tensors = {f"model/{name}": tensor for name, tensor in weights_of(self.model).items()}
+        tensors |= {f"best/{name}": copy for name, copy in self.best.copies.items()}
         for name, parameter in self.model.named_parameters():
-            for kind, tensor in self.optimizer.state.get(parameter, {}).items():
-                yield f"optimizer/{kind}/{name}", tensor
+            for kind, moment in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{kind}/{name}"] = moment
+        return tensors
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor]) -> None:

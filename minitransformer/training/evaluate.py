@@ -89,9 +89,7 @@ def evaluate(
 ) -> Metrics:  # fmt: skip
     """Loss and accuracy over all of the data; the options are those of `predict`.
 
-    Raises:
-        ValueError: data without labels, or with other numbers for the model's labels.
-
+    Raises: ValueError: data without labels, or with other numbers for the model's labels.
     Source: article, section 3.2, step 5.
     """
     if data.labels is None:

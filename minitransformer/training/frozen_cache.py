@@ -81,8 +81,7 @@ class FrozenPrefix:
                     stacklevel=2,
                 )
         ends = self.used + self.lengths[indices].cumsum(0)
-        n = int((ends <= len(self.rows)).sum())
-        if n:
+        if n := int((ends <= len(self.rows)).sum()):
             self.starts[indices[:n]] = ends[:n] - self.lengths[indices[:n]]
             start, self.used = self.used, int(ends[n - 1])
             self.rows[start : self.used] = hidden[:n][real[:n]]

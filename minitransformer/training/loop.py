@@ -19,7 +19,7 @@ from .history import Entry, History
 from .optim import SCHEDULES, make_adamw
 from .parallel import LossOfPart, backward, rank_and_size, shared
 from .precision import matmul_precision
-from .strategies import Layer, Progress, Strategy, layers_of
+from .strategies import Layer, Progress, Strategy, check_at_least_1, layers_of
 
 
 @runtime_checkable
@@ -50,8 +50,7 @@ class Recipe:
 
     def __post_init__(self):
         for name in ("steps", "validate_every", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            check_at_least_1(**{name: getattr(self, name)})
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}"
@@ -168,8 +167,8 @@ def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, i
         for e in count(epoch)
         for b in data.batches(recipe.batch_size, seed=recipe.seed * 1000 + e)
     )
-    steps = range(first, recipe.steps)
-    for step, (e, batch) in zip(steps, islice(epochs, passed, None), strict=False):
+    todo = islice(epochs, passed, passed + recipe.steps - first)
+    for step, (e, batch) in enumerate(todo, first):
         yield step, e, batch
 
 

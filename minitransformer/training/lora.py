@@ -1,7 +1,4 @@
-r"""Low-rank adaptation: a matrix learns by adding a thin product to it.
-
-Source: Hu et al. 2021.
-"""
+"""Low-rank adaptation (Hu et al. 2021): a matrix learns by adding a thin product to it."""
 
 import math
 
@@ -17,8 +14,7 @@ class LoRALinear(nn.Module):
     $A$ starts random and $B$ at zero, so at first nothing is changed and yet $B$ has a gradient.
 
     Shapes: (..., d_in) -> (..., d_out); A (r, d_in), B (d_out, r).
-    Raises: ValueError for a rank above the matrix's own.
-    Source: Hu et al. 2021, equation 3.
+    Raises: ValueError for a rank above the matrix's own.  Source: Hu et al. 2021, equation 3.
     """
 
     def __init__(
@@ -35,8 +31,7 @@ class LoRALinear(nn.Module):
         self.linear, self.scale = linear, alpha / rank
         self.A = nn.Parameter(torch.empty(rank, d_in, dtype=linear.weight.dtype))
         self.B = nn.Parameter(torch.zeros(d_out, rank, dtype=linear.weight.dtype))
-        # as nn.Linear starts
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)
+        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5), generator=generator)  # as nn.Linear starts
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_out"]:
         """The two maps, added."""

@@ -38,9 +38,7 @@ def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
     predicts nothing, and nothing predicts the first token. $N$ counts the real next tokens; the head
     computes logits for these only.
 
-    Raises:
-        ValueError: no text of the batch has a second token.
-
+    Raises: ValueError: no text of the batch has a second token.
     Source: Radford et al. 2018, equation 1.
     """
     asked = batch.predicted
@@ -59,9 +57,7 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     token, then $y_1, y_2, \dots$, so that at $t$ it knows everything before $y_t$. The end token is
     predicted like any other (otherwise the model would never stop); padding never is.
 
-    Raises:
-        ValueError: the config has no `start_id`.
-
+    Raises: ValueError: the config has no `start_id`.
     Source: Vaswani et al. 2017, section 3.1; Sutskever, Vinyals and Le 2014, section 2.
     """
     start = model.config.start_id
@@ -82,9 +78,7 @@ def masked_lm_loss(model: MaskedLM, batch: MaskedBatch) -> Float[Tensor, ""]:
     attend to all of $\tilde x$, so without hiding there would be nothing to predict. The head, with
     its product over the whole vocabulary, computes logits at the chosen positions only.
 
-    Raises:
-        ValueError: the batch has no chosen token.
-
+    Raises: ValueError: the batch has no chosen token.
     Source: Devlin et al. 2019, section 3.1, Task 1.
     """
     return cross_entropy(model.config, *masked_predictions(model, batch))

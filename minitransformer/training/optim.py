@@ -1,7 +1,6 @@
 """AdamW's parameter groups, and the schedules of the learning rate."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -34,8 +33,7 @@ def make_adamw(layers: list[Layer], weight_decay: float) -> torch.optim.AdamW:
 
 def split_by_decay(layer: Layer) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """A layer's parameters with and without decay, by the kind of module rather than its name."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    decayed, plain = list[nn.Parameter](), list[nn.Parameter]()
     for module in (m for top in layer.modules for m in top.modules()):
         for name, parameter in module.named_parameters(recurse=False):
             exempt = isinstance(module, LayerNorm | RMSNorm) or name == "bias"
@@ -81,8 +79,5 @@ def warmup_steps(steps: int, warmup: float) -> int:
     return -int(-warmup * steps // 1)
 
 
-SCHEDULES: dict[str, Callable[[int, int, float], float]] = {
-    "linear": warmup_then_linear,
-    "cosine": warmup_then_cosine,
-}
+SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}
 """By the names that `pretrain` knows."""

@@ -26,8 +26,7 @@ def resolve(precision: Precision) -> str:
     and oneDNN's float32 is at best as fast as MKL's and up to 35 % slower (Intel, AVX-512 without
     bfloat16). So the choice is `highest` there.
 
-    Raises:
-        ValueError: an unknown precision.
+    Raises: ValueError: an unknown precision.
     """
     if precision not in get_args(Precision):
         raise ValueError(

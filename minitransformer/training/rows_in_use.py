@@ -58,13 +58,11 @@ class RowsInUse(nn.Embedding):
             yield
         finally:
             self.write()
-            self.embeddings.tokens = self.table
 
     @contextlib.contextmanager
     def outside(self) -> Iterator[None]:
         """Inside, ids read the whole table; afterwards these rows again."""
         self.write()
-        self.embeddings.tokens = self.table
         try:
             yield
         finally:
@@ -72,9 +70,10 @@ class RowsInUse(nn.Embedding):
 
     @torch.no_grad()
     def write(self) -> None:
-        """Bring the table up to date."""
+        """Bring the table up to date, and put it back."""
         decay = self.weight[-1:] / self.written
         if (decay != 1).any():  # a frozen table has not decayed
             self.table.weight.mul_(decay)
         self.table.weight[self.rows] = self.weight[:-1]
         self.written = self.weight[-1:].clone()
+        self.embeddings.tokens = self.table

@@ -32,9 +32,8 @@ def layers_of(model: nn.Module) -> list[Layer]:
     an encoder-decoder the encoder lies below the decoder. A model without a head is a TypeError.
     """
     if isinstance(model, SequenceClassifier):
-        encoder = model.encoder
-        pooler = (encoder.pooler,) if model.pooling == "cls" and encoder.pooler is not None else ()
-        return layers_of_stack(encoder, (*pooler, model.dropout, model.classifier))
+        pooler = [model.encoder.pooler] if model.pooling == "cls" else []
+        return layers_of_stack(model.encoder, (*pooler, model.dropout, model.classifier))
     if isinstance(model, MaskedLM):
         return layers_of_stack(model.encoder, (model.dense, model.norm, model.head))
     if isinstance(model, CausalLM):
@@ -125,7 +124,7 @@ class LastLayers(Strategy):
     learning_rate: ClassVar[float] = 1e-4
 
     def __post_init__(self):
-        check_at_least_1("n", self.n)
+        check_at_least_1(n=self.n)
 
     def rates(self, n_layers: int, at: Progress) -> list[float]:
         """0 below, 1 for the last n blocks and the head."""
@@ -163,7 +162,7 @@ class GradualUnfreezing(Strategy):
 
     def __post_init__(self):
         if self.every is not None:
-            check_at_least_1("every", self.every)
+            check_at_least_1(every=self.every)
         if self.unit not in ("epoch", "step"):
             raise ValueError(f"unit={self.unit!r} is not known; choose 'epoch' or 'step'")
 
@@ -257,7 +256,7 @@ class LoRA(Strategy):
     learning_rate: ClassVar[float] = 1e-3
 
     def __post_init__(self):
-        check_at_least_1("rank", self.rank)
+        check_at_least_1(rank=self.rank)
 
     def rates(self, n_layers: int, at: Progress) -> list[float]:
         """0 for the embeddings, which have no linear map to change; 1 above."""
@@ -298,7 +297,8 @@ def named(text: str) -> Strategy:
         raise ValueError(f"{text!r}: {error}") from None
 
 
-def check_at_least_1(name: str, value: int) -> None:
-    """Reject a count that is too small."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
+def check_at_least_1(**counts: int) -> None:
+    """Reject counts that are too small."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

@@ -14,8 +14,7 @@ def plan(model: nn.Module, strategy: Strategy, *, epochs: int = 3, lr: float | N
 
     A strategy that changes its rates during the run has a column for each part of it.
 
-    Raises:
-        ValueError: the strategy does not fit the model.
+    Raises: ValueError: the strategy does not fit the model.
 
     >>> from minitransformer import Encoder, SequenceClassifier, TransformerConfig
     >>> tiny = TransformerConfig(vocab_size=10, d_model=4, n_heads=2, n_layers=1, d_ff=8)
