@@ -102,11 +102,6 @@ def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
     return inputs | {"keep": keep}
 
 
-def draw_attention_weights(rng: np.random.Generator) -> Inputs:
-    """The four maps of multi-head attention, with biases."""
-    return draw(ATTENTION)(rng, "")
-
-
 def draw_norm(rng: np.random.Generator, case: str) -> Inputs:
     """A norm's input, gain and shift."""
     d_model = 10
@@ -119,9 +114,7 @@ def draw_norm(rng: np.random.Generator, case: str) -> Inputs:
 
 def draw_rms_norm(rng: np.random.Generator, case: str) -> Inputs:
     """A norm's input and gain."""
-    inputs = draw_norm(rng, case)
-    del inputs["beta"]
-    return inputs
+    return {name: a for name, a in draw_norm(rng, case).items() if name != "beta"}
 
 
 def draw_adamw(rng: np.random.Generator, case: str) -> Inputs:

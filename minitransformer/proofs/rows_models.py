@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -30,7 +29,6 @@ CAUSAL = CONFIG.with_(
     norm_position="pre", positions="learned", scale_embeddings=False, activation="gelu",
     n_decoder_layers=2,
 )  # fmt: skip
-MASKED = CONFIG.with_(activation="gelu")
 Mask = Tensor | None
 TOKENS = ("ids", "keep", "source", "target", "source_keep")
 
@@ -93,11 +91,6 @@ def torch_stack(stack: Stack) -> tuple[nn.Module, dict[str, Tensor]]:
     return nn.TransformerEncoder(layer, stack.depth, last, enable_nested_tensor=False), state
 
 
-def future(length: int) -> Tensor:
-    """A causal mask as torch's stacks take it: True where attention is forbidden."""
-    return torch.ones(length, length).triu(1).bool()
-
-
 def padding(keep: Mask) -> Mask:
     """A mask of keys as torch's stacks take it: True where there is padding."""
     return None if keep is None else ~keep[:, 0, 0]
@@ -135,7 +128,7 @@ def torch_transformer(
     state = {f"encoder.{k}": a for k, a in encoder_state.items()}
     state |= {f"decoder.{k}": a for k, a in decoder_state.items()}
     masks = {f"{k}_key_padding_mask": padding(source_keep) for k in ("src", "memory")}
-    masks["tgt_mask"] = future(target.shape[1])
+    masks["tgt_mask"] = nn.Transformer.generate_square_subsequent_mask(target.shape[1]) < 0
     embedded = torch_embeddings(source, E), torch_embeddings(target, E)
     return functional_call(module, state, embedded, masks) @ E.T
 
@@ -155,7 +148,8 @@ def causal_lm_by_hand(
 def torch_causal_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
     E, P = (p[f"decoder.embeddings.{n}.weight"] for n in ("tokens", "position_table"))
     module, state = torch_stack(Stack(p, "decoder.", **switches))
-    masks = {"mask": future(ids.shape[1]), "src_key_padding_mask": padding(keep)}
+    past = nn.Transformer.generate_square_subsequent_mask(ids.shape[1]) == 0
+    masks = {"mask": ~past, "src_key_padding_mask": padding(keep)}
     return functional_call(module, state, (F.embedding(ids, E) + P[: ids.shape[1]],), masks) @ E.T
 
 
@@ -212,8 +206,8 @@ ROWS = (
         id="masked_lm", title="masked language model",
         latex=r"\ell = \mathrm{LN}(f(\mathrm{Encoder}(x)\,W + b))\,E^\top + b_E",
         source="Devlin et al. 2019, section 3.1 and code", cases=PADDING,
-        **model(MASKED, lambda c: MaskedLM(Encoder(c)), "ids: 2 6, keep: 2 1 1 6"),
-        shows=(MaskedLM.forward,),
+        **model(CONFIG.with_(activation="gelu"), lambda c: MaskedLM(Encoder(c)),
+                "ids: 2 6, keep: 2 1 1 6"), shows=(MaskedLM.forward,),
         by_hand=per_example(masked_lm_by_hand), backward_by_hand=model_gradients.masked_lm_backward,
         reference=torch_masked_lm,
     ),

@@ -18,13 +18,7 @@ from torch.func import functional_call
 from ..formulas import block_gradients, by_hand, by_hand_decoder, gradients, ops
 from ..formulas.numpy_transformer import DECODER_NAMES, turned
 from ..model.attention import MultiHeadAttention
-from ..model.block import (
-    DecoderBlock,
-    EncoderBlock,
-    decoder_sublayer,
-    encoder_sublayer,
-    residual,
-)
+from ..model.block import DecoderBlock, EncoderBlock, decoder_sublayer, encoder_sublayer, residual
 from ..model.config import TransformerConfig
 from ..model.heads import mean_pool
 from ..model.layers import Embeddings, FeedForward, LayerNorm
@@ -123,9 +117,7 @@ class Sublayer(nn.Module):
         self.norm = LayerNorm(d_model, eps, kernels)
 
     def forward(self, keep: Tensor | None, *streams: Tensor) -> Tensor:
-        sublayer: Callable[..., Tensor] = (
-            encoder_sublayer if len(streams) == 1 else decoder_sublayer
-        )
+        sublayer: Any = encoder_sublayer if len(streams) == 1 else decoder_sublayer
         return sublayer(*streams, self.attention, self.norm, keep)
 
 
@@ -230,10 +222,8 @@ def torch_block(
         masks = {"src_mask": blocked(keep, x, n_heads)}
     else:
         past = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
-        masks = {
-            "tgt_mask": blocked(hide_future(keep, past), x, n_heads),
-            "memory_mask": blocked(memory_keep, x, n_heads),
-        }
+        masks = {"tgt_mask": blocked(hide_future(keep, past), x, n_heads)}
+        masks["memory_mask"] = blocked(memory_keep, x, n_heads)
     return functional_call(torch_layer(n_heads, **w), torch_state(w), tuple(streams), masks)
 
 
