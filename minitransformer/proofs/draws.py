@@ -63,7 +63,7 @@ def draw_keep(rng: np.random.Generator, case: str, shape: tuple[int, ...]) -> np
         return None
     queries, keys = shape[-2:]
     keep = np.ones(shape, dtype=bool)
-    if case == "causal":
+    if case in ("causal", HUGE):
         keep &= np.tri(queries, keys, keys - queries, dtype=bool)
     elif case in ("left padding", "right padding"):
         for n in range(shape[0]):  # a different length for every example
@@ -80,8 +80,7 @@ def draw_softmax(rng: np.random.Generator, case: str) -> Inputs:
     scores = 3 * rng.standard_normal((BATCH, QUERIES, KEYS))
     if case == HUGE:  # every row near one large number of its own: some far below zero
         scores += 3e4 * rng.uniform(-1, 1, (BATCH, QUERIES, 1))
-    keep = draw_keep(rng, "causal" if case == HUGE else case, scores.shape)
-    return {"scores": scores, "keep": keep}
+    return {"scores": scores, "keep": draw_keep(rng, case, scores.shape)}
 
 
 def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
@@ -98,8 +97,7 @@ def draw_attention(rng: np.random.Generator, case: str) -> Inputs:
         inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, (BATCH, HEADS, QUERIES))
         for name in "QK":  # with few digits, so that float32 can hold their products
             inputs[name] = np.round(inputs[name] * 16) / 16
-    keep = draw_keep(rng, "causal" if case == HUGE else case, (BATCH, HEADS, QUERIES, KEYS))
-    return inputs | {"keep": keep}
+    return inputs | {"keep": draw_keep(rng, case, (BATCH, HEADS, QUERIES, KEYS))}
 
 
 def draw_norm(rng: np.random.Generator, case: str) -> Inputs:

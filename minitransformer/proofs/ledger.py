@@ -74,12 +74,9 @@ def code(formula: Formula) -> tuple[Callable, ...]:
 def places(formula: Formula) -> dict[str, str]:
     """Where each implementation stands."""
     implementations = {
-        "by hand": (formula.by_hand,),
-        "ours": code(formula),
-        "fused": (formula.fused,),
-        "torch": (formula.reference,),
-        "by-hand grad": (formula.backward_by_hand,),
-    }
+        "by hand": (formula.by_hand,), "ours": code(formula), "fused": (formula.fused,),
+        "torch": (formula.reference,), "by-hand grad": (formula.backward_by_hand,),
+    }  # fmt: skip
     found = {name: ", ".join(place(f) for f in fs if f) for name, fs in implementations.items()}
     if formula.shows or found["fused"] == found["ours"]:
         del found["fused"]  # the same code with torch's kernels

@@ -98,14 +98,12 @@ def padding(keep: Mask) -> Mask:
 
 # --- The whole Transformer ----------------------------------------------------------------------
 
-ENCODER, DECODER = "encoder_decoder.encoder", "encoder_decoder.decoder"
-
 
 def parts(p: Inputs, switches: Inputs) -> tuple[Any, Stack, Stack]:
     """The table of embeddings, the encoder's blocks and the decoder's."""
-    encoder = Stack(p, f"{ENCODER}.", **switches)
-    decoder = Stack(p, f"{DECODER}.", cross=True, **switches)
-    return p[f"{ENCODER}.embeddings.tokens.weight"], encoder, decoder
+    encoder = Stack(p, "encoder_decoder.encoder.", **switches)
+    decoder = Stack(p, "encoder_decoder.decoder.", cross=True, **switches)
+    return p["encoder_decoder.encoder.embeddings.tokens.weight"], encoder, decoder
 
 
 def transformer_by_hand(
@@ -198,17 +196,15 @@ ROWS = (
         latex=r"\ell_t = \mathrm{Decoder}(x_1 \dots x_t)_t\,E^\top",
         source="Radford et al. 2018, section 3.1", cases=("no mask", "right padding"),
         **model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
-        shows=(CausalLM.forward, Decoder.forward),
+        shows=(CausalLM.forward, Decoder.forward), reference=torch_causal_lm,
         by_hand=per_example(causal_lm_by_hand), backward_by_hand=model_gradients.causal_lm_backward,
-        reference=torch_causal_lm,
     ),
     Formula(
         id="masked_lm", title="masked language model",
         latex=r"\ell = \mathrm{LN}(f(\mathrm{Encoder}(x)\,W + b))\,E^\top + b_E",
         source="Devlin et al. 2019, section 3.1 and code", cases=PADDING,
         **model(CONFIG.with_(activation="gelu"), lambda c: MaskedLM(Encoder(c)),
-                "ids: 2 6, keep: 2 1 1 6"), shows=(MaskedLM.forward,),
+                "ids: 2 6, keep: 2 1 1 6"), shows=(MaskedLM.forward,), reference=torch_masked_lm,
         by_hand=per_example(masked_lm_by_hand), backward_by_hand=model_gradients.masked_lm_backward,
-        reference=torch_masked_lm,
     ),
 )  # fmt: skip

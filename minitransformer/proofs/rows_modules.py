@@ -312,26 +312,23 @@ ROWS = (
         source="Vaswani et al. 2017, section 3.2.2; article, section 4",
         draw=draw("x: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
                   ATTENTION, n_heads=HEADS), cases=MASKS,
-        by_hand=per_example(attention_by_hand),
+        by_hand=per_example(attention_by_hand), reference=torch_attention,
         backward_by_hand=block_gradients.multi_head_attention_backward,
         **both(our_attention), shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
-        reference=torch_attention,
     ),
     sublayer(
         "x: batch queries d_model, keep: batch 1 queries queries",
         id="encoder_sublayer", title="the article's encoder",
         latex=r"\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))",
         by_hand=per_example(cut_into_heads(by_hand.encoder_sublayer)),
-        backward_by_hand=block_gradients.encoder_sublayer_backward,
-        shows=(encoder_sublayer,),
+        backward_by_hand=block_gradients.encoder_sublayer_backward, shows=(encoder_sublayer,),
     ),
     sublayer(
         "y: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
         id="decoder_sublayer", title="the article's decoder",
         latex=r"\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))",
         by_hand=per_example(cut_into_heads(by_hand.decoder_sublayer)),
-        backward_by_hand=block_gradients.decoder_sublayer_backward,
-        shows=(decoder_sublayer,),
+        backward_by_hand=block_gradients.decoder_sublayer_backward, shows=(decoder_sublayer,),
     ),
     Formula(
         id="feed_forward", title="feed-forward", source="Vaswani et al. 2017, equation 2",
@@ -365,8 +362,7 @@ ROWS = (
         # Every example has a different length.
         draw=draw("hidden: batch keys d_model", real=np.arange(KEYS) < np.array([[4], [11], [7]])),
         by_hand=per_example(mean_pool_by_hand), backward_by_hand=gradients.mean_pool_backward,
-        ours=mean_pool,
-        reference=lambda hidden, real: torch.stack(
+        ours=mean_pool, reference=lambda hidden, real: torch.stack(
             [h[r].mean(0) for h, r in zip(hidden, real, strict=True)]
         ),
     ),
@@ -375,8 +371,7 @@ ROWS = (
         latex=r"\mathrm{pool}(h) = \tanh(h_{\mathrm{[CLS]}} W + b)",
         draw=draw("hidden: batch keys d_model, W: d_model d_model, b: d_model"),
         by_hand=per_example(lambda hidden, W, b: np.tanh(by_hand.linear(hidden[:1], W, b)[0])),
-        backward_by_hand=gradients.cls_pool_backward,
-        ours=our_pooler, shows=(Pooler.forward,),
+        backward_by_hand=gradients.cls_pool_backward, ours=our_pooler, shows=(Pooler.forward,),
         reference=lambda hidden, W, b: torch.addmm(b, hidden[:, 0], W).tanh(),
     ),
 )  # fmt: skip
