@@ -53,7 +53,7 @@ def compare(formula: Formula, inputs: Inputs) -> dict[str, float]:
     reference, reference_grad = run(formula, formula.reference, inputs)
     errors = {"by hand": distance(hand, ours), "torch": distance(ours, reference)}
     small = [run(formula, f, inputs, torch.float32)[0] for f in (formula.ours, formula.reference)]
-    errors["float32"] = distance(*small)
+    errors["float32"] = distance(small[0], small[1])
     if grad:
         errors["gradient"] = distance(grad, reference_grad, relative=True)
     if grad and formula.backward_by_hand is not None:
@@ -101,10 +101,7 @@ def differentiable(formula: Formula, inputs: Inputs) -> list[str]:
 
 
 def random_weights(shape: tuple[int, ...]) -> Tensor:
-    """The weights of the sum of an output whose gradient is compared.
-
-    Random, since a plain sum hides errors: a row of softmax sums to one whatever the scores.
-    """
+    """Weights for a sum of an output; a plain sum hides errors: softmax always sums to one."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 

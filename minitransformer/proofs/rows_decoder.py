@@ -48,10 +48,8 @@ def torch_causal(x: Tensor, keep: Tensor | None, **inputs: Any) -> Tensor:
     return rows_modules.torch_attention(x, x, rows_modules.hide_future(keep, past), **inputs)
 
 
-def our_position_bias(
-    E: Tensor, queries: int, keys: int, max_distance: int, bidirectional: bool
-) -> Tensor:
-    module = attention.RelativePositionBias(E.shape[1], len(E), max_distance, bidirectional)
+def our_position_bias(E: Tensor, queries: int, keys: int, **how: Any) -> Tensor:
+    module = attention.RelativePositionBias(E.shape[1], len(E), **how)
     return functional_call(module, {"buckets.weight": E}, (queries, keys))
 
 

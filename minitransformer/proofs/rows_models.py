@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from numpy import ndarray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -62,8 +63,8 @@ def model(
 
 
 def stack_by_hand(
-    stack: Stack, x: np.ndarray, keep: np.ndarray | None, z: np.ndarray | None = None
-) -> np.ndarray:
+    stack: Stack, x: ndarray, keep: ndarray | None, z: ndarray | None = None
+) -> ndarray:
     """Encoder blocks, or with z decoder blocks, whose mask is the memory's."""
     if keep is not None:
         keep = np.broadcast_to(keep, (1, len(x), keep.shape[-1]))
@@ -107,8 +108,8 @@ def parts(p: Inputs, switches: Inputs) -> tuple[Any, Stack, Stack]:
 
 
 def transformer_by_hand(
-    source: np.ndarray, target: np.ndarray, source_keep: Any, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+    source: ndarray, target: ndarray, source_keep: Any, switches: Inputs, **p: ndarray
+) -> ndarray:
     E, encoder, decoder = parts(p, switches)
     z = stack_by_hand(encoder, embeddings_by_hand(source, E), source_keep)
     h = stack_by_hand(decoder, embeddings_by_hand(target, E), source_keep, z)
@@ -134,9 +135,7 @@ def torch_transformer(
 # --- The causal language model: learned positions, pre-LN, GELU ---------------------------------
 
 
-def causal_lm_by_hand(
-    ids: np.ndarray, keep: np.ndarray | None, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+def causal_lm_by_hand(ids: ndarray, keep: Any, switches: Inputs, **p: ndarray) -> ndarray:
     E, P = (p[f"decoder.embeddings.{n}.weight"] for n in ("tokens", "position_table"))
     x = np.stack([E[v] + P[t] for t, v in enumerate(ids)])
     keep = rows_modules.hide_future(keep, by_hand_decoder.causal_mask(len(ids), len(ids)))
@@ -154,9 +153,7 @@ def torch_causal_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> T
 # --- The masked language model ------------------------------------------------------------------
 
 
-def masked_lm_by_hand(
-    ids: np.ndarray, keep: np.ndarray | None, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+def masked_lm_by_hand(ids: ndarray, keep: Any, switches: Inputs, **p: ndarray) -> ndarray:
     E = p["encoder.embeddings.tokens.weight"]
     h = stack_by_hand(Stack(p, "encoder.", **switches), embeddings_by_hand(ids, E), keep)
     u = by_hand.gelu(by_hand.linear(h, p["dense.weight"].T, p["dense.bias"]))

@@ -261,10 +261,6 @@ def mean_pool_by_hand(hidden: np.ndarray, real: np.ndarray) -> np.ndarray:
     return np.array([sum(hidden[t, j] for t in counted) / len(counted) for j in range(d_model)])
 
 
-def our_pooler(hidden: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    return functional_call(Pooler(len(b)), {"dense.weight": W.T, "dense.bias": b}, (hidden,))
-
-
 # --- The rows -----------------------------------------------------------------------------------
 
 
@@ -298,8 +294,7 @@ def blocks(
     return [
         Formula(
             id=f"{p}_ln_{name}", title=f"{title}, {p}-LN", source=source[p], latex=latex[p],
-            draw=partial(draw_block, p),
-            **both(our_block), reference=torch_block, **others,
+            draw=partial(draw_block, p), **both(our_block), reference=torch_block, **others,
         )
         for p in ("post", "pre")
     ]  # fmt: skip
@@ -371,7 +366,10 @@ ROWS = (
         latex=r"\mathrm{pool}(h) = \tanh(h_{\mathrm{[CLS]}} W + b)",
         draw=draw("hidden: batch keys d_model, W: d_model d_model, b: d_model"),
         by_hand=per_example(lambda hidden, W, b: np.tanh(by_hand.linear(hidden[:1], W, b)[0])),
-        backward_by_hand=gradients.cls_pool_backward, ours=our_pooler, shows=(Pooler.forward,),
+        backward_by_hand=gradients.cls_pool_backward, shows=(Pooler.forward,),
+        ours=lambda hidden, W, b: functional_call(
+            Pooler(len(b)), {"dense.weight": W.T, "dense.bias": b}, (hidden,)
+        ),
         reference=lambda hidden, W, b: torch.addmm(b, hidden[:, 0], W).tanh(),
     ),
 )  # fmt: skip
