@@ -26,10 +26,6 @@ CONFIG = TransformerConfig(
     vocab_size=9, d_model=15, n_heads=HEADS, n_layers=2, n_decoder_layers=1, d_ff=12, max_len=6,
     norm_eps=EPS, dropout=0.0, pad_id=None,
 )  # fmt: skip
-CAUSAL = CONFIG.with_(
-    norm_position="pre", positions="learned", scale_embeddings=False, activation="gelu",
-    n_decoder_layers=2,
-)  # fmt: skip
 Mask = Tensor | None
 TOKENS = ("ids", "keep", "source", "target", "source_keep")
 
@@ -192,7 +188,9 @@ ROWS = (
         id="causal_lm", title="causal language model",
         latex=r"\ell_t = \mathrm{Decoder}(x_1 \dots x_t)_t\,E^\top",
         source="Radford et al. 2018, section 3.1", cases=("no mask", "right padding"),
-        **model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
+        **model(CONFIG.with_(norm_position="pre", positions="learned", scale_embeddings=False,
+                             activation="gelu", n_decoder_layers=2),
+                lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
         shows=(CausalLM.forward, Decoder.forward), reference=torch_causal_lm,
         by_hand=per_example(causal_lm_by_hand), backward_by_hand=model_gradients.causal_lm_backward,
     ),

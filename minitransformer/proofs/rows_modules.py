@@ -256,9 +256,8 @@ def torch_embeddings(ids: Tensor, E: Tensor) -> Tensor:
 
 
 def mean_pool_by_hand(hidden: np.ndarray, real: np.ndarray) -> np.ndarray:
-    counted = [t for t in range(len(hidden)) if real[t]]
-    d_model = hidden.shape[1]
-    return np.array([sum(hidden[t, j] for t in counted) / len(counted) for j in range(d_model)])
+    counted = [h for h, is_real in zip(hidden, real, strict=True) if is_real]
+    return np.asarray(sum(counted) / len(counted))
 
 
 # --- The rows -----------------------------------------------------------------------------------
@@ -267,13 +266,10 @@ def mean_pool_by_hand(hidden: np.ndarray, real: np.ndarray) -> np.ndarray:
 def sublayer(*shapes: str, **others: Any) -> Formula:
     """The row of one of the article's two formulas."""
     return Formula(
-        source="article, section 4",
+        source="article, section 4", cases=MASKS[:-1],
         draw=draw(*shapes, ATTENTION, "gamma beta: d_model", eps=EPS, n_heads=HEADS),
-        cases=MASKS[:-1],
-        **both(our_sublayer),
-        reference=torch_sublayer,
-        **others,
-    )
+        **both(our_sublayer), reference=torch_sublayer, **others,
+    )  # fmt: skip
 
 
 def blocks(
