@@ -27,24 +27,20 @@ class Formula:
     title: str
     latex: str
     source: str
+    # `draw(rng, case)` makes inputs of order 1 in float64, with all dimensions different.
     draw: Callable[[np.random.Generator, str], Inputs]
-    """`draw(rng, case)` makes inputs of order 1 in float64, with all dimensions different."""
-    by_hand: Callable[..., Any]
-    """NumPy, index by index."""
-    ours: Callable[..., Any]
-    """The code that models are built from, in torch, written out."""
-    reference: Callable[..., Any]
-    """torch's own operation or module."""
-    fused: Callable[..., Any] | None = None
-    """Our code with torch's kernels."""
+    by_hand: Callable[..., Any]  # NumPy, index by index
+    ours: Callable[..., Any]  # the code that models are built from, in torch, written out
+    reference: Callable[..., Any]  # torch's own operation or module
+    fused: Callable[..., Any] | None = None  # our code with torch's kernels
+    # The derivative worked out on paper, in NumPy: `f(d_output, **inputs)` returns the gradients of
+    # the inputs, as a tuple in their order or by name.
     backward_by_hand: Callable[..., Any] | None = None
-    """The derivative worked out on paper, in NumPy: `f(d_output, **inputs)` returns the gradients of
-    the inputs, as a tuple in their order or by name."""
     cases: tuple[str, ...] = ("plain",)
-    no_gradient: tuple[str, ...] = ()
-    """Inputs that are not differentiated, besides masks and integers."""
-    shows: tuple[Callable, ...] = ()
-    """The code to show for `ours`, where `ours` only arranges the inputs."""
+    no_gradient: tuple[str, ...] = ()  # inputs not differentiated, besides masks and integers
+    shows: tuple[
+        Callable, ...
+    ] = ()  # the code to show for `ours`, if that only arranges the inputs
 
 
 def per_example(f: Callable, axes: int = 1, of: Callable | None = None) -> Callable[..., Any]:

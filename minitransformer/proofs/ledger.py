@@ -19,8 +19,7 @@ LEDGER: dict[str, Formula] = {row.id: row for row in ROWS}
 def find(id: str) -> Formula:
     """The row with this id.
 
-    Raises:
-        KeyError: the id is unknown; the message lists the known ones.
+    Raises: KeyError: the id is unknown; the message lists the known ones.
     """
     if id not in LEDGER:
         raise KeyError(f"no formula {id!r} in the ledger; there are: {', '.join(LEDGER)}")
@@ -30,8 +29,7 @@ def find(id: str) -> Formula:
 def where(id: str) -> str:
     """The file and line of our code for a formula, such as "formulas/ops.py:91".
 
-    Raises:
-        KeyError: as `find`.
+    Raises: as `find`.
     """
     return place(code(find(id))[0])
 
@@ -63,8 +61,7 @@ class Card:
 def show(id: str) -> Card:
     """The formula with this id, typeset, beside our source code and the measured errors.
 
-    Raises:
-        KeyError: as `find`.
+    Raises: as `find`.
     """
     return Card(find(id))
 
@@ -77,12 +74,9 @@ def code(formula: Formula) -> tuple[Callable, ...]:
 def places(formula: Formula) -> dict[str, str]:
     """Where each implementation stands."""
     implementations = {
-        "by hand": (formula.by_hand,),
-        "ours": code(formula),
-        "fused": (formula.fused,),
-        "torch": (formula.reference,),
-        "by-hand grad": (formula.backward_by_hand,),
-    }
+        "by hand": (formula.by_hand,), "ours": code(formula), "fused": (formula.fused,),
+        "torch": (formula.reference,), "by-hand grad": (formula.backward_by_hand,),
+    }  # fmt: skip
     found = {name: ", ".join(place(f) for f in fs if f) for name, fs in implementations.items()}
     if formula.shows or found["fused"] == found["ours"]:
         del found["fused"]  # the same code with torch's kernels
@@ -112,16 +106,13 @@ def without_docstring(f: Callable) -> str:
     lines = source.splitlines()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            first = node.body[0]
-            for i in range(first.lineno - 1, first.end_lineno or first.lineno):
-                lines[i] = "\0"
+            docstring = slice(node.body[0].lineno - 1, node.body[0].end_lineno)
+            lines[docstring] = ["\0"] * len(lines[docstring])
     return "\n".join(line for line in lines if line != "\0").rstrip()
 
 
 def table(cells: dict[str, str]) -> str:
     """Names and values as the rows of an HTML table."""
-    rows = (
-        f"<tr><td style='text-align:left'>{escape(name)}</td><td>{escape(value)}</td></tr>"
-        for name, value in cells.items()
-    )
+    row = "<tr><td style='text-align:left'>{}</td><td>{}</td></tr>"
+    rows = (row.format(escape(name), escape(value)) for name, value in cells.items())
     return f"<table>{''.join(rows)}</table>"

@@ -42,8 +42,7 @@ def measure(formula: Formula, seed: int = SEED) -> Errors:
         for case in formula.cases:
             inputs = formula.draw(np.random.default_rng(seed), case)
             for check, error in compare(formula, inputs).items():
-                old = worst[check]
-                worst[check] = error if old is None else worse(error, old)
+                worst[check] = float(np.maximum(error, worst[check] or 0.0))  # NaN stays
     return worst
 
 
@@ -53,10 +52,8 @@ def compare(formula: Formula, inputs: Inputs) -> dict[str, float]:
     ours, grad = run(formula, formula.ours, inputs)
     reference, reference_grad = run(formula, formula.reference, inputs)
     errors = {"by hand": distance(hand, ours), "torch": distance(ours, reference)}
-    small, small_reference = (
-        run(formula, f, inputs, torch.float32)[0] for f in (formula.ours, formula.reference)
-    )
-    errors["float32"] = distance(small, small_reference)
+    small = [run(formula, f, inputs, torch.float32)[0] for f in (formula.ours, formula.reference)]
+    errors["float32"] = distance(small[0], small[1])
     if grad:
         errors["gradient"] = distance(grad, reference_grad, relative=True)
     if grad and formula.backward_by_hand is not None:
@@ -104,10 +101,7 @@ def differentiable(formula: Formula, inputs: Inputs) -> list[str]:
 
 
 def random_weights(shape: tuple[int, ...]) -> Tensor:
-    """The weights of the sum of an output whose gradient is compared.
-
-    Random, since a plain sum hides errors: a row of softmax sums to one whatever the scores.
-    """
+    """Weights for a sum of an output; a plain sum hides errors: softmax always sums to one."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
@@ -116,16 +110,11 @@ def distance(a: list[Tensor], b: list[Tensor], relative: bool = False) -> float:
     """The largest difference between two lists of tensors; infinite when their shapes differ."""
     if [x.shape for x in a] != [y.shape for y in b]:
         return math.inf
-    worst = 0.0
+    errors = [0.0]
     for x, y in zip(a, b, strict=True):
         error = (x.double() - y.double()).abs().max().item() if x.numel() else 0.0
-        worst = worse(error / max(1.0, y.abs().max().item()) if relative else error, worst)
-    return worst
-
-
-def worse(a: float, b: float) -> float:
-    """The larger of two errors; NaN is larger than any number."""
-    return a if math.isnan(a) or a > b else b
+        errors.append(error / max(1.0, y.abs().max().item()) if relative else error)
+    return float(np.max(errors))  # NaN if any is
 
 
 def as_tuple(result: Any) -> tuple:

@@ -48,10 +48,8 @@ def torch_causal(x: Tensor, keep: Tensor | None, **inputs: Any) -> Tensor:
     return rows_modules.torch_attention(x, x, rows_modules.hide_future(keep, past), **inputs)
 
 
-def our_position_bias(
-    E: Tensor, queries: int, keys: int, max_distance: int, bidirectional: bool
-) -> Tensor:
-    module = attention.RelativePositionBias(E.shape[1], len(E), max_distance, bidirectional)
+def our_position_bias(E: Tensor, queries: int, keys: int, **how: Any) -> Tensor:
+    module = attention.RelativePositionBias(E.shape[1], len(E), **how)
     return functional_call(module, {"buckets.weight": E}, (queries, keys))
 
 
@@ -68,8 +66,7 @@ def our_rms_norm(kernels: str, x: Tensor, gamma: Tensor, eps: float) -> Tensor:
 
 
 def tied_by_hand(ids: np.ndarray, E: np.ndarray, W: np.ndarray, scaled: bool) -> np.ndarray:
-    x = np.stack([E[v] for v in ids])
-    return by_hand_decoder.tied_logits(by_hand.linear(x, W), E, scaled)
+    return by_hand_decoder.tied_logits(by_hand.linear(E[ids], W), E, scaled)
 
 
 def our_tied(ids: Tensor, E: Tensor, W: Tensor, scaled: bool) -> Tensor:
@@ -103,8 +100,7 @@ ROWS = (
         latex=r"M_{ij} = [\,j \le i + (\text{keys} - \text{queries})\,]",
         draw=draw(queries=lambda case: KEYS if case == "all at once" else 3, keys=KEYS),
         cases=("all at once", "a cache"),
-        by_hand=by_hand_decoder.causal_mask,
-        ours=attention.causal_mask,
+        by_hand=by_hand_decoder.causal_mask, ours=attention.causal_mask,
         reference=lambda queries, keys: (
             nn.Transformer.generate_square_subsequent_mask(keys)[keys - queries :] == 0
         ),
@@ -112,9 +108,8 @@ ROWS = (
     Formula(
         id="causal_self_attention", title="masked self-attention",
         latex=r"\mathrm{head}_i = \mathrm{softmax}\left(\frac{QK^\top}{\sqrt{d_k}} + M\right) V,\quad M_{ij} = -\infty \text{ where } j > i",
-        source="Vaswani et al. 2017, section 3.2.3",
+        source="Vaswani et al. 2017, section 3.2.3", cases=PADDING,
         draw=draw("x: batch keys d_model, keep: batch 1 keys keys", ATTENTION, n_heads=HEADS),
-        cases=PADDING,
         by_hand=per_example(causal_by_hand, of=by_hand.multi_head_attention),
         backward_by_hand=decoder_gradients.causal_self_attention_backward,
         **both(rows_modules.our_attention), shows=(attention.MultiHeadAttention.forward, ops.visible),
@@ -122,12 +117,9 @@ ROWS = (
     ),
     Formula(
         id="relative_position_bias", title="relative position bias",
-        latex=r"B_{hij} = E_{b(j-i),\,h}",
-        source="Raffel et al. 2020, section 2.1",
-        draw=draw(
-            "E: 12 heads", queries=lambda case: 3 if case == "a cache" else KEYS, keys=KEYS,
-            max_distance=9, bidirectional=lambda case: case == "bidirectional",
-        ),
+        latex=r"B_{hij} = E_{b(j-i),\,h}", source="Raffel et al. 2020, section 2.1",
+        draw=draw("E: 12 heads", queries=lambda case: 3 if case == "a cache" else KEYS, keys=KEYS,
+                  max_distance=9, bidirectional=lambda case: case == "bidirectional"),
         cases=("bidirectional", "causal", "a cache"),
         by_hand=by_hand_decoder.relative_position_bias,
         backward_by_hand=decoder_gradients.relative_position_bias_backward,
@@ -137,8 +129,7 @@ ROWS = (
     Formula(
         id="rms_norm_module", title="RMSNorm, the module",
         latex=r"\mathrm{RMSNorm}(x) = \gamma \odot \frac{x}{\sqrt{\mathrm{mean}(x^2) + \epsilon}}",
-        source="Zhang and Sennrich 2019, equation 4",
-        draw=draws.draw_rms_norm, cases=("plain", "tiny"),
+        source="Zhang and Sennrich 2019, equation 4", draw=draws.draw_rms_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.rms_norm), backward_by_hand=gradients.rms_norm_backward,
         **both(our_rms_norm), shows=(RMSNorm.forward,), reference=rows_formulas.torch_rms_norm,
     ),
@@ -153,8 +144,7 @@ ROWS = (
         reference=rows_modules.torch_feed_forward,
     ),
     Formula(
-        id="tied_logits", title="tied embeddings",
-        latex=r"\ell = (E_{ids} W)\,E^\top",
+        id="tied_logits", title="tied embeddings", latex=r"\ell = (E_{ids} W)\,E^\top",
         source="Vaswani et al. 2017, section 3.4; Press and Wolf 2017",
         draw=draw("ids: batch keys, E: 9 d_model, W: d_model d_model",
                   scaled=lambda case: case == "scaled"), cases=("plain", "scaled"),

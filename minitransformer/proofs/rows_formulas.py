@@ -111,13 +111,11 @@ def activation(name: str, title: str, latex: str, source: str, reference: Callab
 
 ROWS = (
     Formula(
-        id="linear", title="linear map",
-        latex=r"y = xW + b",
+        id="linear", title="linear map", latex=r"y = xW + b",
         source="Vaswani et al. 2017, section 3.2.2, the projections",
         draw=draw("x: batch keys d_v, W: d_v d_k, b: d_k"),
         by_hand=per_example(by_hand.linear), backward_by_hand=gradients.linear_backward,
-        ours=linear,
-        reference=lambda x, W, b: F.linear(x, W.T, b),
+        ours=linear, reference=lambda x, W, b: F.linear(x, W.T, b),
     ),
     Formula(
         id="softmax", title="softmax", source="Vaswani et al. 2017, section 3.2.1",
@@ -137,11 +135,9 @@ ROWS = (
     ),
     Formula(
         id="biased_attention", title="attention with a bias",
-        latex=r"\mathrm{softmax}(c\,QK^\top + B)\,V",
-        source="Raffel et al. 2020, section 2.1",
-        # One bias for the whole batch.
+        latex=r"\mathrm{softmax}(c\,QK^\top + B)\,V", source="Raffel et al. 2020, section 2.1",
         draw=lambda *case: draws.draw_attention(*case)
-        | draw("bias: 1 heads queries keys", scale=0.7)(*case),
+        | draw("bias: 1 heads queries keys", scale=0.7)(*case),  # one bias for the whole batch
         cases=MASKS,
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=decoder_gradients.biased_attention_backward,
@@ -175,9 +171,7 @@ ROWS = (
         ours=ops.rms_norm, fused=ops.FUSED.rms_norm, reference=torch_rms_norm,
     ),
     activation(
-        "relu", "ReLU",
-        r"\mathrm{ReLU}(x) = \max(0, x)",
-        "Vaswani et al. 2017, equation 2", F.relu,
+        "relu", "ReLU", r"\mathrm{ReLU}(x) = \max(0, x)", "Vaswani et al. 2017, equation 2", F.relu,
     ),
     activation(
         "gelu", "GELU",
@@ -193,8 +187,7 @@ ROWS = (
         id="sinusoidal_positions", title="sinusoidal positions",
         latex=r"PE_{pos,2i} = \sin\frac{pos}{10000^{2i/d}},\quad PE_{pos,2i+1} = \cos\frac{pos}{10000^{2i/d}}",
         source="Vaswani et al. 2017, section 3.5",
-        draw=draw(length=23, d_model=lambda case: 16 if case == "even" else 9),
-        cases=("even", "odd"),
+        draw=draw(length=23, d_model=lambda case: 16 if case == "even" else 9), cases=("even", "odd"),
         by_hand=by_hand.sinusoidal_positions,
         ours=partial(ops.sinusoidal_positions, dtype=torch.float64), reference=rotating_positions,
     ),
@@ -202,15 +195,12 @@ ROWS = (
         id="relative_buckets", title="buckets of distances",
         latex=r"b(r) = \min\left(n-1,\ \frac n2 + \left\lfloor\frac{\log(2|r|/n)}{\log(2\,r_{max}/n)}\cdot\frac n2\right\rfloor\right)",
         source="Raffel et al. 2020, section 2.1",
-        draw=draw(
-            queries=lambda case: 40 if case == "a cache" else 150, keys=150,
-            n_buckets=lambda case: 32 if case == "bidirectional" else 20,
-            max_distance=lambda case: 128 if case == "bidirectional" else 90,
-            bidirectional=lambda case: case == "bidirectional",
-        ),
+        draw=draw(queries=lambda case: 40 if case == "a cache" else 150, keys=150,
+                  n_buckets=lambda case: 32 if case == "bidirectional" else 20,
+                  max_distance=lambda case: 128 if case == "bidirectional" else 90,
+                  bidirectional=lambda case: case == "bidirectional"),
         cases=("bidirectional", "causal", "a cache"),
-        by_hand=by_hand_decoder.relative_buckets,
-        ours=ops.relative_buckets, reference=bucketized,
+        by_hand=by_hand_decoder.relative_buckets, ours=ops.relative_buckets, reference=bucketized,
     ),
     Formula(
         id="cross_entropy", title="cross-entropy",
@@ -226,9 +216,7 @@ ROWS = (
     Formula(
         id="adamw", title="one AdamW step", source="Loshchilov and Hutter 2019, algorithm 2",
         latex=r"\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\frac{\hat m}{\sqrt{\hat v} + \epsilon}",
-        draw=draws.draw_adamw, cases=("first step", "step 12"),
-        no_gradient=("theta", "g", "m", "v"),
-        by_hand=by_hand.adamw_step,
-        ours=ops.adamw_step, reference=torch_adamw,
+        draw=draws.draw_adamw, cases=("first step", "step 12"), no_gradient=("theta", "g", "m", "v"),
+        by_hand=by_hand.adamw_step, ours=ops.adamw_step, reference=torch_adamw,
     ),
 )  # fmt: skip

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
+from numpy import ndarray
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -26,11 +26,6 @@ CONFIG = TransformerConfig(
     vocab_size=9, d_model=15, n_heads=HEADS, n_layers=2, n_decoder_layers=1, d_ff=12, max_len=6,
     norm_eps=EPS, dropout=0.0, pad_id=None,
 )  # fmt: skip
-CAUSAL = CONFIG.with_(
-    norm_position="pre", positions="learned", scale_embeddings=False, activation="gelu",
-    n_decoder_layers=2,
-)  # fmt: skip
-MASKED = CONFIG.with_(activation="gelu")
 Mask = Tensor | None
 TOKENS = ("ids", "keep", "source", "target", "source_keep")
 
@@ -64,8 +59,8 @@ def model(
 
 
 def stack_by_hand(
-    stack: Stack, x: np.ndarray, keep: np.ndarray | None, z: np.ndarray | None = None
-) -> np.ndarray:
+    stack: Stack, x: ndarray, keep: ndarray | None, z: ndarray | None = None
+) -> ndarray:
     """Encoder blocks, or with z decoder blocks, whose mask is the memory's."""
     if keep is not None:
         keep = np.broadcast_to(keep, (1, len(x), keep.shape[-1]))
@@ -93,11 +88,6 @@ def torch_stack(stack: Stack) -> tuple[nn.Module, dict[str, Tensor]]:
     return nn.TransformerEncoder(layer, stack.depth, last, enable_nested_tensor=False), state
 
 
-def future(length: int) -> Tensor:
-    """A causal mask as torch's stacks take it: True where attention is forbidden."""
-    return torch.ones(length, length).triu(1).bool()
-
-
 def padding(keep: Mask) -> Mask:
     """A mask of keys as torch's stacks take it: True where there is padding."""
     return None if keep is None else ~keep[:, 0, 0]
@@ -105,19 +95,17 @@ def padding(keep: Mask) -> Mask:
 
 # --- The whole Transformer ----------------------------------------------------------------------
 
-ENCODER, DECODER = "encoder_decoder.encoder", "encoder_decoder.decoder"
-
 
 def parts(p: Inputs, switches: Inputs) -> tuple[Any, Stack, Stack]:
     """The table of embeddings, the encoder's blocks and the decoder's."""
-    encoder = Stack(p, f"{ENCODER}.", **switches)
-    decoder = Stack(p, f"{DECODER}.", cross=True, **switches)
-    return p[f"{ENCODER}.embeddings.tokens.weight"], encoder, decoder
+    encoder = Stack(p, "encoder_decoder.encoder.", **switches)
+    decoder = Stack(p, "encoder_decoder.decoder.", cross=True, **switches)
+    return p["encoder_decoder.encoder.embeddings.tokens.weight"], encoder, decoder
 
 
 def transformer_by_hand(
-    source: np.ndarray, target: np.ndarray, source_keep: Any, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+    source: ndarray, target: ndarray, source_keep: Any, switches: Inputs, **p: ndarray
+) -> ndarray:
     E, encoder, decoder = parts(p, switches)
     z = stack_by_hand(encoder, embeddings_by_hand(source, E), source_keep)
     h = stack_by_hand(decoder, embeddings_by_hand(target, E), source_keep, z)
@@ -135,7 +123,7 @@ def torch_transformer(
     state = {f"encoder.{k}": a for k, a in encoder_state.items()}
     state |= {f"decoder.{k}": a for k, a in decoder_state.items()}
     masks = {f"{k}_key_padding_mask": padding(source_keep) for k in ("src", "memory")}
-    masks["tgt_mask"] = future(target.shape[1])
+    masks["tgt_mask"] = nn.Transformer.generate_square_subsequent_mask(target.shape[1]) < 0
     embedded = torch_embeddings(source, E), torch_embeddings(target, E)
     return functional_call(module, state, embedded, masks) @ E.T
 
@@ -143,9 +131,7 @@ def torch_transformer(
 # --- The causal language model: learned positions, pre-LN, GELU ---------------------------------
 
 
-def causal_lm_by_hand(
-    ids: np.ndarray, keep: np.ndarray | None, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+def causal_lm_by_hand(ids: ndarray, keep: Any, switches: Inputs, **p: ndarray) -> ndarray:
     E, P = (p[f"decoder.embeddings.{n}.weight"] for n in ("tokens", "position_table"))
     x = np.stack([E[v] + P[t] for t, v in enumerate(ids)])
     keep = rows_modules.hide_future(keep, by_hand_decoder.causal_mask(len(ids), len(ids)))
@@ -155,16 +141,15 @@ def causal_lm_by_hand(
 def torch_causal_lm(ids: Tensor, keep: Mask, switches: Inputs, **p: Tensor) -> Tensor:
     E, P = (p[f"decoder.embeddings.{n}.weight"] for n in ("tokens", "position_table"))
     module, state = torch_stack(Stack(p, "decoder.", **switches))
-    masks = {"mask": future(ids.shape[1]), "src_key_padding_mask": padding(keep)}
+    past = nn.Transformer.generate_square_subsequent_mask(ids.shape[1]) == 0
+    masks = {"mask": ~past, "src_key_padding_mask": padding(keep)}
     return functional_call(module, state, (F.embedding(ids, E) + P[: ids.shape[1]],), masks) @ E.T
 
 
 # --- The masked language model ------------------------------------------------------------------
 
 
-def masked_lm_by_hand(
-    ids: np.ndarray, keep: np.ndarray | None, switches: Inputs, **p: np.ndarray
-) -> np.ndarray:
+def masked_lm_by_hand(ids: ndarray, keep: Any, switches: Inputs, **p: ndarray) -> ndarray:
     E = p["encoder.embeddings.tokens.weight"]
     h = stack_by_hand(Stack(p, "encoder.", **switches), embeddings_by_hand(ids, E), keep)
     u = by_hand.gelu(by_hand.linear(h, p["dense.weight"].T, p["dense.bias"]))
@@ -203,18 +188,18 @@ ROWS = (
         id="causal_lm", title="causal language model",
         latex=r"\ell_t = \mathrm{Decoder}(x_1 \dots x_t)_t\,E^\top",
         source="Radford et al. 2018, section 3.1", cases=("no mask", "right padding"),
-        **model(CAUSAL, lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
-        shows=(CausalLM.forward, Decoder.forward),
+        **model(CONFIG.with_(norm_position="pre", positions="learned", scale_embeddings=False,
+                             activation="gelu", n_decoder_layers=2),
+                lambda c: CausalLM(Decoder(c)), "ids: 2 5, keep: 2 1 1 5"),
+        shows=(CausalLM.forward, Decoder.forward), reference=torch_causal_lm,
         by_hand=per_example(causal_lm_by_hand), backward_by_hand=model_gradients.causal_lm_backward,
-        reference=torch_causal_lm,
     ),
     Formula(
         id="masked_lm", title="masked language model",
         latex=r"\ell = \mathrm{LN}(f(\mathrm{Encoder}(x)\,W + b))\,E^\top + b_E",
         source="Devlin et al. 2019, section 3.1 and code", cases=PADDING,
-        **model(MASKED, lambda c: MaskedLM(Encoder(c)), "ids: 2 6, keep: 2 1 1 6"),
-        shows=(MaskedLM.forward,),
+        **model(CONFIG.with_(activation="gelu"), lambda c: MaskedLM(Encoder(c)),
+                "ids: 2 6, keep: 2 1 1 6"), shows=(MaskedLM.forward,), reference=torch_masked_lm,
         by_hand=per_example(masked_lm_by_hand), backward_by_hand=model_gradients.masked_lm_backward,
-        reference=torch_masked_lm,
     ),
 )  # fmt: skip

@@ -18,13 +18,7 @@ from torch.func import functional_call
 from ..formulas import block_gradients, by_hand, by_hand_decoder, gradients, ops
 from ..formulas.numpy_transformer import DECODER_NAMES, turned
 from ..model.attention import MultiHeadAttention
-from ..model.block import (
-    DecoderBlock,
-    EncoderBlock,
-    decoder_sublayer,
-    encoder_sublayer,
-    residual,
-)
+from ..model.block import DecoderBlock, EncoderBlock, decoder_sublayer, encoder_sublayer, residual
 from ..model.config import TransformerConfig
 from ..model.heads import mean_pool
 from ..model.layers import Embeddings, FeedForward, LayerNorm
@@ -123,9 +117,7 @@ class Sublayer(nn.Module):
         self.norm = LayerNorm(d_model, eps, kernels)
 
     def forward(self, keep: Tensor | None, *streams: Tensor) -> Tensor:
-        sublayer: Callable[..., Tensor] = (
-            encoder_sublayer if len(streams) == 1 else decoder_sublayer
-        )
+        sublayer: Any = encoder_sublayer if len(streams) == 1 else decoder_sublayer
         return sublayer(*streams, self.attention, self.norm, keep)
 
 
@@ -230,10 +222,8 @@ def torch_block(
         masks = {"src_mask": blocked(keep, x, n_heads)}
     else:
         past = torch.ones(1, x.shape[1], x.shape[1], dtype=torch.bool).tril()
-        masks = {
-            "tgt_mask": blocked(hide_future(keep, past), x, n_heads),
-            "memory_mask": blocked(memory_keep, x, n_heads),
-        }
+        masks = {"tgt_mask": blocked(hide_future(keep, past), x, n_heads)}
+        masks["memory_mask"] = blocked(memory_keep, x, n_heads)
     return functional_call(torch_layer(n_heads, **w), torch_state(w), tuple(streams), masks)
 
 
@@ -266,13 +256,8 @@ def torch_embeddings(ids: Tensor, E: Tensor) -> Tensor:
 
 
 def mean_pool_by_hand(hidden: np.ndarray, real: np.ndarray) -> np.ndarray:
-    counted = [t for t in range(len(hidden)) if real[t]]
-    d_model = hidden.shape[1]
-    return np.array([sum(hidden[t, j] for t in counted) / len(counted) for j in range(d_model)])
-
-
-def our_pooler(hidden: Tensor, W: Tensor, b: Tensor) -> Tensor:
-    return functional_call(Pooler(len(b)), {"dense.weight": W.T, "dense.bias": b}, (hidden,))
+    counted = [h for h, is_real in zip(hidden, real, strict=True) if is_real]
+    return np.asarray(sum(counted) / len(counted))
 
 
 # --- The rows -----------------------------------------------------------------------------------
@@ -281,13 +266,10 @@ def our_pooler(hidden: Tensor, W: Tensor, b: Tensor) -> Tensor:
 def sublayer(*shapes: str, **others: Any) -> Formula:
     """The row of one of the article's two formulas."""
     return Formula(
-        source="article, section 4",
+        source="article, section 4", cases=MASKS[:-1],
         draw=draw(*shapes, ATTENTION, "gamma beta: d_model", eps=EPS, n_heads=HEADS),
-        cases=MASKS[:-1],
-        **both(our_sublayer),
-        reference=torch_sublayer,
-        **others,
-    )
+        **both(our_sublayer), reference=torch_sublayer, **others,
+    )  # fmt: skip
 
 
 def blocks(
@@ -308,8 +290,7 @@ def blocks(
     return [
         Formula(
             id=f"{p}_ln_{name}", title=f"{title}, {p}-LN", source=source[p], latex=latex[p],
-            draw=partial(draw_block, p),
-            **both(our_block), reference=torch_block, **others,
+            draw=partial(draw_block, p), **both(our_block), reference=torch_block, **others,
         )
         for p in ("post", "pre")
     ]  # fmt: skip
@@ -322,26 +303,23 @@ ROWS = (
         source="Vaswani et al. 2017, section 3.2.2; article, section 4",
         draw=draw("x: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
                   ATTENTION, n_heads=HEADS), cases=MASKS,
-        by_hand=per_example(attention_by_hand),
+        by_hand=per_example(attention_by_hand), reference=torch_attention,
         backward_by_hand=block_gradients.multi_head_attention_backward,
         **both(our_attention), shows=(MultiHeadAttention.forward, MultiHeadAttention.project),
-        reference=torch_attention,
     ),
     sublayer(
         "x: batch queries d_model, keep: batch 1 queries queries",
         id="encoder_sublayer", title="the article's encoder",
         latex=r"\mathrm{Encoder}(x) = \mathrm{LayerNorm}(x + \mathrm{MultiHeadAttention}(x))",
         by_hand=per_example(cut_into_heads(by_hand.encoder_sublayer)),
-        backward_by_hand=block_gradients.encoder_sublayer_backward,
-        shows=(encoder_sublayer,),
+        backward_by_hand=block_gradients.encoder_sublayer_backward, shows=(encoder_sublayer,),
     ),
     sublayer(
         "y: batch queries d_model, z: batch keys d_model, keep: batch 1 queries keys",
         id="decoder_sublayer", title="the article's decoder",
         latex=r"\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))",
         by_hand=per_example(cut_into_heads(by_hand.decoder_sublayer)),
-        backward_by_hand=block_gradients.decoder_sublayer_backward,
-        shows=(decoder_sublayer,),
+        backward_by_hand=block_gradients.decoder_sublayer_backward, shows=(decoder_sublayer,),
     ),
     Formula(
         id="feed_forward", title="feed-forward", source="Vaswani et al. 2017, equation 2",
@@ -375,8 +353,7 @@ ROWS = (
         # Every example has a different length.
         draw=draw("hidden: batch keys d_model", real=np.arange(KEYS) < np.array([[4], [11], [7]])),
         by_hand=per_example(mean_pool_by_hand), backward_by_hand=gradients.mean_pool_backward,
-        ours=mean_pool,
-        reference=lambda hidden, real: torch.stack(
+        ours=mean_pool, reference=lambda hidden, real: torch.stack(
             [h[r].mean(0) for h, r in zip(hidden, real, strict=True)]
         ),
     ),
@@ -385,8 +362,10 @@ ROWS = (
         latex=r"\mathrm{pool}(h) = \tanh(h_{\mathrm{[CLS]}} W + b)",
         draw=draw("hidden: batch keys d_model, W: d_model d_model, b: d_model"),
         by_hand=per_example(lambda hidden, W, b: np.tanh(by_hand.linear(hidden[:1], W, b)[0])),
-        backward_by_hand=gradients.cls_pool_backward,
-        ours=our_pooler, shows=(Pooler.forward,),
+        backward_by_hand=gradients.cls_pool_backward, shows=(Pooler.forward,),
+        ours=lambda hidden, W, b: functional_call(
+            Pooler(len(b)), {"dense.weight": W.T, "dense.bias": b}, (hidden,)
+        ),
         reference=lambda hidden, W, b: torch.addmm(b, hidden[:, 0], W).tanh(),
     ),
 )  # fmt: skip

@@ -21,18 +21,19 @@ class Report:
         return not any(errors.wrong() for errors in self.rows.values())
 
     def __str__(self) -> str:
-        titles = {id: find(id).title for id in self.rows}
-        sources = {id: find(id).source for id in self.rows}
-        wide = max(map(len, titles.values()))
+        formulas = {id: find(id) for id in self.rows}
+        wide = max(len(f.title) for f in formulas.values())
         width = {name: max(9, len(name) + 2) for name in CHECKS}
-        head = f"{'formula':{wide}}  " + "".join(f"{name:>{width[name]}}" for name in CHECKS)
-        head += "   source"
-        lines = [head, "-" * (len(head) - 6 + min(46, max(map(len, sources.values()))))]
+        checks = "".join(f"{name:>{width[name]}}" for name in CHECKS)
+        head = f"{'formula':{wide}}  {checks}   "
+        longest = max(len(f.source) for f in formulas.values())
+        lines = [f"{head}source", "-" * (len(head) + min(46, longest))]
         for id, errors in self.rows.items():
             cells = "".join(cell(errors[name], CHECKS[name], width[name]) for name in CHECKS)
-            lines.append(f"{titles[id]:{wide}}  {cells}   {sources[id]}")
+            lines.append(f"{formulas[id].title:{wide}}  {cells}   {formulas[id].source}")
         limits = ", ".join(f"{k} {v:.0e}" for k, v in CHECKS.items())
-        bad = [f"{titles[id]}: {', '.join(e.wrong())}" for id, e in self.rows.items() if e.wrong()]
+        wrong = {formulas[id].title: errors.wrong() for id, errors in self.rows.items()}
+        bad = [f"{title}: {', '.join(names)}" for title, names in wrong.items() if names]
         off = f"{len(bad)} of {len(self.rows)} formulas are off: {'; '.join(bad)}"
         summary = off if bad else f"all {len(self.rows)} formulas hold"
         allowed = f"largest errors; allowed: {limits}; '!' marks one above"
@@ -53,11 +54,9 @@ def verify(ids: list[str] | None = None, seed: int = SEED) -> Report:
 
     On a terminal a progress bar appears after three seconds.
 
-    Returns:
-        A report: print it for the table; `report.ok` is True if all formulas hold.
+    Returns: a report; print it for the table. `report.ok` is True if all formulas hold.
 
-    Raises:
-        KeyError: an id is unknown.
+    Raises: KeyError: an id is unknown.
     """
     formulas = [find(id) for id in ids or LEDGER]
     bar = tqdm(formulas, "verify", unit=" formulas", delay=3, leave=False, disable=None)
