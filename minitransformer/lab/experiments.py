@@ -125,8 +125,8 @@ class Lab:
         seconds = time.perf_counter() - start
         accuracy = {n: counting.score(t.texts, t.labels) for n, t in self.tests.items()}
         collapsed = len(set(counting.predict(self.tests[trial.domain].texts))) == 1
-        score = counting.score(valid.texts, valid.labels)
-        return Result(trial, score, 0.0, accuracy, collapsed, seconds)
+        valid_accuracy = counting.score(valid.texts, valid.labels)
+        return Result(trial, valid_accuracy, 0.0, accuracy, collapsed, seconds)
 
     @cached_property
     def pairs_before(self) -> float:

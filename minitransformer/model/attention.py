@@ -167,15 +167,9 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        bias: bool = True,
-        dropout: float = 0.0,
-        ops: str = "fused",
-        d_head: int | None = None,
-        scale: bool = True,
-    ):
+        self, d_model: int, n_heads: int, bias: bool = True, dropout: float = 0.0,
+        ops: str = "fused", d_head: int | None = None, scale: bool = True,
+    ):  # fmt: skip
         super().__init__()
         if d_head is None and d_model % n_heads:
             raise ValueError(

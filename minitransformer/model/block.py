@@ -171,15 +171,9 @@ class DecoderBlock(Block):
     """
 
     def forward(
-        self,
-        y: Hidden,
-        keep: Mask = None,
-        memory: Memory | None = None,
-        memory_keep: Mask = None,
-        bias: Bias = None,
-        cache: tuple[KeyValues, KeyValues] | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "batch last d_model"]:
+        self, y: Hidden, keep: Mask = None, memory: Memory | None = None, memory_keep: Mask = None,
+        bias: Bias = None, cache: tuple[KeyValues, KeyValues] | None = None, last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:  # fmt: skip
         """Transform the stream.
 
         Args:

@@ -90,13 +90,9 @@ class Encoder(Stack):
         return self.finish(self.run(self.embeddings(ids, segments), keep, first=first))
 
     def run(
-        self,
-        x: Hidden,
-        keep: Mask = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, x: Hidden, keep: Mask = None, start: int = 0, stop: int | None = None,
         first: int | None = None,
-    ) -> Float[Tensor, "batch first d_model"]:
+    ) -> Float[Tensor, "batch first d_model"]:  # fmt: skip
         """Pass the stream through the blocks from `start` up to `stop`; `first` as in `forward`."""
         bias = self.bias(x.shape[1], x.shape[1])
         for block in self.blocks[start:stop]:
@@ -123,15 +119,9 @@ class Decoder(Stack):
         init_weights(self, config)
 
     def forward(
-        self,
-        ids: Ids,
-        keep: Mask = None,
-        memory: Memory | None = None,
-        memory_keep: Mask = None,
-        cache: KeyValueCache | None = None,
-        positions: Ids | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "batch last d_model"]:
+        self, ids: Ids, keep: Mask = None, memory: Memory | None = None, memory_keep: Mask = None,
+        cache: KeyValueCache | None = None, positions: Ids | None = None, last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:  # fmt: skip
         """Decode token ids.
 
         Args:
@@ -220,14 +210,9 @@ class EncoderDecoder(nn.Module):
         return self.encoder(source, keep)
 
     def decode(
-        self,
-        target: Ids,
-        memory: Memory,
-        memory_keep: Mask = None,
-        keep: Mask = None,
-        cache: KeyValueCache | None = None,
-        positions: Ids | None = None,
-    ) -> Hidden:
+        self, target: Ids, memory: Memory, memory_keep: Mask = None, keep: Mask = None,
+        cache: KeyValueCache | None = None, positions: Ids | None = None,
+    ) -> Hidden:  # fmt: skip
         """The second half; `memory_keep` is `source_keep(source)`, the rest as in `Decoder`."""
         return self.decoder(target, keep, memory, memory_keep, cache, positions)
 
