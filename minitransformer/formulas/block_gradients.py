@@ -64,10 +64,8 @@ def multi_head_attention_backward(
     $$dC = dy\,W^{O\top}, \qquad dW^O = C^\top dy, \qquad C = \mathrm{Concat}(\mathrm{head}_1, \dots)$$
 
     The gradient of a concatenation is cut where it was joined. Each head then goes back on its own,
-    and $x$ and $z$ sum over all heads: one product with the wide $W^{Q\top}$ does that. $db^K$ is
-    always 0, since a constant added to every key shifts all scores of a query by the same amount.
-
-    Shapes: the gradients are shaped like the inputs; $W^Q, W^K, W^V$ hold the heads side by side.
+    and $x$ and $z$ sum over all heads: one product with $W^{Q\top}$, all heads side by side, does
+    that. $db^K$ is always 0: a constant added to every key shifts all scores of a query alike.
     """
     Q, K, V = project(x, z, n_heads, w)
     C = concat(attention(Q, K, V, keep))
@@ -114,8 +112,6 @@ def feed_forward_backward(
     r"""$\mathrm{FFN}(x) = f(u)W_2 + b_2$ with $u = xW_1 + b_1$, backward:
 
     $$df = dy\,W_2^\top, \qquad du = df \odot f'(u), \qquad dx = du\,W_1^\top$$
-
-    Shapes: the gradients are shaped like the inputs.
     """
     f, f_backward = ACTIVATIONS[activation]
     u = linear(x, W_1, b_1)
@@ -125,7 +121,6 @@ def feed_forward_backward(
 
 
 # --- Residuals and blocks ---------------------------------------------------------------------
-
 
 Norm = tuple[ndarray, ndarray]  # gain and shift
 Sublayers = list[tuple[str, Callable, Callable]]  # the name of the norm, f, and f backward
@@ -172,8 +167,6 @@ def decoder_sublayer_backward(
     $$dr = \mathrm{LN}'(dout), \qquad dy = dr + \mathrm{MHA}'_x(dr), \qquad dz = \mathrm{MHA}'_z(dr)$$
 
     The summand $dr$ alone is the residual's: it reaches $y$ without passing any weight.
-
-    Shapes: the gradients are shaped like the inputs.
     """
     options: dict[str, Any] = dict(z=z, n_heads=n_heads, keep=keep, **w)
     mha = partial(multi_head_attention, **options)
@@ -191,8 +184,7 @@ def encoder_sublayer_backward(
     $$dx = dr + \mathrm{MHA}'_x(dr) + \mathrm{MHA}'_z(dr)$$
     """
     grads = decoder_sublayer_backward(dy, x, x, **inputs)
-    dx = grads.pop("y") + grads.pop("z")
-    return {"x": dx} | grads
+    return {"x": grads.pop("y") + grads.pop("z")} | grads
 
 
 def block(x: ndarray, sublayers: Sublayers, w: Gradients, **how: Any) -> list[ndarray]:
@@ -209,9 +201,8 @@ def block_backward(
     """Sublayer by sublayer, the last one first; the gradient of the block's input is called "x"."""
     stream, all_grads = block(x, sublayers, w, **how), Gradients()
     for (name, f, f_backward), x in reversed(list(zip(sublayers, stream[:-1], strict=True))):
-        dout, dgamma, dbeta, grads = sublayer_backward(
-            dout, x, f, f_backward, norm_of(w, name), **how
-        )
+        norm = norm_of(w, name)
+        dout, dgamma, dbeta, grads = sublayer_backward(dout, x, f, f_backward, norm, **how)
         all_grads |= grads | {f"gamma_{name}": dgamma, f"beta_{name}": dbeta}
     return {"x": dout} | all_grads
 
@@ -269,8 +260,6 @@ def encoder_block_backward(
     pre-LN, $a = x + \mathrm{MHA}(\mathrm{LN}_1(x))$, $y = a + \mathrm{FFN}(\mathrm{LN}_2(a))$: $dy$ reaches $x$ untouched,
 
     $$da = dy + \mathrm{LN}_2'(\mathrm{FFN}'(dy)), \qquad dx = da + \mathrm{LN}_1'(\mathrm{MHA}'(da))$$
-
-    Shapes: the gradients are shaped like the inputs.
     """
     sublayers = encoder_sublayers(n_heads, keep, activation, w)
     return block_backward(dy, x, sublayers, w, eps=eps, norm_position=norm_position)

@@ -49,11 +49,10 @@ def linear(
     """
     (length, d_in), d_out = x.shape, W.shape[1]
     y = np.zeros((length, d_out))
-    for t in range(length):
-        for j in range(d_out):
-            y[t, j] = sum(x[t, i] * W[i, j] for i in range(d_in))
-            if b is not None:
-                y[t, j] += b[j]
+    for t, j in np.ndindex(length, d_out):
+        y[t, j] = sum(x[t, i] * W[i, j] for i in range(d_in))
+        if b is not None:
+            y[t, j] += b[j]
     return y
 
 
@@ -74,8 +73,7 @@ def attention(
 
     T5 adds a bias $b_{ij}$ to $s_{ij}$, and uses another scale than $1/\sqrt{d_k}$.
 
-    Shapes: see the annotations; returns the output and the weights.
-    Source: Vaswani et al. 2017, equation 1.
+    Shapes: output and weights, as annotated.  Source: Vaswani et al. 2017, equation 1.
     """
     (queries, d_k), (keys, d_v) = Q.shape, V.shape
     output, weights = np.zeros((queries, d_v)), np.zeros((queries, keys))
@@ -200,8 +198,7 @@ def gelu_tanh(x: Float[ndarray, "..."]) -> Float[ndarray, "..."]:
 
     At most 4.8e-4 away from GELU, which is enough to spoil a parity test.
 
-    Shapes: (...) -> the same.
-    Source: Hendrycks and Gimpel 2016, section 2; used by GPT-2.
+    Shapes: (...) -> the same.  Source: Hendrycks and Gimpel 2016, section 2; used by GPT-2.
     """
     return entry_by_entry(lambda a: a / 2 * (1 + tanh(sqrt(2 / pi) * (a + 0.044715 * a**3))), x)
 
@@ -236,11 +233,10 @@ def sinusoidal_positions(length: int, d_model: int) -> Float[ndarray, "length d_
     Shapes: (length, d_model).  Source: Vaswani et al. 2017, section 3.5.
     """
     table = np.zeros((length, d_model))
-    for pos in range(length):
-        for column in range(d_model):
-            i = column // 2
-            angle = pos / 10000 ** (2 * i / d_model)
-            table[pos, column] = np.sin(angle) if column % 2 == 0 else np.cos(angle)
+    for pos, column in np.ndindex(length, d_model):
+        i = column // 2
+        angle = pos / 10000 ** (2 * i / d_model)
+        table[pos, column] = np.sin(angle) if column % 2 == 0 else np.cos(angle)
     return table
 
 
@@ -274,9 +270,8 @@ def decoder_sublayer(
 
     Shapes: (queries, d_model) and (keys, d_model) -> (queries, d_model).  Source: article, section 4.
     """
-    return layer_norm(
-        y + multi_head_attention(y, z, keep=keep, **attention_weights), gamma, beta, eps
-    )
+    attended = multi_head_attention(y, z, keep=keep, **attention_weights)
+    return layer_norm(y + attended, gamma, beta, eps)
 
 
 def encoder_block(
@@ -368,7 +363,4 @@ def adamw_step(
 
 def entry_by_entry(f: Callable[[float], float], x: ndarray) -> ndarray:
     """Apply a function of one number to every entry of an array."""
-    y = np.zeros_like(x)
-    for i in np.ndindex(x.shape):
-        y[i] = f(float(x[i]))
-    return y
+    return np.array([f(float(a)) for a in x.flat]).reshape(x.shape)

@@ -20,9 +20,8 @@ def causal_mask(queries: int, keys: int) -> Bool[ndarray, "queries keys"]:
     Shapes: (queries, keys).  Source: Vaswani et al. 2017, section 3.2.3.
     """
     keep = np.zeros((queries, keys), dtype=bool)
-    for i in range(queries):
-        for j in range(keys):
-            keep[i, j] = j <= i + (keys - queries)
+    for i, j in np.ndindex(queries, keys):
+        keep[i, j] = j <= i + (keys - queries)
     return keep
 
 
@@ -39,13 +38,9 @@ def relative_bucket(r: int, n_buckets: int, max_distance: int, bidirectional: bo
 
     Shapes: a number -> a number.  Source: Raffel et al. 2020, section 2.1, and its code.
     """
-    if bidirectional:
-        n = n_buckets // 2
-        first = n if r > 0 else 0
-        r = abs(r)
-    else:
-        n, first = n_buckets, 0
-        r = max(-r, 0)
+    n = n_buckets // 2 if bidirectional else n_buckets
+    first = n if bidirectional and r > 0 else 0
+    r = abs(r) if bidirectional else max(-r, 0)
     if r < n // 2:
         return first + r
     share = log(r / (n / 2)) / log(max_distance / (n / 2))
@@ -61,10 +56,9 @@ def relative_buckets(
     Shapes: (queries, keys).  Source: as `relative_bucket`.
     """
     buckets = np.zeros((queries, keys), dtype=int)
-    for i in range(queries):
-        for j in range(keys):
-            r = j - (i + keys - queries)
-            buckets[i, j] = relative_bucket(r, n_buckets, max_distance, bidirectional)
+    for i, j in np.ndindex(queries, keys):
+        r = j - (i + keys - queries)
+        buckets[i, j] = relative_bucket(r, n_buckets, max_distance, bidirectional)
     return buckets
 
 
@@ -77,16 +71,13 @@ def relative_position_bias(
 ) -> Float[ndarray, "1 heads queries keys"]:
     r"""The bias that is added to the scores of head $h$: $B_{hij} = E_{b(j-i),\,h}$.
 
-    Shapes: (1, heads, queries, keys), the 1 for the batch.
-    Source: Raffel et al. 2020, section 2.1.
+    Shapes: (1, heads, queries, keys), 1 for the batch.  Source: Raffel et al. 2020, section 2.1.
     """
     n_buckets, heads = E.shape
     b = relative_buckets(queries, keys, n_buckets, max_distance, bidirectional)
     B = np.zeros((1, heads, queries, keys))
-    for h in range(heads):
-        for i in range(queries):
-            for j in range(keys):
-                B[0, h, i, j] = E[b[i, j], h]
+    for h, i, j in np.ndindex(heads, queries, keys):
+        B[0, h, i, j] = E[b[i, j], h]
     return B
 
 
@@ -148,7 +139,6 @@ def tied_logits(
     """
     (length, d), vocab = h.shape, len(E)
     logits, scale = np.zeros((length, vocab)), 1 / sqrt(d) if scaled else 1.0
-    for t in range(length):
-        for v in range(vocab):
-            logits[t, v] = scale * sum(h[t, j] * E[v, j] for j in range(d))
+    for t, v in np.ndindex(length, vocab):
+        logits[t, v] = scale * sum(h[t, j] * E[v, j] for j in range(d))
     return logits

@@ -44,7 +44,7 @@ def biased_attention_backward(
 
     $$dQ = c\,dS\,K, \qquad dK = c\,dS^\top Q, \qquad dB = \sum_{\text{shared axes}} dS$$
 
-    Shapes: as the annotations say; $dB$ sums over the axes, such as the batch, that share $B$.
+    $dB$ sums over the axes, such as the batch, that share $B$.
     """
     scores = scale * Q @ K.swapaxes(-1, -2) + bias
     dV = softmax(scores, keep).swapaxes(-1, -2) @ dO
@@ -83,8 +83,6 @@ def relative_position_bias_backward(
     r"""$B_{hij} = E_{b(j-i),\,h}$ backward: a bucket sums over all pairs at its distances.
 
     $$dE_{b,h} = \sum_{ij:\ b(j-i) = b} dB_{hij}$$
-
-    Shapes: (1, heads, queries, keys) -> (n_buckets, heads).
     """
     b = relative_buckets(queries, keys, len(E), max_distance, bidirectional)
     return embedding_backward(dB[0].transpose(1, 2, 0), b, E)
@@ -106,8 +104,6 @@ def causal_self_attention_backward(
     r"""Causal $\mathrm{MultiHeadAttention}(x, x)$ backward: $dx = \mathrm{MHA}'_x + \mathrm{MHA}'_z$.
 
     Where a weight is hidden, $P = 0$ and so $dS = 0$: the future gets no gradient from the past.
-
-    Shapes: the gradients are shaped like the inputs.
     """
     return self_attention_backward(dy, x, n_heads, hide_future(keep, x.shape[-2]), **w)
 
@@ -127,8 +123,6 @@ def gated_feed_forward_backward(
 
     $$dm = dy\,W_2^\top, \quad du = (dm \odot g) \odot f'(u), \quad dg = dm \odot f(u), \quad
     dx = du\,W_1^\top + dg\,W_3^\top$$
-
-    Shapes: the gradients are shaped like the inputs.
     """
     f, f_backward = ACTIVATIONS[activation]
     u, g = x @ W_1, x @ W_3
@@ -147,8 +141,6 @@ def tied_logits_backward(
     r"""$\ell = c\,hE^\top$ backward: $dh = c\,d\ell\,E$ and $dE = c\,d\ell^\top h$.
 
     $E$ is also the embedding table; the gradient of the lookup, $\sum_{t: id_t = v} dx_t$, is added.
-
-    Shapes: the gradients are shaped like the inputs.
     """
     c = 1 / sqrt(h.shape[-1]) if scaled else 1.0
     dh, dE_transposed, _ = linear_backward(c * dlogits, h, E.T)
@@ -165,8 +157,6 @@ def lookup_and_tied_logits_backward(
     r"""$\ell = c\,(E_{ids} W) E^\top$ backward, the smallest model with tied embeddings:
 
     $$dE_v = c\,\sum_t d\ell_{tv} h_t + \sum_{t:\ id_t = v} (dh\,W^\top)_t, \qquad h = E_{ids} W$$
-
-    Shapes: (batch, length, vocab) -> those of E and W.
     """
     x = E[ids]
     dh, dE_head = tied_logits_backward(dlogits, x @ W, E, scaled)
@@ -222,8 +212,6 @@ def decoder_block_backward(
     dy = \mathrm{self}\text{-sublayer}'(da)$$
 
     $dz$ goes to the encoder; every decoder block adds to it.
-
-    Shapes: the gradients are shaped like the inputs.
     """
     keep = hide_future(keep, y.shape[-2])
     sublayers = decoder_sublayers(z, n_heads, keep, memory_keep, activation, w)

@@ -2,8 +2,8 @@ r"""The derivative of every formula, derived on paper, in NumPy.
 
 The notation: $L$ is the loss, a number, and $dY$ is short for $\partial L / \partial Y$, an array
 shaped like $Y$. A function `f_backward(dY, ...)` takes $dY$ and the inputs of $Y = f(...)$,
-recomputes what it needs of the forward pass, and returns the gradient of each input: a tuple in the
-order of the inputs, or a dictionary by name for formulas with several parts.
+recomputes what it needs of the forward pass, and returns the gradient of each input, shaped like
+it: a tuple in the order of the inputs, or a dictionary by name for formulas with several parts.
 
 Two rules suffice. A matrix product $Y = AB$ has $dA = dY\,B^\top$ and $dB = A^\top dY$, the only
 products whose shapes fit. And where a value is used twice, its two gradients are added.
@@ -36,7 +36,7 @@ def linear_backward(
 
     $$dx = dy\,W^\top, \qquad dW = x^\top dy, \qquad db = \sum_t dy_t$$
 
-    Shapes: as the annotations say; gradients of $W$ and $b$ sum over all positions, which share them.
+    The gradients of $W$ and $b$ sum over all positions, which share them.
     """
     dx = dy @ W.T
     dy, x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
@@ -64,8 +64,6 @@ def softmax_backward(
     $$dS_m = \sum_j dP_j\,P_j([j = m] - P_m) = P_m \Big(dP_m - \sum_j dP_j P_j\Big)$$
 
     Where `keep` is False $P = 0$, hence $dS = 0$; likewise in a row with nothing kept.
-
-    Shapes: (..., keys) -> the same.
     """
     P = softmax(scores, keep)
     return P * (dP - (dP * P).sum(-1, keepdims=True))
@@ -82,11 +80,7 @@ def attention_backward(
     K: Float[ndarray, "... keys d_k"],
     V: Float[ndarray, "... keys d_v"],
     keep: Keep = None,
-) -> tuple[
-    Float[ndarray, "... queries d_k"],
-    Float[ndarray, "... keys d_k"],
-    Float[ndarray, "... keys d_v"],
-]:
+) -> tuple[ndarray, ndarray, ndarray]:
     r"""$S = QK^\top / \sqrt{d_k}$, $P = \mathrm{softmax}(S)$, $O = PV$, backward, the last step first:
 
     $$dV = P^\top dO, \quad dP = dO\,V^\top, \quad dS = P \odot (dP - \mathrm{rowsum}(dP \odot P))$$
@@ -96,10 +90,8 @@ def attention_backward(
     """
     d_k = Q.shape[-1]
     scores = Q @ K.swapaxes(-1, -2) / sqrt(d_k)
-    P = softmax(scores, keep)
-    dV = P.swapaxes(-1, -2) @ dO
-    dP = dO @ V.swapaxes(-1, -2)
-    dS = softmax_backward(dP, scores, keep)
+    dV = softmax(scores, keep).swapaxes(-1, -2) @ dO
+    dS = softmax_backward(dO @ V.swapaxes(-1, -2), scores, keep)
     return dS @ K / sqrt(d_k), dS.swapaxes(-1, -2) @ Q / sqrt(d_k), dV
 
 
@@ -115,8 +107,6 @@ def head_backward(
     r"""$\mathrm{Attention}(x W^Q, z W^K, z W^V)$ backward; $z$ is used twice, so
 
     $$dx = dQ\,W^{Q\top}, \qquad dz = dK\,W^{K\top} + dV\,W^{V\top}$$
-
-    Shapes: the gradients are shaped like the inputs.
     """
     dQ, dK, dV = attention_backward(dO, x @ W_Q, z @ W_K, z @ W_V, keep)
     dx, dW_Q, _ = linear_backward(dQ, x, W_Q)
@@ -149,8 +139,6 @@ def layer_norm_backward(
 
     The first mean comes from $\mu$ (shifting all of $x$ changes nothing), the second from $s$ (with
     $\epsilon = 0$ stretching $x$ changes nothing).
-
-    Shapes: $dx$ as $x$; $d\gamma, d\beta$ (d_model), summed over all positions.
     """
     s = np.sqrt(x.var(-1, keepdims=True) + eps)
     x_hat = (x - x.mean(-1, keepdims=True)) / s
@@ -173,8 +161,6 @@ def rms_norm_backward(
 
     $$dx = \frac1s \Big( d\hat x - \hat x\,\mathrm{mean}(d\hat x \odot \hat x) \Big), \qquad
     d\gamma = \sum_t dy_t \odot \hat x_t$$
-
-    Shapes: $dx$ as $x$; $d\gamma$ (d_model).
     """
     s = np.sqrt((x**2).mean(-1, keepdims=True) + eps)
     x_hat = x / s
@@ -201,9 +187,7 @@ def gelu_backward(dy: Float[ndarray, "..."], x: Float[ndarray, "..."]) -> Float[
 def gelu_tanh_backward(
     dy: Float[ndarray, "..."], x: Float[ndarray, "..."]
 ) -> Float[ndarray, "..."]:
-    r"""GELU's approximation backward.
-
-    $\frac x2 (1 + \tanh u)$ with $u = \sqrt{2/\pi}\,(x + 0.044715\,x^3)$, and $\tanh' = 1 - \tanh^2$:
+    r"""$\frac x2 (1 + \tanh u)$ with $u = \sqrt{2/\pi}\,(x + 0.044715\,x^3)$ backward:
 
     $$dx = dy \odot \tfrac12 \Big( 1 + \tanh u + x\,(1 - \tanh^2 u)\,\sqrt{2/\pi}\,(1 + 3 \cdot 0.044715\,x^2) \Big)$$
     """
@@ -232,7 +216,7 @@ def embedding_backward(
 
     $$dE_v = \sum_{t:\ id_t = v} dx_t$$
 
-    Shapes: (..., d_model) -> (vocab, d_model). A token that does not occur has the gradient 0.
+    A token that does not occur has the gradient 0.
     """
     dE = np.zeros_like(E)
     np.add.at(dE, ids, dx)  # not dE[ids] += dx, which counts a repeated id once
@@ -247,8 +231,6 @@ def mean_pool_backward(
     r"""The mean over the real positions backward: each gets the same share, padding nothing.
 
     $$dh_t = [t \in \text{real}]\;dp / |\text{real}|$$
-
-    Shapes: (batch, d_model) -> (batch, length, d_model).
     """
     count = np.maximum(real.sum(1), 1)
     return real[..., None] * (dpooled / count[:, None])[:, None, :]
@@ -262,7 +244,7 @@ def cls_pool_backward(
 ) -> tuple[ndarray, ndarray, ndarray]:
     r"""$p = \tanh(u)$, $u = h_{\text{[CLS]}} W + b$ backward: $du = dp \odot (1 - p^2)$, then linear.
 
-    Shapes: (batch, d_model) -> (batch, length, d_model); every position but the first gets 0.
+    Every position but the first gets 0.
     """
     p = np.tanh(linear(hidden[:, 0], W, b))
     dhidden = np.zeros_like(hidden)
@@ -282,8 +264,6 @@ def cross_entropy_backward(
     $$d\ell_{n} = \frac{dL}{N}\,(p_n - q_n) \text{ where } y_n \neq \text{ignore, else } 0$$
 
     $N$ counts the positions that are not ignored.
-
-    Shapes: (examples, classes).
     """
     counts = targets != ignore
     q = np.full(logits.shape, label_smoothing / logits.shape[1])

@@ -30,8 +30,7 @@ def inverted_dropout(x: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
     CPU the cost of dropout is drawing the mask, and this is several times cheaper than `F.dropout`
     (tests/benchmarks/training_step.py).
 
-    Shapes: (...) -> the same.  Source: Srivastava et al. 2014; the scaling at training time is
-    the usual "inverted" form.
+    Shapes: (...) -> the same.  Source: Srivastava et al. 2014, with the scaling at training time.
     """
     dropped = round(p * 65536)  # of the 65536 values of 16 bits
     if dropped == 0:

@@ -44,8 +44,6 @@ def transformer_backward(
     $$dh = d\ell\,E, \quad (dy_0, dz) = \mathrm{Decoder}'(dh), \quad dx_0 = \mathrm{Encoder}'(dz)$$
     $$dE_v = (d\ell^\top h)_v + \sqrt{d_{model}} \Big( \sum_{t:\,target_t = v} dy_{0,t} +
     \sum_{t:\,source_t = v} dx_{0,t} \Big)$$
-
-    Shapes: the gradients are shaped like the parameters.
     """
     table = "encoder_decoder.encoder.embeddings.tokens.weight"
     E, switches = p[table], switches or {}
@@ -74,8 +72,6 @@ def causal_lm_backward(
     $$dE_v = (d\ell^\top h)_v + \sum_{t:\ id_t = v} dx_{0,t}, \qquad dP_t = dx_{0,t}$$
 
     Without cross-attention a decoder block is an encoder block whose mask hides the future.
-
-    Shapes: the gradients are shaped like the parameters.
     """
     table, positions = (f"decoder.embeddings.{n}.weight" for n in ("tokens", "position_table"))
     E, P = p[table], p[positions]
@@ -99,8 +95,6 @@ def masked_lm_backward(
     r"""BERT's pretraining, $\ell = \mathrm{LN}(f(u))\,E^\top + b_E$, $u = \mathrm{Encoder}(ids)\,W + b$, backward:
 
     $$dn = d\ell\,E, \qquad du = \mathrm{LN}'(dn) \odot f'(u), \qquad db_E = \sum_t d\ell_t$$
-
-    Shapes: the gradients are shaped like the parameters.
     """
     table, switches = "encoder.embeddings.tokens.weight", switches or {}
     E, f, eps = p[table], ACTIVATIONS[switches["activation"]], switches["eps"]

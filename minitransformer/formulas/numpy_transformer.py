@@ -91,8 +91,7 @@ class Stack:
                 stream.append(decoder_block(stream[-1], z, memory_keep=keep, **self.block(i)))
             else:
                 stream.append(encoder_block(stream[-1], keep=keep, **self.block(i)))
-        norm = self.norm()
-        if norm is not None:
+        if norm := self.norm():
             stream.append(layer_norm(stream[-1], *norm, self.switches["eps"]))
         return stream
 
@@ -101,8 +100,7 @@ class Stack:
     ) -> tuple[ndarray, ndarray, Gradients]:
         """The gradients of the input, of z and of the parameters, given that of the output."""
         grads, dz = Gradients(), np.zeros(())
-        norm = self.norm()
-        if norm is not None:
+        if norm := self.norm():
             dx, dgamma, dbeta = layer_norm_backward(dx, stream[-2], *norm, self.switches["eps"])
             grads |= {f"{self.prefix}norm.weight": dgamma, f"{self.prefix}norm.bias": dbeta}
         for i in reversed(range(self.depth)):
@@ -156,7 +154,7 @@ class NumpyClassifier:
     ) -> tuple[float, Gradients]:
         r"""Cross-entropy and its gradient with respect to every parameter, the chain rule by hand.
 
-        Shapes: ids (batch, length), labels (batch); the gradients are shaped like the parameters.
+        Shapes: the gradients are shaped like the parameters.
         """
         p, real = self.parameters, ids != 0
         logits, stream = self.forward(ids)

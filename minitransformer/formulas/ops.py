@@ -19,14 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .fast import (
-    fused_attention,
-    fused_cross_entropy,
-    fused_gelu_tanh,
-    fused_layer_norm,
-    fused_rms_norm,
-    fused_softmax,
-)
+from . import fast
 from .masks import Bias, Keep, inverted_dropout, visible
 
 Array = TypeVar("Array", Tensor, np.ndarray)
@@ -111,8 +104,7 @@ def rms_norm(
 ) -> Float[Tensor, "... d_model"]:
     r"""$\mathrm{RMSNorm}(x) = \gamma \odot x / \sqrt{\mathrm{mean}(x^2) + \epsilon}$.
 
-    Shapes: (..., d_model) -> the same.  Source: Zhang and Sennrich 2019.
-    Reference: `F.rms_norm`.
+    Shapes: (..., d_model) -> the same.  Source: Zhang and Sennrich 2019.  Reference: `F.rms_norm`.
     """
     return gamma * x / torch.sqrt((x**2).mean(-1, keepdim=True) + eps)
 
@@ -217,11 +209,10 @@ def adamw_step(
 ) -> tuple[Array, Array, Array]:
     r"""Step $t$ of AdamW: $\theta \leftarrow \theta - \eta\lambda\theta - \eta\,\hat m/(\sqrt{\hat v}+\epsilon)$.
 
-    For tensors and NumPy arrays alike; returns the new $\theta, m, v$. Training uses
-    `torch.optim.AdamW`, whose formula this is.
+    For tensors and NumPy arrays alike; returns the new $\theta, m, v$.
 
     Shapes: all alike.  Source: Loshchilov and Hutter 2019, algorithm 2.
-    Reference: `torch.optim.AdamW`.
+    Reference: `torch.optim.AdamW`, which training uses.
     """
     m = beta_1 * m + (1 - beta_1) * g
     v = beta_2 * v + (1 - beta_2) * g**2
@@ -249,8 +240,8 @@ class Ops(NamedTuple):
 
 FORMULA = Ops(softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy)
 FUSED = Ops(
-    fused_softmax, fused_attention, fused_layer_norm, fused_rms_norm,
-    F.relu, F.gelu, fused_gelu_tanh, fused_cross_entropy,
+    fast.fused_softmax, fast.fused_attention, fast.fused_layer_norm, fast.fused_rms_norm,
+    F.relu, F.gelu, fast.fused_gelu_tanh, fast.fused_cross_entropy,
 )  # fmt: skip
 OPS = {"formula": FORMULA, "fused": FUSED}
 
@@ -258,8 +249,7 @@ OPS = {"formula": FORMULA, "fused": FUSED}
 def operations(name: str) -> Ops:
     """The set of operations with this name.
 
-    Raises:
-        ValueError: an unknown set; the message lists the known ones.
+    Raises: ValueError: an unknown set; the message lists the known ones.
     """
     if name not in OPS:
         raise ValueError(f"ops={name!r} is not known; choose one of {tuple(OPS)}")

@@ -124,7 +124,7 @@ ROWS = (
         latex=r"\mathrm{softmax}(s)_j = \frac{e^{s_j}}{\sum_m e^{s_m}}",
         draw=draws.draw_softmax, cases=(*MASKS, HUGE),
         by_hand=per_example(by_hand.softmax, axes=2), backward_by_hand=gradients.softmax_backward,
-        ours=ops.softmax, fused=ops.fused_softmax, reference=torch_softmax,
+        ours=ops.softmax, fused=ops.FUSED.softmax, reference=torch_softmax,
     ),
     Formula(
         id="attention", title="scaled dot-product attention",
@@ -133,7 +133,7 @@ ROWS = (
         draw=draws.draw_attention, cases=(*MASKS, HUGE),
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=gradients.attention_backward,
-        ours=ops.attention, fused=ops.fused_attention, reference=torch_attention,
+        ours=ops.attention, fused=ops.FUSED.attention, reference=torch_attention,
     ),
     Formula(
         id="biased_attention", title="attention with a bias",
@@ -145,7 +145,7 @@ ROWS = (
         cases=MASKS,
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=decoder_gradients.biased_attention_backward,
-        ours=ops.attention, fused=ops.fused_attention, reference=torch_attention,
+        ours=ops.attention, fused=ops.FUSED.attention, reference=torch_attention,
     ),
     Formula(
         id="head", title="one head",
@@ -164,7 +164,7 @@ ROWS = (
         latex=r"\mathrm{LayerNorm}(x) = \gamma \odot \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta",
         draw=draws.draw_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.layer_norm), backward_by_hand=gradients.layer_norm_backward,
-        ours=ops.layer_norm, fused=ops.fused_layer_norm,
+        ours=ops.layer_norm, fused=ops.FUSED.layer_norm,
         reference=lambda x, gamma, beta, eps: F.layer_norm(x, gamma.shape, gamma, beta, eps),
     ),
     Formula(
@@ -172,7 +172,7 @@ ROWS = (
         latex=r"\mathrm{RMSNorm}(x) = \gamma \odot \frac{x}{\sqrt{\frac1d \sum_j x_j^2 + \epsilon}}",
         draw=draws.draw_rms_norm, cases=("plain", "tiny"),
         by_hand=per_example(by_hand.rms_norm), backward_by_hand=gradients.rms_norm_backward,
-        ours=ops.rms_norm, fused=ops.fused_rms_norm, reference=torch_rms_norm,
+        ours=ops.rms_norm, fused=ops.FUSED.rms_norm, reference=torch_rms_norm,
     ),
     activation(
         "relu", "ReLU",
@@ -218,7 +218,7 @@ ROWS = (
         source="article, section 3.2; Szegedy et al. 2016, section 7",
         draw=draw_cross_entropy, cases=("plain", "ignored positions", "label smoothing"),
         by_hand=by_hand.cross_entropy, backward_by_hand=gradients.cross_entropy_backward,
-        ours=ops.cross_entropy, fused=ops.fused_cross_entropy,
+        ours=ops.cross_entropy, fused=ops.FUSED.cross_entropy,
         reference=lambda logits, targets, ignore, label_smoothing: F.cross_entropy(
             logits, targets, ignore_index=ignore, label_smoothing=label_smoothing
         ),

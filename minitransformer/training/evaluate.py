@@ -102,6 +102,6 @@ def evaluate(
         )
     logits = predict(model, data, batch_size, precision, progress, prefix)
     targets = torch.tensor(data.labels)
-    loss = ops.fused_cross_entropy(logits, targets).item()
+    loss = ops.FUSED.cross_entropy(logits, targets).item()
     accuracy = (logits.argmax(-1) == targets).double().mean().item()
     return Metrics(loss, accuracy, logits, targets.numpy(), data.label_names or model.labels)

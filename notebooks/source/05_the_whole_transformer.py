@@ -13,7 +13,7 @@
 # It covers `Encoder(x)` and `Decoder(y, z)` of section 4 of the article at work together, and
 # sequence-to-sequence generation in its section 6; sections 3 and 5 of Vaswani et al. 2017.
 #
-# *Runs in one and a half to four minutes on two cores: it trains a model from scratch,
+# *Runs in one to four minutes on two cores: it trains a model from scratch,
 # twice. Needs no data: the dates come from Babel.*
 
 # %%

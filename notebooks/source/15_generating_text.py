@@ -13,7 +13,7 @@
 # It covers generation in section 6 of the article, and section 2.3, transfer from a source to a
 # target, for a language model. Sources: Radford et al. 2018 and 2019; Holtzman et al. 2020.
 #
-# *Runs in one and a half to four minutes on two cores: it trains a model from nothing. Needs `make data` once.*
+# *Runs in one to four minutes on two cores: it trains a model from nothing. Needs `make data` once.*
 
 # %%
 import copy

@@ -411,7 +411,7 @@ def test_a_place_is_the_line_of_a_definition(row):
 
 def test_the_places_of_a_function_of_a_module_and_of_a_twin():
     found = places(LEDGER["layer_norm"])
-    line = inspect.getsourcelines(inspect.unwrap(ops.fused_layer_norm))[1]
+    line = inspect.getsourcelines(inspect.unwrap(ops.FUSED.layer_norm))[1]
     assert found["fused"].startswith("formulas/") and found["fused"].endswith(f".py:{line}")
     assert found["by hand"].startswith("formulas/by_hand.py:")
     assert mt.ledger.where("feed_forward").startswith("model/layers.py:")
@@ -448,7 +448,7 @@ def test_an_unknown_formula_lists_those_there_are():
 
 def test_cross_entropy_of_nothing_is_zero():
     logits, targets = torch.randn(3, 4, requires_grad=True), torch.full((3,), -100)
-    for f in (ops.cross_entropy, ops.fused_cross_entropy):
+    for f in (ops.cross_entropy, ops.FUSED.cross_entropy):
         loss = f(logits, targets)
         loss.backward()
         assert loss == 0 and torch.isfinite(logits.grad).all()

@@ -183,12 +183,14 @@ def test_lora_leaves_a_plain_model_even_when_training_fails():
     ids=str,
 )  # fmt: skip
 def test_every_strategy_trains_any_model_and_the_best_weights_come_back(name, switches):
-    """What was kept must score in the end what it scored when it was kept."""
-    model, data = classifier(0.1, "mean", **switches), toy(90)
+    """What was kept must score in the end what it scored when it was kept: in float64, as LoRA's
+    matrices are beside the others then and merged with them now, and many a CPU rounds in float32.
+    """
+    model, data = classifier(0.1, "mean", **switches).double(), toy(90)
     history = train(model, data, named(name), epochs=4, lr=3e-2)
     metrics = mt.evaluate(model, data)
     assert metrics.accuracy == history.best["valid_accuracy"]
-    assert metrics.loss == pytest.approx(history.best["valid_loss"], abs=1e-5)
+    assert metrics.loss == pytest.approx(history.best["valid_loss"], abs=1e-9)
     assert max(e["valid_accuracy"] for e in history.validations) == metrics.accuracy
 
 

@@ -94,8 +94,7 @@ attention = Exercise(
     # Of SCALE all but d_model's: attention sees single heads only.
     mistakes=SCALE[:-1] + AXIS + MASK + HIDDEN + NO_KEYS + LARGEST + known(
         "the axis of the softmax",
-        ("with the softmax over the heads", "Heads know nothing of each other; each query distributes a total weight of 1 over the keys.",
-         "(-1, keepdim=True)", "(1, keepdim=True)"),
+        ("with the softmax over the heads", "Each query distributes a total weight of 1 over its head's keys.", "(-1, keepdim=True)", "(1, keepdim=True)"),
         "softmax(...)",
         ("without the softmax", "Raw scores are not weights: they may be negative, and they do not sum to one.",
          "softmax(scores, visible(keep, causal, Q.shape[-2], K.shape[-2], Q.device))", "scores if keep is None else scores.masked_fill(~keep, 0.0)"),
@@ -104,9 +103,6 @@ attention = Exercise(
          " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
          "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
     ),
-    properties={
-        SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity),
-        NO_LEAK: of_weights(hidden_get_nothing, with_identity),
-    },
+    properties={SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity), NO_LEAK: of_weights(hidden_get_nothing, with_identity)},
     next="Next: notebook 02 runs several of these side by side.",
 )  # fmt: skip

@@ -20,13 +20,13 @@ ONE, SEVEN = "one position", "seven positions"
 
 
 def draw_split(rng: np.random.Generator, case: str) -> Inputs:
-    length = 1 if case == ONE else QUERIES
-    return draw(f"x: batch {length} d_model", n_heads=HEADS)(rng, case)
+    shapes = "x: batch 1 d_model" if case == ONE else "x: batch queries d_model"
+    return draw(shapes, n_heads=HEADS)(rng, case)
 
 
 def draw_merge(rng: np.random.Generator, case: str) -> Inputs:
-    length = 1 if case == ONE else QUERIES
-    return draw(f"heads: batch heads {length} d_k")(rng, case)
+    shapes = "heads: batch heads 1 d_k" if case == ONE else "heads: batch heads queries d_k"
+    return draw(shapes)(rng, case)
 
 
 def tokens_stay(f: Callable, inputs: Inputs) -> str | None:
@@ -46,8 +46,7 @@ split_heads = Exercise(
          CUT, "x.reshape(len(x), n_heads, x.shape[1], -1)"),
         ("with every h-th number to a head", "Head i has d_k neighbouring columns, i d_k to (i+1) d_k: the last axis becomes (heads, d_k), in this order. Pretrained weights are laid out like this.",
          CUT, "x.unflatten(-1, (-1, n_heads)).permute(0, 3, 1, 2)"),
-        ("with length and d_model exchanged before the cut", "Swap after the split, and swap length with heads.",
-         CUT, "x.mT.reshape(len(x), n_heads, x.shape[1], -1)"),
+        ("with length and d_model exchanged before the cut", "Swap length with heads, after the split.", CUT, "x.mT.reshape(len(x), n_heads, x.shape[1], -1)"),
     ),
     properties={"a token's numbers stay at its position": tokens_stay},
     next="Next: the way back. If you were surprised that no number moves in memory, print `.stride()` before and after.",
@@ -60,8 +59,7 @@ merge_heads = Exercise(
     mistakes=known("Concat(head_1, ..., head_h)",
         ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must move next to d_k.",
          CONCAT, "heads.reshape(len(heads), heads.shape[2], -1)"),
-        ("with the numbers of the heads interleaved", "All of head 1 comes first, then all of head 2: the axes in the order (heads, d_k).",
-         CONCAT, "heads.permute(0, 2, 3, 1).flatten(2)"),
+        ("with the numbers of the heads interleaved", "All of head 1 first, then head 2: axes (heads, d_k).", CONCAT, "heads.permute(0, 2, 3, 1).flatten(2)"),
     ),
     next="Next: attention between the split and the merge.",
 )  # fmt: skip
@@ -107,14 +105,12 @@ multi_head_attention = Exercise(
         ("with W_Q, W_K and W_V transposed", "The formula multiplies from the right, x W. (nn.Linear stores the transpose.)",
          FIRST, f"    W_Q, W_K, W_V = W_Q.T, W_K.T, W_V.T\n{FIRST}"),
         "z W_K",
-        ("with W_Q also for the keys", "With one map for both, the score of i for j equals that of j for i: no token can look at another without being looked at.",
-         "z @ W_K", "z @ W_Q"),
+        ("with W_Q also for the keys", "With one map, the score of i for j equals that of j for i: looking means being looked at.", "z @ W_K", "z @ W_Q"),
         "z W_V",
         ("with W_K also for the values", "What a token is found by and what it passes on are two different things, with two maps.", "z @ W_V", "z @ W_K"),
         ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
         "z W_K and z W_V",
-        ("with keys and values from x", "x asks, z answers. In self-attention they are the same; in cross-attention they are not.",
-         FIRST, f"    z = x\n{FIRST}"),
+        ("with keys and values from x", "x asks, z answers. In self-attention they are the same, in cross-attention not.", FIRST, f"    z = x\n{FIRST}"),
         "the heads", ("with a single head as wide as d_model", "n_heads is given but never used.", ", n_heads)", ", 1)"),
     ),
     properties={"without a mask, the order of the queries does not matter": order_of_queries},

@@ -72,18 +72,14 @@ layer_norm = Exercise(
          "(-1, keepdim", "(1, keepdim"),
         ("over the batch", "That is batch normalisation: an example's output depends on the others of its batch.", "(-1, keepdim", "(0, keepdim"),
         ("over sequence and d_model together", "Every position has its own mean and variance.", "(-1, keepdim", "((1, 2), keepdim"),
-        ("over the whole tensor", "x.mean() without an axis averages everything; every position has its own mean and variance.",
-         "(-1, keepdim", "((0, 1, 2), keepdim"),
+        ("over the whole tensor", "x.mean() without an axis averages everything; every position has its own mean.", "(-1, keepdim", "((0, 1, 2), keepdim"),
         "γ ⊙ ...", ("without γ", "The gain is an argument.", "gamma * ", ""),
         "... + β", ("without β", "The shift is an argument.", " + beta", ""),
         "γ ⊙ ... + β",
         ("without γ and β", "Gain and shift are arguments: what the model learns about the scale of each number.", "gamma * ", "", " + beta", ""),
         ("with β added before the gain", "Multiply first, then add.", "gamma * ", "gamma * (", " + beta", " + beta)"),
     ),
-    properties={
-        "every position is normalised by itself": alone,
-        "a number added to all of x changes nothing": shift_invariant,
-    },
+    properties={"every position is normalised by itself": alone, "a number added to all of x changes nothing": shift_invariant},
     next="Next: the other half of a block, the feed-forward network.",
 )  # fmt: skip
 

@@ -53,8 +53,7 @@ shift_right = Exercise(
     draw=draw_target, cases=("ended and padded", "one token"), axes="batch length",
     mistakes=known(
         "y_(t-1) at position t",
-        ("without the shift", "At every position the decoder reads the very token that it should predict. The loss falls to zero, and nothing is learned.",
-         SHIFTED, "target.clone()"),
+        ("without the shift", "The decoder reads the very token it should predict. The loss falls to zero; nothing is learned.", SHIFTED, "target.clone()"),
         ("shifted to the left", "Now it reads the token after the one it should predict. The start token comes before the first token, so everything moves to the right.",
          SHIFTED, "torch.cat([target[:, 1:], start], 1)"),
         ("shifted twice", "With two start tokens the decoder never reads the token right before. Perhaps you also shift somewhere else.",
@@ -65,8 +64,7 @@ shift_right = Exercise(
         ("with 0, the padding, for the start token", "start_id is given but never used. (T5 does start with its padding token; its start_id is 0.)",
          "(target[:, :1], start_id)", "(target[:, :1], 0)"),
         "y_1 at position 1",
-        ("with the start token written over the first token", "The start token goes before the first token, not in its place; all others move by one.",
-         "target[:, :-1]", "target[:, 1:]"),
+        ("with the start token written over the first token", "It goes before the first token; all others move by one.", "target[:, :-1]", "target[:, 1:]"),
         "the axis of the shift",
         ("shifted along the batch, so that each example reads the one before it", "Positions are the last axis of (batch, length).",
          SHIFTED, "torch.cat([start.expand_as(target)[:1], target[:-1]])"),
@@ -92,7 +90,6 @@ def mean_loss(logits: Tensor, target: Tensor, keep: Tensor) -> Tensor:
     return -(log_p * keep).sum() / keep.sum()
 
 
-N = "the mean over the N real tokens"
 FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 target_loss = Exercise(
     title="the loss of a batch of targets",
@@ -100,9 +97,8 @@ target_loss = Exercise(
     right=mean_loss, package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
     draw=draw_loss, cases=("padding", "no padding"), axes="",
     mistakes=known(
-        N,
-        ("with padding counted", "The model is taught to write padding after padding. That is easy: the more padding, the smaller the loss.",
-         MEAN, "log_p.mean()"),
+        "the mean over the N real tokens",
+        ("with padding counted", "The model is taught to write padding after padding: the more padding, the smaller the loss.", MEAN, "log_p.mean()"),
         ("with the logits at padding set to zero, and padding counted all the same", "Logits of zero are a uniform guess, which costs log V. Leave those positions out.",
          FIRST, "log_p = (logits * keep[..., None])", MEAN, "log_p.mean()"),
         ("with id 0 taken for padding", "keep says which tokens are real. Where the padding id is also a token, as in GPT-2 and T5, this leaves out real tokens.",
@@ -197,26 +193,19 @@ encoder_decoder = Exercise(
         ("with a causal mask in cross-attention", "To write the first token the decoder may look at the whole source.",
          CROSS, "causal, source_keep & torch.ones(length, source.shape[1], dtype=torch.bool).tril())"),
         "keep of the encoder",
-        ("without the source's mask in the encoder", "The words of the source are mixed with padding before the decoder sees them.",
-         READ, "encoder(source, None)"),
+        ("without the source's mask in the encoder", "The source's words are mixed with padding before the decoder sees them.", READ, "encoder(source, None)"),
         ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",
          READ, "encoder(source, source_keep & causal_mask(source.shape[1]))"),
         "keep of the decoder",
         ("without a causal mask in the decoder", "In training the whole target is given at once; without a mask, position t sees the token it should predict, one position further on.",
          CAUSAL, "None"),
         ("with a causal mask that sees one token ahead", "The input is shifted already: one ahead is the token to predict.", CAUSAL, f"{PAIRS}.tril(1)"),
-        ("with a causal mask that hides a token from itself", "At t the decoder may use what it read at t, which is the token before. The diagonal is True.",
-         CAUSAL, f"{PAIRS}.tril(-1)"),
-        ("with a causal mask in which True means hidden", "nn.Transformer's masks work this way: triu(1) marks what is hidden. Here True = may attend.",
-         CAUSAL, f"{PAIRS}.triu(1)"),
+        ("with a causal mask that hides a token from itself", "What is read at t is the token before. The diagonal is True.", CAUSAL, f"{PAIRS}.tril(-1)"),
+        ("with a causal mask in which True means hidden", "nn.Transformer's masks are like this. Here True = may attend.", CAUSAL, f"{PAIRS}.triu(1)"),
         ("with the causal mask inverted", "True = may attend: query i sees key j where j <= i.", CAUSAL, f"{PAIRS}.triu()"),
         "z = encoder(source, ...)",
-        ("with the source itself as memory, not the encoder's output", "The encoder's output is computed but never used.",
-         "decoder(target, z,", "decoder(target, source,"),
+        ("with the source itself as memory, not the encoder's output", "The encoder's output is never used.", "decoder(target, z,", "decoder(target, source,"),
     ),
-    properties={
-        "no output depends on later tokens of the target": sees_the_future,
-        "the source's padding changes nothing": sees_padding,
-    },
+    properties={"no output depends on later tokens of the target": sees_the_future, "the source's padding changes nothing": sees_padding},
     next="Next: train it.",
 )  # fmt: skip

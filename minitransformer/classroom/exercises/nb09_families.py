@@ -60,8 +60,7 @@ relative_bucket = Exercise(
         ("with one set of buckets for both directions", "A key three positions before the query must be told apart from one three positions after it.",
          "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0"),
         "b(r) for r > 0 when bidirectional",
-        ("with the same bucket for a key before and behind", "|r| forgets the direction. Keys after the query go n buckets higher.",
-         "n * (r > 0) if bidirectional else 0", "0"),
+        ("with the same bucket for a key before and behind", "Keys after the query go n buckets higher.", "n * (r > 0) if bidirectional else 0", "0"),
         "log(2|r|/n) / log(2 r_max/n)",
         ("with the logarithm of |r| itself, not of |r| in units of n/2", "The far buckets begin at |r| = n/2: there the logarithm must be 0.", " / half)", ")"),
         "|r| for r > 0",
@@ -71,8 +70,7 @@ relative_bucket = Exercise(
         ("with a bucket for each distance up to the last", "Only the first half of the buckets hold one distance each; the others share the farther distances.",
          "torch.where(r < half, r, far)", "r.clamp(max=n - 1)"),
         "min(n - 1, ...)",
-        ("without the last bucket as a bound", "Distances beyond r_max belong in the last bucket too, not in one of the other direction.",
-         ".clamp(max=n - 1)", ""),
+        ("without the last bucket as a bound", "Distances beyond r_max belong in the last bucket too, not in the other half.", ".clamp(max=n - 1)", ""),
         "⌊...⌋", ("rounded to the nearest bucket, not down", "A bucket begins where the logarithm reaches a whole number.", ".floor()", ".round()"),
         "n/2 + ...", ("with the far buckets starting at 0", "The first n/2 buckets are taken: the far ones come after them.", "(half + far", "(far"),
     ),
@@ -92,12 +90,9 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
     c_attn = inputs["c_attn"]
     x = torch.randn(c_attn.shape[0], dtype=c_attn.dtype)
     fused, parts = (x @ c_attn).sort().values, (f(c_attn) @ x).flatten().sort().values
-    if distance(fused, parts) <= EXACT:
-        return None
-    return (
-        "Your three maps do not give the numbers of x @ c_attn: a column of c_attn, which makes "
-        "one number of the output, has to become a row."
-    )
+    said = "Your three maps do not give the numbers of x @ c_attn: a column of c_attn, which makes "
+    said += "one number of the output, has to become a row."
+    return said if distance(fused, parts) > EXACT else None
 
 
 ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
@@ -111,8 +106,7 @@ split_c_attn = Exercise(
         ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),
         ("in the order V, K, Q", "The queries' columns come first, the values' last.", ORDER, "W_V, W_K, W_Q ="),
         ("in the order Q, V, K", "The keys' columns come second, the values' last.", ORDER, "W_Q, W_V, W_K ="),
-        ("with every third column for each", "The three stand side by side as blocks: the first d_out columns are W_Q's.",
-         COLUMNS, "(c_attn[:, i::3] for i in range(3))"),
+        ("with every third column for each", "They stand side by side: the first d_out columns are W_Q's.", COLUMNS, "(c_attn[:, i::3] for i in range(3))"),
         "the axis of the split",
         ("cut along the rows of c_attn, not along its columns", "The stored matrix is (in, out), and the outputs are of three kinds. A reshape to (3, d_in, d_out) cuts along the memory, row by row.",
          COLUMNS, "c_attn.reshape(3, len(c_attn), -1)"),

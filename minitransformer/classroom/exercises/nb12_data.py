@@ -55,8 +55,7 @@ mean_and_error = Exercise(
     right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
     mistakes=known(
         "the n - 1 under the root",
-        ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it. NumPy's default is n, torch's is n - 1.",
-         "(n - 1)", "n"),
+        ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it.", "(n - 1)", "n"),
         "the final / √n",
         ("with the standard deviation for the standard error", "How far apart single runs lie does not say how well their mean is known.", " / n**0.5", ""),
         ("divided by n, not by its root", "Variances add up.", "n**0.5", "n"),

@@ -32,11 +32,9 @@ chance_loss = NumberExercise(
         "ln",
         ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
         ("with the logarithm to base 10", "math.log is the natural one.", "math.log(", "math.log10("),
-        ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is the surprise, -ln of the right answer's probability.",
-         "math.log(n)", "(1 - 1 / n)"),
+        ("with a share of errors for a logarithm", "1 - 1/n is how often a guess is wrong. The loss is -ln of a probability.", "math.log(n)", "(1 - 1 / n)"),
         "the minus in front",
-        ("with the sign of the log-probability", "The loss is minus the logarithm of the right answer's probability, so it is never below 0.",
-         "return ", "return -"),
+        ("with the sign of the log-probability", "The loss is minus the logarithm of a probability, so it is never below 0.", "return ", "return -"),
         "1/n", ("for n - 1 answers", "The right answer is one of the n.", "(n)", "(n - 1)"),
     ),
     next="Next: measure it. If the first loss is anything else, there is a reason, and you find it before training.",
@@ -101,12 +99,9 @@ def left_as_it_was(f: Callable, inputs: Inputs) -> str | None:
     f(*inputs.values())
     changed = block.training != block.given
     block.train(block.given)
-    if not changed:
-        return None
-    return (
-        "It came in training mode and is in evaluation mode now, so any further training runs "
-        "without dropout. Save block.training first, and restore it with block.train(...)."
-    )
+    said = "It came in training mode and is in evaluation mode now, so any further training runs "
+    said += "without dropout. Save block.training first, and restore it with block.train(...)."
+    return said if changed else None
 
 
 def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
@@ -141,10 +136,7 @@ leaks = NumberExercise(
          "> EXACT", "> 0.1"),
         ("that never fires", "It lets every block pass. Try it on one that you know looks ahead.", "> EXACT", '> float("inf")'),
     ),
-    properties={
-        "the answer is True or False": yes_or_no,
-        "the block is left in the mode it came in": left_as_it_was,
-    },
+    properties={"the answer is True or False": yes_or_no, "the block is left in the mode it came in": left_as_it_was},
     next="Next: the same question for every position at once, as a picture.",
 )  # fmt: skip
 

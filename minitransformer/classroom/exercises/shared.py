@@ -33,8 +33,7 @@ SCALE = known("the denominator √d_k in QKᵀ/√d_k",
 
 HIDE = "scores = scores.masked_fill(~keep, -math.inf)"
 AXIS = known("the axis of the softmax",
-    ("with the softmax over the queries", "Each query distributes a total weight of 1 over the keys, and keys are the last axis.",
-     "(-1, keepdim=True)", "(-2, keepdim=True)"),
+    ("with the softmax over the queries", "Each query distributes its weight of 1 over the last axis, the keys.", "(-1, keepdim=True)", "(-2, keepdim=True)"),
 )
 MASK = known(
     "where the mask enters",
@@ -49,8 +48,7 @@ MASK = known(
 HIDDEN = known("the value of a hidden score",
     ("with hidden scores set to 0", "e⁰ is 1, an ordinary weight (and so is e to 1e-9). Which number has exponential 0?", "~keep, -math.inf", "~keep, 0.0"),
     ("with hidden scores set to -10", "A trained model has scores below that, and then it sees what is hidden. Use -inf.", "~keep, -math.inf", "~keep, -10.0"),
-    ("with hidden scores set to -10,000", "A trained model can have scores below that, and then it sees what is hidden. Use -inf.",
-     "~keep, -math.inf", "~keep, -1e4"),
+    ("with hidden scores set to -10,000", "A model can have scores below that, and then it sees what is hidden. Use -inf.", "~keep, -math.inf", "~keep, -1e4"),
     ("with hidden scores set to -1e9", "It works until everything is hidden: then all scores are equal, and the row averages exactly the keys that it must not see. Use -inf, and handle such a row separately.",
      "~keep, -math.inf", "~keep, -1e9"),
 )
@@ -62,8 +60,7 @@ NO_KEYS = known("a row of scores that is -inf throughout",
      "e / total.masked_fill(empty, 1.0)", "(e / total).nan_to_num(0.0)"),
 )
 LARGEST = known("the exponentials",
-    ("without subtracting the largest score", "exp(1000) is infinite. Numerator and denominator may both be divided by e to the largest score of the row.",
-     "scores - top", "scores"),
+    ("without subtracting the largest score", "exp(1000) is infinite. Divide above and below by e to the row's largest score.", "scores - top", "scores"),
     ("with the largest score of the whole tensor subtracted, not each row's", "A row far below the largest becomes all zeros, and 0/0 follows.",
      "top.masked_fill(empty", "top.max().masked_fill(empty"),
 )
@@ -77,8 +74,7 @@ LOG = known("log p",
 # For a block that says `if norm_position == "post":`.
 POST = 'norm_position == "post"'
 POSITION = known("norm_position",
-    ("with pre-LN and post-LN exchanged", '"post" normalises the sum of stream and sublayer; "pre" normalises the input of the sublayer.',
-     POST, 'norm_position == "pre"'),
+    ("with pre-LN and post-LN exchanged", '"post" normalises the sum, "pre" the input of the sublayer.', POST, 'norm_position == "pre"'),
     ("with post-LN in both cases", 'For "pre" the norm stands inside the branch, and the sum is left alone.', POST, "True"),
     ("with pre-LN in both cases", 'For "post" the norm stands around the sum.', POST, "False"),
 )
