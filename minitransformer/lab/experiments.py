@@ -145,10 +145,8 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
                 rates = [float(f"{own * f:.6g}") for f in grid.lr_factors] if search else [best]
                 steps = grid.steps(labels) if own else 0
                 cell = partial(Trial, domain, method, labels, steps=steps, batch_size=grid.batch_size)  # fmt: skip
-                tried = []
-                for rate in rates:
-                    tried.append(do(cell(seed=grid.seeds[0], lr=rate)))
-                    yield tried[-1]
+                tried = [do(cell(seed=grid.seeds[0], lr=rate)) for rate in rates]
+                yield from tried
                 best = max(tried, key=by_validation).trial.lr
                 for seed in grid.seeds[1:]:
                     yield do(cell(seed=seed, lr=best))
