@@ -1,7 +1,7 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..formulas.ops import operations
@@ -10,7 +10,7 @@ from .attention import padding_mask
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
 from .layers import Dropout, init_weights, make_norm
-from .shapes import Hidden, Ids, Logits, Mask
+from .shapes import Hidden, Ids, Logits, Mask, Source
 from .transformer import Decoder, Encoder, EncoderDecoder
 
 
@@ -163,11 +163,7 @@ class Seq2SeqLM(nn.Module):
         self.head = LanguageModelHead(encoder_decoder.config)
 
     def forward(
-        self,
-        source: Int[Tensor, "batch keys"],
-        target: Ids,
-        source_keep: Mask = None,
-        target_keep: Mask = None,
+        self, source: Source, target: Ids, source_keep: Mask = None, target_keep: Mask = None
     ) -> Logits:
         """Logits of each next token of the target; arguments as in `EncoderDecoder`."""
         return self.logits(self.encoder_decoder(source, target, source_keep, target_keep))
