@@ -125,8 +125,8 @@ class Lab:
         seconds = time.perf_counter() - start
         accuracy = {n: counting.score(t.texts, t.labels) for n, t in self.tests.items()}
         collapsed = len(set(counting.predict(self.tests[trial.domain].texts))) == 1
-        score = counting.score(valid.texts, valid.labels)
-        return Result(trial, score, 0.0, accuracy, collapsed, seconds)
+        valid_accuracy = counting.score(valid.texts, valid.labels)
+        return Result(trial, valid_accuracy, 0.0, accuracy, collapsed, seconds)
 
     @cached_property
     def pairs_before(self) -> float:
@@ -145,10 +145,8 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
                 rates = [float(f"{own * f:.6g}") for f in grid.lr_factors] if search else [best]
                 steps = grid.steps(labels) if own else 0
                 cell = partial(Trial, domain, method, labels, steps=steps, batch_size=grid.batch_size)  # fmt: skip
-                tried = []
-                for rate in rates:
-                    tried.append(do(cell(seed=grid.seeds[0], lr=rate)))
-                    yield tried[-1]
+                tried = [do(cell(seed=grid.seeds[0], lr=rate)) for rate in rates]
+                yield from tried
                 best = max(tried, key=by_validation).trial.lr
                 for seed in grid.seeds[1:]:
                     yield do(cell(seed=seed, lr=best))

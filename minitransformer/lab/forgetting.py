@@ -52,9 +52,7 @@ def moved(before: SequenceClassifier, after: SequenceClassifier) -> dict[str, fl
     r"""How far each layer moved, relative to its own size: $\|W - W_0\| / \|W_0\|$."""
     shares = {}
     for old, new in zip(layers_of(before), layers_of(after), strict=True):
-        was, now = (
-            torch.cat([p.flatten() for m in layer.modules for p in m.parameters()])
-            for layer in (old, new)
-        )
+        flat = ([p.flatten() for m in x.modules for p in m.parameters()] for x in (old, new))
+        was, now = map(torch.cat, flat)
         shares[old.name] = ((now - was).norm() / was.norm()).item()
     return shares

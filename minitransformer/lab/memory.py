@@ -6,8 +6,6 @@ import threading
 
 import psutil
 
-MIB = 2**20
-
 
 class PeakMemory:
     """The most memory, in MiB, that the process held inside, above what it held before.
@@ -33,15 +31,12 @@ class PeakMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.look()
         self.done.set()
         self.thread.join()
 
-    def look(self) -> None:
-        """Update the peak."""
-        self.mib = max(self.mib, (self.process.memory_info().rss - self.before) / MIB)
-
     def watch(self) -> None:
-        """Look until the work is done."""
-        while not self.done.wait(0.005):
-            self.look()
+        """Update the peak until the work is done, and once more then."""
+        done = False
+        while not done:
+            done = self.done.wait(0.005)
+            self.mib = max(self.mib, (self.process.memory_info().rss - self.before) / 2**20)

@@ -101,9 +101,8 @@ def table(results: Sequence[Result]) -> str:
     """Mean and spread over seeds, for each domain, number of labels and method."""
     header = "trained on,labels,method,rate,accuracy,collapsed,learns,s,MiB,pairs"
     rows = [header.split(",")]
-    for (domain, method, labels), members in sorted(
-        chosen(results).items(), key=lambda cell: (cell[0][0], cell[0][2])
-    ):
+    cells = sorted(chosen(results).items(), key=lambda cell: (cell[0][0], cell[0][2]))
+    for (domain, method, labels), members in cells:
         mean, sd = mean_and_sd([r.accuracy[domain] for r in members])
         rows.append([
             domain, str(labels), method, f"{members[0].trial.lr:.1e}",
@@ -116,8 +115,5 @@ def table(results: Sequence[Result]) -> str:
         if method == TF_IDF:  # it has no rate, and nothing of the model learns
             rows[-1] = [cell if i not in (3, 6, 8, 9) else "-" for i, cell in enumerate(rows[-1])]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligned = [
-        [cell.ljust(w) if i in (0, 2) else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in rows
-    ]  # fmt: skip
-    return "\n".join("  ".join(cells).rstrip() for cells in aligned)
+    line = "  ".join(f"{{:{'<' if i in (0, 2) else '>'}{w}}}" for i, w in enumerate(widths))
+    return "\n".join(line.format(*row).rstrip() for row in rows)

@@ -16,7 +16,7 @@ from ..formulas import ops
 from ..formulas.ops import operations
 from .kv_cache import KeyValues
 from .layers import starts
-from .shapes import Bias, Mask
+from .shapes import Bias, Mask, Memory, Queries
 
 
 def padding_mask(
@@ -167,15 +167,9 @@ class MultiHeadAttention(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        bias: bool = True,
-        dropout: float = 0.0,
-        ops: str = "fused",
-        d_head: int | None = None,
-        scale: bool = True,
-    ):
+        self, d_model: int, n_heads: int, bias: bool = True, dropout: float = 0.0,
+        ops: str = "fused", d_head: int | None = None, scale: bool = True,
+    ):  # fmt: skip
         super().__init__()
         if d_head is None and d_model % n_heads:
             raise ValueError(
@@ -190,14 +184,9 @@ class MultiHeadAttention(nn.Module):
         self.W_O = starts(nn.Linear(wide, d_model, bias), "residual")
 
     def forward(
-        self,
-        x: Float[Tensor, "batch queries d_model"],
-        memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Mask = None,
-        bias: Bias = None,
-        causal: bool = False,
-        cache: KeyValues | None = None,
-    ) -> Float[Tensor, "batch queries d_model"]:
+        self, x: Queries, memory: Memory | None = None, keep: Mask = None, bias: Bias = None,
+        causal: bool = False, cache: KeyValues | None = None,
+    ) -> Queries:  # fmt: skip
         """Attend from `x` to `memory`, or to `x` itself without one.
 
         Args:
@@ -216,14 +205,9 @@ class MultiHeadAttention(nn.Module):
         return self.W_O(merge_heads(heads))
 
     def weights(
-        self,
-        x: Float[Tensor, "batch queries d_model"],
-        memory: Float[Tensor, "batch keys d_model"] | None = None,
-        keep: Mask = None,
-        bias: Bias = None,
-        causal: bool = False,
-        cache: None = None,
-    ) -> Float[Tensor, "batch heads queries keys"]:
+        self, x: Queries, memory: Memory | None = None, keep: Mask = None, bias: Bias = None,
+        causal: bool = False, cache: None = None,
+    ) -> Float[Tensor, "batch heads queries keys"]:  # fmt: skip
         """The weights that `forward` averages with; no cache is read, since reading would change it."""
         Q, K, V = self.project(x, memory, keep)
         keep = ops.visible(keep, causal, Q.shape[2], K.shape[2], x.device)

@@ -10,7 +10,7 @@ from .attention import MultiHeadAttention
 from .config import TransformerConfig
 from .kv_cache import KeyValues
 from .layers import Dropout, FeedForward, LayerNorm, make_norm
-from .shapes import Bias, Hidden, Mask, Memory
+from .shapes import Bias, Hidden, Mask, Memory, Queries
 
 Function = Callable[[Tensor], Tensor]
 ALL = slice(None)
@@ -57,12 +57,8 @@ def encoder_sublayer(
 
 
 def decoder_sublayer(
-    y: Float[Tensor, "batch queries d_model"],
-    z: Memory,
-    attention: MultiHeadAttention,
-    norm: LayerNorm,
-    keep: Mask = None,
-) -> Float[Tensor, "batch queries d_model"]:
+    y: Queries, z: Memory, attention: MultiHeadAttention, norm: LayerNorm, keep: Mask = None
+) -> Queries:
     r"""$\mathrm{Decoder}(y, z) = \mathrm{LayerNorm}(y + \mathrm{MultiHeadAttention}(y, z))$.
 
     Queries from the decoder's $y$, keys and values from the encoder's output $z$.
@@ -171,15 +167,9 @@ class DecoderBlock(Block):
     """
 
     def forward(
-        self,
-        y: Hidden,
-        keep: Mask = None,
-        memory: Memory | None = None,
-        memory_keep: Mask = None,
-        bias: Bias = None,
-        cache: tuple[KeyValues, KeyValues] | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "batch last d_model"]:
+        self, y: Hidden, keep: Mask = None, memory: Memory | None = None, memory_keep: Mask = None,
+        bias: Bias = None, cache: tuple[KeyValues, KeyValues] | None = None, last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:  # fmt: skip
         """Transform the stream.
 
         Args:

@@ -26,10 +26,7 @@ class SwitchTable:
             table.append(("*" if switch in self.different else "", switch, *map(shown, values)))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         table.insert(1, tuple("-" * w for w in widths))
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        )
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
     def _repr_html_(self) -> str:
         if not self.rows:

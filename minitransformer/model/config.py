@@ -3,8 +3,6 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args, get_origin
 
-DROPOUTS = ("dropout", "attention_dropout", "feed_forward_dropout", "final_dropout")
-
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -92,12 +90,11 @@ class TransformerConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name, least in (("d_head", 0), ("n_decoder_layers", 1)):  # no d_head given: 0
-            value = getattr(self, name)
-            if value is not None and value < least:
+            if (n := getattr(self, name)) is not None and n < least:
                 raise ValueError(
-                    f"{name} must be at least 1, got {value}; leave it out for the default"
+                    f"{name} must be at least 1, got {n}; leave it out for the default"
                 )
-        for name in DROPOUTS:
+        for name in ("dropout", "attention_dropout", "feed_forward_dropout", "final_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if not 4 <= self.n_buckets < 2 * self.max_distance or self.n_buckets % 4:

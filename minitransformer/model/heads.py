@@ -1,17 +1,16 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
-from typing import Literal
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..formulas.ops import operations
+from ..options import Pooling
 from .attention import padding_mask
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
 from .layers import Dropout, init_weights, make_norm
-from .shapes import Hidden, Ids, Logits, Mask
+from .shapes import Hidden, Ids, Logits, Mask, Source
 from .transformer import Decoder, Encoder, EncoderDecoder
 
 
@@ -43,12 +42,9 @@ class SequenceClassifier(nn.Module):
     """
 
     def __init__(
-        self,
-        encoder: Encoder,
-        n_classes: int,
-        pooling: Literal["cls", "mean"] = "cls",
+        self, encoder: Encoder, n_classes: int, pooling: Pooling = "cls",
         dropout: float | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__()
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling={pooling!r} is not known; choose 'cls' or 'mean'")
@@ -62,7 +58,7 @@ class SequenceClassifier(nn.Module):
         self.encoder, self.pooling, self.n_classes = encoder, pooling, n_classes
         self.first = 1 if pooling == "cls" else None
         """Positions to read; the last block computes no others, which saves a seventh of 6 layers."""
-        self.labels: tuple[str, ...] = tuple(str(c) for c in range(n_classes))
+        self.labels: tuple[str, ...] = tuple(map(str, range(n_classes)))
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
         self.classifier = nn.Linear(encoder.config.d_model, n_classes)
@@ -141,12 +137,9 @@ class CausalLM(nn.Module):
         self.head = LanguageModelHead(decoder.config)
 
     def forward(
-        self,
-        ids: Ids,
-        keep: Mask = None,
-        cache: KeyValueCache | None = None,
+        self, ids: Ids, keep: Mask = None, cache: KeyValueCache | None = None,
         positions: Ids | None = None,
-    ) -> Logits:
+    ) -> Logits:  # fmt: skip
         """Logits of each next token; arguments as in `Decoder`."""
         return self.logits(self.decoder(ids, keep, cache=cache, positions=positions))
 
@@ -170,11 +163,7 @@ class Seq2SeqLM(nn.Module):
         self.head = LanguageModelHead(encoder_decoder.config)
 
     def forward(
-        self,
-        source: Int[Tensor, "batch keys"],
-        target: Ids,
-        source_keep: Mask = None,
-        target_keep: Mask = None,
+        self, source: Source, target: Ids, source_keep: Mask = None, target_keep: Mask = None
     ) -> Logits:
         """Logits of each next token of the target; arguments as in `EncoderDecoder`."""
         return self.logits(self.encoder_decoder(source, target, source_keep, target_keep))

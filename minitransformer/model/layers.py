@@ -83,15 +83,9 @@ class FeedForward(nn.Module):
     """
 
     def __init__(
-        self,
-        d_model: int,
-        d_ff: int,
-        activation: str = "relu",
-        bias: bool = True,
-        ops: str = "fused",
-        gated: bool = False,
-        dropout: float = 0.0,
-    ):
+        self, d_model: int, d_ff: int, activation: str = "relu", bias: bool = True,
+        ops: str = "fused", gated: bool = False, dropout: float = 0.0,
+    ):  # fmt: skip
         super().__init__()
         self.activation, self.ops = activation, ops
         self.f = getattr(operations(ops), activation)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from .attention import RelativePositionBias, check_keep, padding_mask
@@ -11,7 +11,7 @@ from .block import DecoderBlock, EncoderBlock
 from .config import TransformerConfig
 from .kv_cache import KeyValueCache
 from .layers import Dropout, Embeddings, init_weights, make_norm
-from .shapes import Hidden, Ids, Mask, Memory
+from .shapes import Hidden, Ids, Mask, Memory, Source
 
 
 class Pooler(nn.Module):
@@ -90,13 +90,9 @@ class Encoder(Stack):
         return self.finish(self.run(self.embeddings(ids, segments), keep, first=first))
 
     def run(
-        self,
-        x: Hidden,
-        keep: Mask = None,
-        start: int = 0,
-        stop: int | None = None,
+        self, x: Hidden, keep: Mask = None, start: int = 0, stop: int | None = None,
         first: int | None = None,
-    ) -> Float[Tensor, "batch first d_model"]:
+    ) -> Float[Tensor, "batch first d_model"]:  # fmt: skip
         """Pass the stream through the blocks from `start` up to `stop`; `first` as in `forward`."""
         bias = self.bias(x.shape[1], x.shape[1])
         for block in self.blocks[start:stop]:
@@ -123,15 +119,9 @@ class Decoder(Stack):
         init_weights(self, config)
 
     def forward(
-        self,
-        ids: Ids,
-        keep: Mask = None,
-        memory: Memory | None = None,
-        memory_keep: Mask = None,
-        cache: KeyValueCache | None = None,
-        positions: Ids | None = None,
-        last: int | None = None,
-    ) -> Float[Tensor, "batch last d_model"]:
+        self, ids: Ids, keep: Mask = None, memory: Memory | None = None, memory_keep: Mask = None,
+        cache: KeyValueCache | None = None, positions: Ids | None = None, last: int | None = None,
+    ) -> Float[Tensor, "batch last d_model"]:  # fmt: skip
         """Decode token ids.
 
         Args:
@@ -197,11 +187,7 @@ class EncoderDecoder(nn.Module):
         self.decoder.embeddings.__dict__["tokens"] = self.encoder.embeddings.tokens
 
     def forward(
-        self,
-        source: Int[Tensor, "batch keys"],
-        target: Ids,
-        source_keep: Mask = None,
-        target_keep: Mask = None,
+        self, source: Source, target: Ids, source_keep: Mask = None, target_keep: Mask = None
     ) -> Hidden:
         """The decoder's output at each position of the target, from the tokens up to there.
 
@@ -215,23 +201,18 @@ class EncoderDecoder(nn.Module):
         memory = self.encode(source, source_keep)
         return self.decode(target, memory, source_keep, target_keep)
 
-    def encode(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Memory:
+    def encode(self, source: Source, keep: Mask = None) -> Memory:
         """The first half: the memory $z$ of the source."""
         return self.encoder(source, keep)
 
     def decode(
-        self,
-        target: Ids,
-        memory: Memory,
-        memory_keep: Mask = None,
-        keep: Mask = None,
-        cache: KeyValueCache | None = None,
-        positions: Ids | None = None,
-    ) -> Hidden:
+        self, target: Ids, memory: Memory, memory_keep: Mask = None, keep: Mask = None,
+        cache: KeyValueCache | None = None, positions: Ids | None = None,
+    ) -> Hidden:  # fmt: skip
         """The second half; `memory_keep` is `source_keep(source)`, the rest as in `Decoder`."""
         return self.decoder(target, keep, memory, memory_keep, cache, positions)
 
-    def source_keep(self, source: Int[Tensor, "batch keys"], keep: Mask = None) -> Mask:
+    def source_keep(self, source: Source, keep: Mask = None) -> Mask:
         """The mask of the source that both halves need: `keep`, or all but `config.pad_id`."""
         if keep is None and self.config.pad_id is not None:
             return padding_mask(source, self.config.pad_id)

@@ -30,7 +30,7 @@ FILE, HISTORY = "checkpoint.safetensors", "history.jsonl"
 
 
 class Checkpoint:
-    """The checkpoint of one run, in a folder; as a context it closes the history's file.
+    """The checkpoint of one run, in a folder.
 
     It is written every `every` steps. With `resume` the run continues from the checkpoint in the
     folder, if there is one and it belongs to the same `run`, as `described` tells.
@@ -40,12 +40,6 @@ class Checkpoint:
         self.folder, self.every, self.run, self.history = Path(folder), every, run, History()
         check_at_least_1(checkpoint_every=every)
         refuse_existing(self.folder, resume)
-
-    def __enter__(self) -> "Checkpoint":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.history.close()
 
     def start(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, best: Any

@@ -14,29 +14,17 @@ from .strategies import Full, Strategy
 
 
 def finetune(
-    model: SequenceClassifier,
-    train: EncodedTexts,
-    valid: EncodedTexts,
-    strategy: Strategy | None = None,
-    *,
-    epochs: int = 3,
-    steps: int | None = None,
-    validate_every: int | None = None,
-    lr: float | None = None,
-    batch_size: int = 32,
-    warmup: float = 0.1,
-    weight_decay: float = WEIGHT_DECAY,
-    clip: float = 1.0,
-    seed: int = 0,
-    precision: Precision = "auto",
-    cache_mib: int = 1024,
-    progress: bool = True,
-) -> History:
+    model: SequenceClassifier, train: EncodedTexts, valid: EncodedTexts,
+    strategy: Strategy | None = None, *,
+    epochs: int = 3, steps: int | None = None, validate_every: int | None = None,
+    lr: float | None = None, batch_size: int = 32, warmup: float = 0.1,
+    weight_decay: float = WEIGHT_DECAY, clip: float = 1.0, seed: int = 0,
+    precision: Precision = "auto", cache_mib: int = 1024, progress: bool = True,
+) -> History:  # fmt: skip
     """Train a classifier on labelled texts; on return it is in evaluation mode with its best weights.
 
     Args:
-        train, valid: encoded with the same tokenizer and the same labels; the validation set decides
-            which weights are the best.
+        train, valid: encoded with one tokenizer and one set of labels; `valid` decides what is best.
         strategy: which layers learn, at which rate; `Full()` when not given.
         epochs: passes over the training data.
         steps: train on this many batches instead, over as many epochs as they take.

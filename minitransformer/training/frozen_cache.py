@@ -53,19 +53,16 @@ class FrozenPrefix:
         new = self.starts[indices] < 0
         if not new.any():
             return self.look_up(indices, real)
-        computed = self.compute(batch.ids[new], batch.keep[new])
+        encoder = self.model.encoder
+        with torch.no_grad():
+            embedded = encoder.embeddings(batch.ids[new])
+            computed = encoder.run(embedded, batch.keep[new], 0, self.n_frozen - 1)
         self.store(indices[new], computed, real[new])
         if new.all():
             return computed
         hidden = computed.new_empty(*batch.ids.shape, computed.shape[-1])
         hidden[new], hidden[~new] = computed, self.look_up(indices[~new], real[~new])
         return hidden
-
-    @torch.no_grad()
-    def compute(self, ids: Tensor, keep: Tensor) -> Tensor:
-        """Run the frozen layers: the embeddings and the blocks that follow them."""
-        encoder = self.model.encoder
-        return encoder.run(encoder.embeddings(ids), keep, 0, self.n_frozen - 1)
 
     def store(self, indices: Tensor, hidden: Tensor, real: Tensor) -> None:
         """Keep as many texts as fit."""

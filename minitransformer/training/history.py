@@ -104,8 +104,7 @@ class History:
         """Loss by step (smoothed over its neighbours), and every validation loss."""
         import matplotlib.pyplot as plt
 
-        if ax is None:
-            _, ax = plt.subplots(figsize=(6, 4), dpi=100)
+        ax = ax or plt.subplots(figsize=(6, 4), dpi=100)[1]
         at, losses = [s["step"] for s in self.steps], [s["loss"] for s in self.steps]
         width = max(1, len(losses) // 25)
         smooth = [fmean(losses[max(0, i - width) : i + width + 1]) for i in range(len(losses))]

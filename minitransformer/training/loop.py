@@ -80,18 +80,12 @@ def steps_per_epoch(data: Data, batch_size: int) -> int:
 
 
 def fit(
-    model: nn.Module,
-    train: Data,
-    loss_of: Callable[[Any], Tensor],
-    validate: Callable[[], Entry],
-    strategy: Strategy,
-    recipe: Recipe,
-    *,
-    progress: bool,
+    model: nn.Module, train: Data, loss_of: Callable[[Any], Tensor], validate: Callable[[], Entry],
+    strategy: Strategy, recipe: Recipe, *, progress: bool,
     on_freeze: Callable[[int], None] = lambda n_layers: None,
     n_targets: Callable[[Any], int] = attrgetter("n_targets"),
     checkpoint: Checkpoint | None = None,
-) -> History:
+) -> History:  # fmt: skip
     """Train as the strategy and the recipe say; on return the model has its best weights.
 
     Of several processes (`parallel`) each works on its part of every batch; the rest they all do.
@@ -109,15 +103,16 @@ def fit(
     silent = not progress or rank > 0
     with (
         strategy.applied(model, recipe.seed),
-        in_evaluation_afterwards(model),
+        contextlib.ExitStack() as afterwards,
         tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent) as bar,
         reproducible(recipe.seed + rank),
-        checkpoint or contextlib.nullcontext(),
     ):
+        afterwards.callback(lambda: model.requires_grad_(True).eval())  # however training ends
         layers, best = layers_of(model), Keeper(model)
         optimizer = make_adamw(layers, recipe.weight_decay)
         weights = list(model.parameters())  # to find them in every step takes longer than clipping
         first, history = checkpoint.start(model, optimizer, best) if checkpoint else (0, History())
+        afterwards.callback(history.close)
         start = time.perf_counter() - history.seconds
         bar.n = bar.initial = first * recipe.batch_size
 
@@ -142,19 +137,20 @@ def fit(
             optimizer.step()
             optimizer.zero_grad()
 
+            done, last = step + 1, step + 1 == steps
             history.add({"step": step, "loss": loss, "lr": lr})
             bar.update(len(batch))
-            bar.set_postfix_str(f"step {step + 1}/{steps}, loss {loss:.3f}")
-            if due(step + 1, recipe.validate_every, steps):
-                passed = (step + 1) / steps_per_epoch(train, recipe.batch_size)
-                entry = {"step": step + 1, "epoch": passed, "loss": history.recent_loss()}
+            bar.set_postfix_str(f"step {done}/{steps}, loss {loss:.3f}")
+            if last or done % recipe.validate_every == 0:
+                passed = done / steps_per_epoch(train, recipe.batch_size)
+                entry = {"step": done, "epoch": passed, "loss": history.recent_loss()}
                 entry |= {f"valid_{name}": value for name, value in validate().items()}
-                refuse_nan(entry["valid_loss"], step + 1, lr)  # the last step may have caused it
+                refuse_nan(entry["valid_loss"], done, lr)  # the last step may have caused it
                 if history.add(entry):
-                    best.keep(last=step + 1 == steps)
+                    best.keep(last)
             history.seconds = time.perf_counter() - start
-            if checkpoint and due(step + 1, checkpoint.every, steps):
-                checkpoint.write(step + 1)
+            if checkpoint and (last or done % checkpoint.every == 0):
+                checkpoint.write(done)
         best.put_back()
     return history
 
@@ -170,11 +166,6 @@ def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, i
     todo = islice(epochs, passed, passed + recipe.steps - first)
     for step, (e, batch) in enumerate(todo, first):
         yield step, e, batch
-
-
-def due(done: int, every: int, steps: int) -> bool:
-    """True every `every` steps, and after the last one."""
-    return done % every == 0 or done == steps
 
 
 def set_trainable(
@@ -208,7 +199,7 @@ class Keeper:
                 self.copies[name] = parameter.detach().clone()
 
     @torch.no_grad()
-    def keep(self, last: bool = False) -> None:
+    def keep(self, last: bool) -> None:
         """The present weights are the best; those of the last step need no copy."""
         self.in_place = last
         if not last:
@@ -230,15 +221,6 @@ def refuse_nan(loss: float, step: int, rate: float) -> None:
             f"the loss is {loss} at step {step} (learning rate {rate:.1e}); try a lower learning rate "
             "or a longer warm-up"
         )
-
-
-@contextlib.contextmanager
-def in_evaluation_afterwards(model: nn.Module) -> Iterator[None]:
-    """However training ends, the model is in evaluation mode and all of it can learn again."""
-    try:
-        yield
-    finally:
-        model.requires_grad_(True).eval()
 
 
 @contextlib.contextmanager

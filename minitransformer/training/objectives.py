@@ -41,8 +41,7 @@ def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:
     Raises: ValueError: no text of the batch has a second token.
     Source: Radford et al. 2018, equation 1.
     """
-    asked = batch.predicted
-    if not asked.any():
+    if not (asked := batch.predicted).any():
         raise ValueError("no text of this batch has two tokens, so there is no next one to predict")
     keep = None if batch.keep.all() else batch.keep[..., :-1]
     hidden = model.decoder(batch.ids[:, :-1], keep)
@@ -60,8 +59,7 @@ def seq2seq_loss(model: Seq2SeqLM, batch: PairBatch) -> Float[Tensor, ""]:
     Raises: ValueError: the config has no `start_id`.
     Source: Vaswani et al. 2017, section 3.1; Sutskever, Vinyals and Le 2014, section 2.
     """
-    start = model.config.start_id
-    if start is None:
+    if (start := model.config.start_id) is None:
         raise ValueError("the decoder reads a start token first: TransformerConfig(start_id=...)")
     given = shift_right(batch.target, start)
     # The target's padding comes after its tokens, where causality hides it.

@@ -54,7 +54,7 @@ def warmup_then_linear(step: int, steps: int, warmup: float) -> float:
     >>> [round(warmup_then_linear(s, 10, 0.2), 3) for s in range(10)]
     [0.5, 1.0, 1.0, 0.875, 0.75, 0.625, 0.5, 0.375, 0.25, 0.125]
     """
-    ramp = warmup_steps(steps, warmup)
+    ramp = math.ceil(warmup * steps)
     return (step + 1) / ramp if step < ramp else (steps - step) / (steps - ramp)
 
 
@@ -68,15 +68,10 @@ def warmup_then_cosine(step: int, steps: int, warmup: float) -> float:
     >>> [round(warmup_then_cosine(s, 10, 0.2), 3) for s in range(10)]
     [0.5, 1.0, 1.0, 0.962, 0.854, 0.691, 0.5, 0.309, 0.146, 0.038]
     """
-    ramp = warmup_steps(steps, warmup)
+    ramp = math.ceil(warmup * steps)
     if step < ramp:
         return (step + 1) / ramp
     return (1 + math.cos(math.pi * (step - ramp) / (steps - ramp))) / 2
-
-
-def warmup_steps(steps: int, warmup: float) -> int:
-    """$w$: this fraction of the steps, rounded up."""
-    return -int(-warmup * steps // 1)
 
 
 SCHEDULES = {"linear": warmup_then_linear, "cosine": warmup_then_cosine}

@@ -22,9 +22,8 @@ def resolve(precision: Precision) -> str:
     """What `auto` means on this machine: what is never slower than plain float32.
 
     With instructions for bfloat16 that is bfloat16, about twice as fast. Without them its products
-    are emulated, 5 to 80 times slower, and `medium` gains nothing either: it rounds nothing then,
-    and oneDNN's float32 is at best as fast as MKL's and up to 35 % slower (Intel, AVX-512 without
-    bfloat16). So the choice is `highest` there.
+    are emulated, 5 to 80 times slower, and `medium` rounds nothing: oneDNN's float32 is then at best
+    as fast as MKL's and up to 35 % slower (Intel, AVX-512). So the choice is `highest` there.
 
     Raises: ValueError: an unknown precision.
     """

@@ -20,29 +20,15 @@ from .strategies import Full, Strategy
 
 
 def pretrain(
-    model: nn.Module,
-    train: Data,
-    valid: Data,
-    objective: Objective | None = None,
-    *,
+    model: nn.Module, train: Data, valid: Data, objective: Objective | None = None, *,
     strategy: Strategy | None = None,
-    epochs: int = 1,
-    steps: int | None = None,
-    validate_every: int | None = None,
-    lr: float = 1e-3,
-    batch_size: int = 32,
-    warmup: float = 0.1,
-    schedule: Schedule = "linear",
-    weight_decay: float = WEIGHT_DECAY,
-    clip: float = 1.0,
-    seed: int = 0,
-    precision: Precision = "auto",
-    accumulate: int = 1,
-    checkpoint: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    resume: bool = False,
-    progress: bool = True,
-) -> History:
+    epochs: int = 1, steps: int | None = None, validate_every: int | None = None,
+    lr: float = 1e-3, batch_size: int = 32, warmup: float = 0.1, schedule: Schedule = "linear",
+    weight_decay: float = WEIGHT_DECAY, clip: float = 1.0, seed: int = 0,
+    precision: Precision = "auto", accumulate: int = 1,
+    checkpoint: str | Path | None = None, checkpoint_every: int | None = None,
+    resume: bool = False, progress: bool = True,
+) -> History:  # fmt: skip
     """Train a language model; on return it is in evaluation mode with its best weights restored.
 
     From scratch, or from weights that it already has: on another domain's text that is fine-tuning.
@@ -94,7 +80,6 @@ def pretrain(
     if checkpoint is not None:
         run = described(recipe, strategy, loss, train, valid)
         saved = Checkpoint(checkpoint, checkpoint_every or recipe.validate_every, resume, run)
-
     return fit(
         model, train, lambda batch: loss(model, batch), lambda: scores(model, valid, loss), strategy,
         recipe, progress=progress, checkpoint=saved,

@@ -32,21 +32,20 @@ def layers_of(model: nn.Module) -> list[Layer]:
     an encoder-decoder the encoder lies below the decoder. A model without a head is a TypeError.
     """
     if isinstance(model, SequenceClassifier):
-        pooler = [model.encoder.pooler] if model.pooling == "cls" else []
-        return layers_of_stack(model.encoder, (*pooler, model.dropout, model.classifier))
+        encoder = model.encoder
+        pooler = (encoder.pooler,) if model.pooling == "cls" and encoder.pooler is not None else ()
+        return layers_of_stack(encoder, *pooler, model.dropout, model.classifier)
     if isinstance(model, MaskedLM):
-        return layers_of_stack(model.encoder, (model.dense, model.norm, model.head))
+        return layers_of_stack(model.encoder, model.dense, model.norm, model.head)
     if isinstance(model, CausalLM):
-        return layers_of_stack(model.decoder, (model.head,))
+        return layers_of_stack(model.decoder, model.head)
     if isinstance(model, Seq2SeqLM):
         encoder, decoder = model.encoder_decoder.encoder, model.encoder_decoder.decoder
-        *lower, end = layers_of_stack(encoder, ())
-        bottom, *upper = layers_of_stack(decoder, (model.head,))
+        *lower, end = layers_of_stack(encoder, of="encoder ")
+        bottom, *upper = layers_of_stack(decoder, model.head, of="decoder ")
         # the encoder's last norm goes with its last block, the decoder's embeddings with the encoder's
         lower[0] = Layer("embeddings", (*lower[0].modules, *bottom.modules))
         lower[-1] = Layer(lower[-1].name, (*lower[-1].modules, *end.modules))
-        lower[1:] = [Layer(f"encoder {x.name}", x.modules) for x in lower[1:]]
-        upper[:-1] = [Layer(f"decoder {x.name}", x.modules) for x in upper[:-1]]
         return lower + upper
     raise TypeError(
         f"{type(model).__name__} has no head to train; SequenceClassifier, CausalLM, MaskedLM and "
@@ -54,11 +53,11 @@ def layers_of(model: nn.Module) -> list[Layer]:
     )
 
 
-def layers_of_stack(stack: Encoder | Decoder, head: tuple[nn.Module, ...]) -> list[Layer]:
+def layers_of_stack(stack: Encoder | Decoder, *head: nn.Module, of: str = "") -> list[Layer]:
     """Embeddings, blocks, and the head together with whatever follows the last block."""
     bottom = (stack.embeddings, stack.relative_positions)
     layers = [Layer("embeddings", tuple(m for m in bottom if m is not None))]
-    layers += [Layer(f"block {i}", (block,)) for i, block in enumerate(stack.blocks)]
+    layers += [Layer(f"{of}block {i}", (block,)) for i, block in enumerate(stack.blocks)]
     return [*layers, Layer("head", (stack.norm, stack.dropout, *head))]
 
 

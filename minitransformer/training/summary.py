@@ -1,5 +1,7 @@
 """What a strategy will do to a model, as a table to read before training."""
 
+from itertools import compress, groupby
+
 from torch import nn
 
 from .optim import WEIGHT_DECAY, split_by_decay
@@ -58,19 +60,14 @@ def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
     with strategy.applied(model):
         learning = [sum(both) for both in learning_parameters(model, strategy)]
     phases = phases_of(strategy, len(learning), epochs)
-    return max(
-        sum(n for n, rate in zip(learning, rates, strict=True) if rate) for _, rates in phases
-    )
+    return max(sum(compress(learning, rates)) for _, rates in phases)
 
 
 def phases_of(strategy: Strategy, n_layers: int, epochs: int) -> list[tuple[float, list[float]]]:
     """(share of the run, rates) wherever the rates change."""
-    phases: list[tuple[float, list[float]]] = []
-    for step in range(STEPS):
-        rates = strategy.rates(n_layers, Progress(step, STEPS, step * epochs // STEPS))
-        if not phases or rates != phases[-1][1]:
-            phases.append((step / STEPS, rates))
-    return phases
+    points = (Progress(step, STEPS, step * epochs // STEPS) for step in range(STEPS))
+    phases = groupby(points, key=lambda at: strategy.rates(n_layers, at))
+    return [(next(during).share, rates) for rates, during in phases]
 
 
 def learning_parameters(model: nn.Module, strategy: Strategy) -> list[tuple[int, int]]:
