@@ -148,11 +148,7 @@ def check_family(state: Mapping[str, Tensor], name: str) -> None:
 
 
 def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor]) -> None:
-    """Give the model its weights; each must be there, fit and be used.
-
-    Args:
-        names: for each weight of the model, its name in `state`.
-    """
+    """Load the weights, by their names in `state`; each must be there, fit and be used."""
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
     problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
