@@ -15,9 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(
-                f"note: {message}", file=sys.stderr
-            )
+            warnings.showwarning = lambda text, *_, **__: print("note:", text, file=sys.stderr)
             return args.run(args)
     except (OSError, ValueError, KeyError, FloatingPointError) as error:
         # str(KeyError) is the repr of its message

@@ -35,10 +35,8 @@ def attention(
     """
     keys = queries if keys is None else keys
     if weights.shape != (len(queries), len(keys)):
-        raise ValueError(
-            f"weights of shape {tuple(weights.shape)} want as many labels, "
-            f"got {len(queries)} queries and {len(keys)} keys"
-        )
+        got, shape = f"{len(queries)} queries and {len(keys)} keys", tuple(weights.shape)
+        raise ValueError(f"weights of shape {shape} want as many labels, got {got}")
     ax = figure() if ax is None else ax
     ax.imshow(weights.detach().numpy(), cmap=WEIGHTS, vmin=0, vmax=top)
     ax.set_xticks(range(len(keys)), keys, rotation=60, ha="right", rotation_mode="anchor")
@@ -57,9 +55,7 @@ def heads(
     for ax, w, title in zip(axes, weights, titles, strict=True):
         attention(w, tokens, title=title, ax=ax)
         ax.tick_params(labelsize=7)
-        ax.set(xlabel="")
-        if ax is not axes[0]:
-            ax.set(ylabel="")
+        ax.set(xlabel="", ylabel=ax.get_ylabel() if ax is axes[0] else "")
 
 
 def matrices(*items: str | tuple[str, Float[Tensor, "rows columns"], str, str]) -> None:

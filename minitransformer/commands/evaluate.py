@@ -4,7 +4,9 @@ import argparse
 import time
 from typing import Any
 
-from .inputs import LABELLED, check_source, load_classifier, read_labelled
+from ..data.domains import DOMAINS
+from ..data.tables import existing
+from .inputs import LABELLED, load_classifier, read_labelled
 
 
 def add(commands: Any) -> None:
@@ -16,7 +18,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics of a model on labelled texts."""
-    check_source(args.data)
+    if args.data not in DOMAINS:
+        existing(args.data)  # a missing file is reported now, not after the model is loaded
     model, tokenizer = load_classifier(args.model)
     labelled = read_labelled(args.data, model.labels)
     from ..data import encode

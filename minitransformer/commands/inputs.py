@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from ..data.datasets import LabelledTexts
 from ..data.domains import DOMAINS, load
-from ..data.tables import existing, read_table
+from ..data.tables import read_table
 
 if TYPE_CHECKING:
     from ..data import Tokenizer
@@ -16,22 +16,14 @@ TABLE = "a .csv, .tsv or .jsonl file with the columns text and label"
 LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
 
 
-def check_source(source: str) -> None:
-    """Report a missing file now, not after a model has been loaded."""
-    if source not in DOMAINS:
-        existing(source)
-
-
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
     """The texts of a file, or of a domain by its name."""
     if source not in DOMAINS:
         return read_table(source, label_names)
     domain = load(source)
     if label_names not in (None, domain.label_names):
-        raise ValueError(
-            f"{source} has the labels {', '.join(domain.label_names)}, the model knows "
-            f"{', '.join(label_names or ())}"
-        )
+        has, known = ", ".join(domain.label_names), ", ".join(label_names or ())
+        raise ValueError(f"{source} has the labels {has}, the model knows {known}")
     return domain
 
 

@@ -5,9 +5,7 @@ from typing import Any
 
 
 def add(commands: Any) -> None:
-    p = commands.add_parser(
-        "mistakes", help="make every mistake that the exercises know; exit 1 if one goes unseen"
-    )
+    p = commands.add_parser("mistakes", help="make every known mistake; exit 1 if one goes unseen")
     p.add_argument("exercises", nargs="*", help="names such as attention softmax; all by default")
     p.add_argument("--list", action="store_true", help="only list them, with the term they break")
     p.set_defaults(run=run)

@@ -15,9 +15,7 @@ def add(commands: Any) -> None:
     p = commands.add_parser("predict", help="label texts with a trained model")
     p.add_argument("model", help="folder that finetune wrote")
     p.add_argument("texts", nargs="*", help="texts, each in quotes")
-    p.add_argument(
-        "--file", help="texts to label: .csv, .tsv, .jsonl with a column text, or one per line"
-    )
+    p.add_argument("--file", help="a .csv, .tsv or .jsonl with a column text; or one text per line")
     p.add_argument("--out", help="write a CSV (text, label, probability) instead of printing")
     p.set_defaults(run=run)
 

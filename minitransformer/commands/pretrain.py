@@ -5,7 +5,7 @@ import contextlib
 import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from ..data.domains import DOMAINS, load
 from ..data.tables import TABLES, lines_of, read_texts, read_utf8
@@ -105,17 +105,12 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
     """Say how to continue after Ctrl-C or a plain kill. (After kill -9 it can be continued too.)"""
-
-    def stop(*_: object) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            "the same command with --resume continues from the last checkpoint"
-        ) from None
+        advice = "the same command with --resume continues from the last checkpoint"
+        raise KeyboardInterrupt(advice) from None
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -140,10 +135,8 @@ def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path
 
     if args.tokenizer not in TOKENIZERS:
         if not Path(args.tokenizer).is_dir():
-            raise ValueError(
-                f"--tokenizer {args.tokenizer}: there is no such folder, and the kinds are "
-                f"{', '.join(TOKENIZERS)}"
-            )
+            problem = f"--tokenizer {args.tokenizer}: there is no such folder"
+            raise ValueError(f"{problem}, and the kinds are {', '.join(TOKENIZERS)}")
         return read_tokenizer(find_files(args.tokenizer)[0], args.tokenizer, UNCUT)
     saved = training / "tokenizer.json"
     if args.resume and saved.exists():

@@ -62,11 +62,6 @@ class Batch:
         """How many tokens a language model predicts."""
         return int(self.predicted.sum())
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """A copy on another device."""
-        labels = None if self.labels is None else self.labels.to(device)
-        return Batch(self.ids.to(device), self.keep.to(device), labels, self.indices)
-
 
 def pad(
     sequences: Sequence[Sequence[int]],
@@ -92,16 +87,13 @@ def fill(
     return ids, torch.arange(longest) < lengths[:, None, None, None]
 
 
-def by_length(
-    lengths: Sequence[int], batch_size: int, seed: int | None = None
-) -> Iterator[list[int]]:
+def by_length(lengths: Sequence[int], batch_size: int, seed: int | None = None) -> list[list[int]]:
     """The places of the examples of each batch, similar lengths together.
 
     With a seed the order is random: shuffle, sort by length within pools of 50 batches, shuffle the
     batches. Without one the examples are sorted by length, for evaluation.
     """
-    order = list(range(len(lengths)))
-    rng = random.Random(seed)
+    order, rng = list(range(len(lengths))), random.Random(seed)
     pool = len(order) if seed is None else 50 * batch_size
     if seed is not None:
         rng.shuffle(order)
@@ -111,7 +103,7 @@ def by_length(
         chunks += [near[i : i + batch_size] for i in range(0, len(near), batch_size)]
     if seed is not None:
         rng.shuffle(chunks)
-    yield from chunks
+    return chunks
 
 
 def generator_of(seed: int | None, k: int) -> np.random.Generator:

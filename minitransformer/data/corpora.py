@@ -1,14 +1,12 @@
 """Texts to pretrain on: those of a domain, except any that a model is tested on."""
 
-from collections.abc import Iterable
 from functools import cache
+from itertools import chain
 
 from .datasets import LabelledTexts
 from .domains import DOMAINS, distinct, load, newspaper
 
 CORPORA = (*DOMAINS, "newspaper")
-HELD_OUT = 0.05
-"""The share of the texts that is kept for validation."""
 
 
 def splits(domain: str) -> tuple[LabelledTexts, ...]:
@@ -22,8 +20,7 @@ def corpus(*domains: str) -> tuple[list[str], list[str]]:
     From a domain with labels come the training texts and those without a clear label. No text occurs
     in a validation or test split of any domain, and none occurs twice; `domains.same` decides.
 
-    Args:
-        domains: one or more of `CORPORA`.
+    Args: domains: one or more of `CORPORA`.
 
     Raises:
         KeyError: an unknown domain.
@@ -33,17 +30,13 @@ def corpus(*domains: str) -> tuple[list[str], list[str]]:
         raise KeyError(f"no corpus {unknown[0]!r}; there are: {', '.join(CORPORA)}")
     if not domains:
         raise ValueError(f"name at least one corpus: {', '.join(CORPORA)}")
-    texts = distinct((t for name in domains for t in plain_texts(name)), without=tested())
+    plain = (newspaper() if d == "newspaper" else load(d, threshold=0.0).texts for d in domains)
+    texts = distinct(chain.from_iterable(plain), without=tested())
     # Every k-th text, so that both parts have the same share of every domain.
-    n_valid = round(HELD_OUT * len(texts))
+    n_valid = round(0.05 * len(texts))
     chosen = {i * len(texts) // n_valid for i in range(n_valid)}
     train = [text for i, text in enumerate(texts) if i not in chosen]
     return train, [texts[i] for i in sorted(chosen)]
-
-
-def plain_texts(name: str) -> Iterable[str]:
-    """All texts of a domain, whatever their rating."""
-    return newspaper() if name == "newspaper" else load(name, threshold=0.0).texts
 
 
 @cache

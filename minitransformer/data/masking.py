@@ -79,8 +79,7 @@ class MaskedTexts:
             raise ValueError(f"share={self.share} must be over 0 and at most 1; 0.15 is usual")
         if "[MASK]" not in self.tokenizer.special:
             raise ValueError(
-                "the tokenizer has no special token [MASK]; train one that has it: "
-                "train_tokenizer(..., bert=True)"
+                "the tokenizer has no special token [MASK]; use train_tokenizer(..., bert=True)"
             )
         if self.whole_words and not self.continues.any():
             raise ValueError(
@@ -88,9 +87,8 @@ class MaskedTexts:
             )
         for number, ids in enumerate(self.texts.ids):
             if not self.ordinary[list(ids)].any():
-                raise ValueError(
-                    f"text {number} (counted from 0) has no token but special ones; remove it"
-                )
+                where = f"text {number} (counted from 0)"
+                raise ValueError(f"{where} has no token but special ones; remove it")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -143,5 +141,4 @@ class MaskedTexts:
             starts[:, 0] = True
             word = starts.ravel().cumsum() - 1
             u = u.ravel()[word].reshape(ids.shape)  # one number for all pieces of a word
-        lowest = u[may].min()
-        return may & (u < max(self.share, np.nextafter(lowest, 1)))
+        return may & (u < max(self.share, np.nextafter(u[may].min(), 1)))

@@ -18,9 +18,7 @@ def pack(texts: EncodedTexts, n: int, end_id: int) -> EncodedTexts:
     tells them apart. For masking, `end_id` is that of [SEP], which BERT's tokenizers have already
     added.
 
-    Raises:
-        ValueError: all texts together do not fill one block.
-
+    Raises: ValueError: all texts together do not fill one block.
     Source: Brown et al. 2020, section 2.2 and appendix B.
 
     >>> pack(EncodedTexts(((5, 6), (7,), (8, 9, 4)), None, pad_id=0), n=4, end_id=1).ids
@@ -29,10 +27,8 @@ def pack(texts: EncodedTexts, n: int, end_id: int) -> EncodedTexts:
     stream = [token for ids in texts.ids for token in ended(ids, end_id)]
     blocks = tuple(tuple(stream[i : i + n]) for i in range(0, len(stream) - n + 1, n))
     if not blocks:
-        raise ValueError(
-            f"{len(texts)} texts with {len(stream)} tokens do not fill one block of {n}; give more "
-            "text, or a smaller n"
-        )
+        has = f"{len(texts)} texts with {len(stream)} tokens"
+        raise ValueError(f"{has} do not fill one block of {n}; give more text, or a smaller n")
     return EncodedTexts(blocks, None, texts.pad_id)
 
 
@@ -61,8 +57,7 @@ class PairBatch:
 class EncodedPairs:
     """Token ids of many pairs, ready to be batched; each target ends with the end token.
 
-    Raises:
-        ValueError: no pair, or different numbers of sources and targets.
+    Raises: ValueError: no pair, or different numbers of sources and targets.
     """
 
     sources: tuple[tuple[int, ...], ...]
@@ -71,10 +66,8 @@ class EncodedPairs:
 
     def __post_init__(self):
         if len(self.sources) != len(self.targets) or not self.sources:
-            raise ValueError(
-                f"{len(self.sources)} sources and {len(self.targets)} targets; give as many of each, "
-                "and at least one"
-            )
+            numbers = f"{len(self.sources)} sources and {len(self.targets)} targets"
+            raise ValueError(f"{numbers}; give as many of each, and at least one")
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -84,17 +77,8 @@ class EncodedPairs:
         lengths = [len(s) + len(t) for s, t in zip(self.sources, self.targets, strict=True)]
         for chunk in by_length(lengths, batch_size, seed):
             sources, targets = ([side[i] for i in chunk] for side in (self.sources, self.targets))
-            yield pad_pairs(sources, targets, self.pad_id, chunk)
-
-
-def pad_pairs(
-    sources: Sequence[Sequence[int]],
-    targets: Sequence[Sequence[int]],
-    pad_id: int,
-    indices: Sequence[int] = (),
-) -> PairBatch:
-    """Pad sources and targets on the right, each to their longest."""
-    return PairBatch(*fill(sources, pad_id), *fill(targets, pad_id), tuple(indices))
+            padded = (*fill(sources, self.pad_id), *fill(targets, self.pad_id))
+            yield PairBatch(*padded, tuple(chunk))
 
 
 def encode_pairs(
@@ -102,8 +86,7 @@ def encode_pairs(
 ) -> EncodedPairs:
     """Tokenise pairs of texts; every target gets the end token, which the model must learn to write.
 
-    Raises:
-        ValueError: as `EncodedPairs`.
+    Raises: as `EncodedPairs`.
     """
     source, target = tokenizer.encode_all(sources), tokenizer.encode_all(targets)
     return EncodedPairs(

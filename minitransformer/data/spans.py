@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int
 
-from .batches import EncodedTexts, by_length, generator_of
-from .sequences import PairBatch, ended, pad_pairs
+from .batches import EncodedTexts, by_length, fill, generator_of
+from .sequences import PairBatch, ended
 from .stream import BlockFile
 
 
@@ -26,9 +26,8 @@ class CorruptedSpans:
         share: the share of each text's tokens that is cut out, rounded.
         mean_span: the mean length of a span.
 
-    Raises:
-        ValueError: no sentinels or too few, one given twice or occurring in a text, or a text of a
-            single token.
+    Raises: ValueError: no sentinels or too few, one given twice or occurring in a text, or a text of
+        a single token.
 
     Source: Raffel et al. 2020, sections 3.1.4 and 3.3.4, and their code (`random_spans_noise_mask`).
     """
@@ -86,7 +85,8 @@ class CorruptedSpans:
                 source, target = corrupt_spans(body, noise.tolist(), self.sentinels)
                 sources.append([*source, *end])
                 targets.append(ended(target, self.end_id))
-            yield pad_pairs(sources, targets, self.texts.pad_id, chunk)
+            pad_id = self.texts.pad_id
+            yield PairBatch(*fill(sources, pad_id), *fill(targets, pad_id), tuple(chunk))
 
 
 def span_numbers(length: int, share: float, mean_span: float) -> tuple[int, int]:
@@ -132,14 +132,12 @@ def corrupt_spans(
 ) -> tuple[list[int], list[int]]:
     """The source with a sentinel in place of each span, and the target with the spans' tokens.
 
-    Raises:
-        IndexError: fewer sentinels than spans plus one.
+    Raises: IndexError: fewer sentinels than spans plus one.
 
     >>> corrupt_spans([11, 12, 13, 14, 15], [False, True, True, False, True], sentinels=[91, 92, 93])
     ([11, 91, 14, 92], [91, 12, 13, 92, 15, 93])
     """
-    source: list[int] = []
-    target: list[int] = []
+    source, target = [], []
     used, inside = 0, False
     for token, cut in zip(ids, noise, strict=True):
         if cut and not inside:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .atomic import whole_file
 from .batches import Batch, generator_of
 from .sequences import ended
-from .tables import existing
+from .tables import decode, existing
 from .tokenizers import Tokenizer
 
 CHUNK = 2**20
@@ -115,24 +115,13 @@ def write_blocks(
 
 def chunks(file: Path) -> Iterator[tuple[list[str], int]]:
     """The non-empty lines of a file, about `CHUNK` bytes at a time, with the number of bytes."""
-    lines: list[str] = []
-    size = 0
+    first = 1
     with file.open("rb") as source:
-        for number, raw in enumerate(source, 1):
-            try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{file}, line {number}: the byte 0x{raw[error.start]:02x} is not UTF-8; save "
-                    "the file as UTF-8"
-                ) from None
-            size += len(raw)
-            if line:
-                lines.append(line)
-            if size >= CHUNK:
-                yield lines, size
-                lines, size = [], 0
-    yield lines, size
+        while lines := source.readlines(CHUNK):
+            raw = b"".join(lines)
+            stripped = [line.strip() for line in decode(raw, file, first).split("\n")]
+            yield [line for line in stripped if line], len(raw)
+            first += len(lines)
 
 
 def header(dtype: np.dtype, tokens: int, tokenizer: Tokenizer) -> bytes:

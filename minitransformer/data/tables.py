@@ -33,18 +33,17 @@ def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> La
     rows = read_rows(path, ("text", "label"))
     names = tuple(label_names or sorted({row["label"] for _, row in rows}))
     if len(names) < 2:
-        raise ValueError(
-            f"{path}: every row has the label {names[0]!r}; a classifier needs at least two labels"
-        )
+        only = f"every row has the label {names[0]!r}"
+        raise ValueError(f"{path}: {only}; a classifier needs at least two labels")
+    index = {name: i for i, name in enumerate(names)}
     for line, row in rows:
-        if row["label"] not in names:
+        if row["label"] not in index:
             raise ValueError(
                 f"{path}, line {line}: the label {row['label']!r} was not in the training data; "
                 f"known labels: {', '.join(map(repr, names))}"
             )
-    index = {name: i for i, name in enumerate(names)}
-    texts = tuple(row["text"] for _, row in rows)
-    return LabelledTexts(texts, tuple(index[row["label"]] for _, row in rows), names, str(path))
+    texts, labels = zip(*((row["text"], index[row["label"]]) for _, row in rows), strict=True)
+    return LabelledTexts(texts, labels, names, str(path))
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -65,9 +64,7 @@ def read_rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[int, dic
     """The rows of a table, each with its line number; every column is there and not empty."""
     text, kind = read_utf8(path), Path(path).suffix.lower()
     if kind not in TABLES:
-        raise ValueError(
-            f"{path}: give a .csv, .tsv or .jsonl file with the columns text and label"
-        )
+        raise ValueError(f"{path}: give a .csv, .tsv or .jsonl file with columns text and label")
     if kind == ".jsonl":
         missing, parsed = "the object has no key {!r} (keys: {})", parse_jsonl(path, text)
     else:
@@ -82,9 +79,8 @@ def read_rows(path: str | Path, columns: tuple[str, ...]) -> list[tuple[int, dic
                 raise ValueError(f"{path}, line {line}: {problem}")
             row[column] = "" if raw[column] is None else str(raw[column]).strip()
             if not row[column]:
-                raise ValueError(
-                    f"{path}, line {line}: the {column} is empty; fill it in or remove the row"
-                )
+                empty = f"the {column} is empty; fill it in or remove the row"
+                raise ValueError(f"{path}, line {line}: {empty}")
         rows.append((line, row))
     if not rows:
         raise ValueError(f"{path} has no rows; it needs the columns {' and '.join(columns)}")
@@ -119,9 +115,8 @@ def parse_jsonl(path: str | Path, text: str) -> Iterator[tuple[int, dict]]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
         if not isinstance(row, dict):
-            raise ValueError(
-                f'{path}, line {number}: not an object like {{"text": ..., "label": ...}}'
-            )
+            like = '{"text": ..., "label": ...}'
+            raise ValueError(f"{path}, line {number}: not an object like {like}")
         yield number, row
 
 
@@ -132,24 +127,28 @@ def lines_of(text: str) -> list[str]:
 
 def existing(path: str | Path) -> Path:
     """The path, if there is a file; otherwise FileNotFoundError."""
-    path = Path(path)
-    if not path.is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
-    return path
+    return Path(path)
 
 
 def read_utf8(path: str | Path) -> str:
-    """The text of a file; an error names the line of the first bad byte."""
+    """The text of a file that is not empty."""
     path = existing(path)
-    raw = path.read_bytes()
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise ValueError(
-            f"{path}, line {line}: the byte 0x{raw[error.start]:02x} is not UTF-8; save the file as "
-            f"UTF-8 (for a Latin-1 file: iconv -f latin1 -t utf-8 {path.name} > new.csv)"
-        ) from None
+    text = decode(path.read_bytes(), path)
     if not text.strip():
         raise ValueError(f"{path} is empty; put texts into it")
     return text
+
+
+def decode(raw: bytes, path: Path, first: int = 1) -> str:
+    """The text of a file from its line `first` on; an error names the line of the first bad byte."""
+    try:
+        return raw.decode("utf-8-sig" if first == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        bad = error.object  # without the mark at the start of the file
+        line, byte = first + bad[: error.start].count(b"\n"), bad[error.start]
+        raise ValueError(
+            f"{path}, line {line}: the byte 0x{byte:02x} is not UTF-8; save the file as UTF-8 (for a "
+            f"Latin-1 file: iconv -f latin1 -t utf-8 {path.name} > new{path.suffix})"
+        ) from None

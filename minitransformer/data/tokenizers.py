@@ -26,18 +26,17 @@ class Tokenizer:
             off: batches are padded here.
         max_length: how many ids the model has positions for, special tokens included.
 
-    Raises:
-        ValueError: a backend without one of the usual padding tokens.
+    Raises: ValueError: a backend without one of the usual padding tokens.
     """
 
     def __init__(self, backend: Backend, max_length: int = 512):
         backend.no_truncation()
         backend.no_padding()
         self.backend, self.max_length = backend, max_length
-        pad_id = next((i for i in map(backend.token_to_id, FILLING) if i is not None), None)
-        if pad_id is None:
+        padding = [i for i in map(backend.token_to_id, FILLING) if i is not None]
+        if not padding:
             raise ValueError(f"the tokenizer has no padding token ({', '.join(FILLING)})")
-        self.pad_id: int = pad_id
+        self.pad_id = padding[0]
 
     @classmethod
     def from_json(cls, text: str, max_length: int = 512) -> "Tokenizer":
@@ -46,11 +45,7 @@ class Tokenizer:
 
     @classmethod
     def from_vocab(cls, text: str, lowercase: bool = True, max_length: int = 512) -> "Tokenizer":
-        """BERT's word pieces from the contents of a vocab.txt, one token per line.
-
-        Raises:
-            ValueError: a special token is missing.
-        """
+        """BERT's word pieces from a vocab.txt; ValueError if it lacks a special token."""
         vocab = {token: i for i, token in enumerate(lines_of(text))}
         if missing := [t for t in BERT_SPECIAL[:4] if t not in vocab]:
             raise ValueError(f"vocab.txt has no line {', '.join(missing)}; is it BERT's?")
@@ -61,11 +56,7 @@ class Tokenizer:
 
     @classmethod
     def from_merges(cls, vocab: str, merges: str, max_length: int = 512) -> "Tokenizer":
-        """GPT-2's byte pairs from the contents of a vocab.json and a merges.txt.
-
-        Raises:
-            ValueError: files that are damaged or do not belong together.
-        """
+        """GPT-2's byte pairs from a vocab.json and a merges.txt; ValueError if they do not fit."""
         lines = [line for line in lines_of(merges) if line and not line.startswith("#version")]
         try:
             pairs = [(a, b) for a, b in (line.split(" ") for line in lines)]
@@ -87,13 +78,8 @@ class Tokenizer:
         return {token.content: i for i, token in added.items() if token.special}
 
     def id_of(self, token: str) -> int:
-        """The id of one token, special or not.
-
-        Raises:
-            KeyError: no such token.
-        """
-        found = self.backend.token_to_id(token)
-        if found is None:
+        """The id of one token, special or not; KeyError if there is none."""
+        if (found := self.backend.token_to_id(token)) is None:
             raise KeyError(f"the vocabulary has no token {token!r}")
         return found
 
@@ -107,22 +93,17 @@ class Tokenizer:
         The end of a long text is cut off, but its last special token stays; a warning says how many
         texts were cut.
 
-        Raises:
-            ValueError: a `max_length` under 3 (no room between the special tokens) or over the
-                model's.
+        Raises: ValueError: a `max_length` under 3 (no room between the special tokens) or over the
+            model's.
         """
         longest = self.max_length if max_length is None else max_length
         if not 3 <= longest <= self.max_length:
-            raise ValueError(
-                f"max_length={longest} must be at least 3 and at most {self.max_length}, the "
-                "positions of the model"
-            )
+            allowed = f"at least 3 and at most {self.max_length}, the positions of the model"
+            raise ValueError(f"max_length={longest} must be {allowed}")
         ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
         if cut := sum(len(i) > longest for i in ids):
-            warnings.warn(
-                f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut",
-                stacklevel=3,
-            )
+            text = f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut"
+            warnings.warn(text, stacklevel=3)
             self.backend.enable_truncation(longest)
             ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
             self.backend.no_truncation()
@@ -176,17 +157,15 @@ def encode(
 ) -> EncodedTexts:
     """Tokenise many texts, with their labels if they have any.
 
-    Raises:
-        ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
+    Raises: ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
     """
-    labels: tuple[int, ...] | None = None
-    names: tuple[str, ...] = ()
-    if isinstance(texts, LabelledTexts):
-        labels, names, texts = texts.labels, texts.label_names, texts.texts
-    if not texts:
+    plain = texts.texts if isinstance(texts, LabelledTexts) else texts
+    if not plain:
         raise ValueError("there are no texts to encode")
-    for number, text in enumerate(texts):
+    for number, text in enumerate(plain):
         if not text.strip():
             raise ValueError(f"text {number} (counted from 0) is empty; remove it")
-    ids = tokenizer.encode_all(texts, max_length)
-    return EncodedTexts(tuple(map(tuple, ids)), labels, tokenizer.pad_id, names)
+    ids = tuple(map(tuple, tokenizer.encode_all(plain, max_length)))
+    if isinstance(texts, LabelledTexts):
+        return EncodedTexts(ids, texts.labels, tokenizer.pad_id, texts.label_names)
+    return EncodedTexts(ids, None, tokenizer.pad_id)

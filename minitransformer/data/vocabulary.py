@@ -77,7 +77,7 @@ def train_tokenizer(
     return Tokenizer(backend, max_length)
 
 
-def character_backend(texts: Sequence[str], special: Sequence[str], min_count: int) -> Backend:
+def character_backend(texts: list[str], special: list[str], min_count: int) -> Backend:
     """One token per character that occurs often enough, in the order of Unicode."""
     count = Counter(c for text in texts for c in text)
     characters = sorted(c for c in count if count[c] >= min_count and c not in special)
@@ -88,29 +88,23 @@ def character_backend(texts: Sequence[str], special: Sequence[str], min_count: i
     return backend
 
 
-def byte_backend(
-    texts: Sequence[str], special: Sequence[str], vocab_size: int, min_count: int
-) -> Backend:
+def byte_backend(texts: list[str], special: list[str], vocab_size: int, min_count: int) -> Backend:
     """Byte-pair encoding."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(alphabet) + len(special)
     if vocab_size < least:
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small for 256 bytes and {len(special)} special tokens; "
-            f"give at least {least}"
-        )
+        parts = f"256 bytes and {len(special)} special tokens"
+        raise ValueError(f"vocab_size={vocab_size} is too small for {parts}; give at least {least}")
     backend = byte_pairs(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, min_frequency=min_count, special_tokens=list(special),
+        vocab_size=vocab_size, min_frequency=min_count, special_tokens=special,
         initial_alphabet=sorted(alphabet), show_progress=False,
     )  # fmt: skip
     backend.train_from_iterator(texts, trainer)
     return backend
 
 
-def word_backend(
-    texts: Sequence[str], special: Sequence[str], vocab_size: int, min_count: int
-) -> Backend:
+def word_backend(texts: list[str], special: list[str], vocab_size: int, min_count: int) -> Backend:
     """BERT's word pieces.
 
     The library numbers the one-character pieces `##c` in an order that changes from run to run, and
@@ -126,9 +120,7 @@ def word_backend(
     )  # fmt: skip
     learner.train_from_iterator(texts, trainer)
     vocab = learner.get_vocab()
-    if len(vocab) > vocab_size:
-        raise ValueError(
-            f"vocab_size={vocab_size} is too small for the single characters, alone and inside a "
-            f"word, and {len(special)} special tokens; give at least {len(vocab)}"
-        )
+    if (least := len(vocab)) > vocab_size:
+        parts = f"the single characters, alone and inside a word, and {len(special)} special tokens"
+        raise ValueError(f"vocab_size={vocab_size} is too small for {parts}; give at least {least}")
     return word_pieces(vocab)

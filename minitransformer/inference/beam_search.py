@@ -52,9 +52,8 @@ def beam_search(
         for b in range(batch):
             if done[b]:
                 continue
-            for score, text, end in zip(
-                best[b, :n_beams].tolist(), texts[b], ends[b].tolist(), strict=False
-            ):
+            ranked = zip(best[b, :n_beams].tolist(), texts[b], ends[b].tolist(), strict=False)
+            for score, text, end in ranked:
                 if (end or length == last) and score > -torch.inf:
                     finished[b].append((score / length**alpha, text))
             finished[b] = sorted(finished[b], key=lambda f: -f[0])[:n_beams]

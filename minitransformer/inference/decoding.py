@@ -32,10 +32,8 @@ class Decoding:
         eos_id: int | None = None,
     ):
         if not isinstance(model, CausalLM | Seq2SeqLM):
-            raise TypeError(
-                f"{type(model).__name__} does not write; CausalLM(decoder) and "
-                "Seq2SeqLM(encoder_decoder) do"
-            )
+            which = "CausalLM(decoder) and Seq2SeqLM(encoder_decoder)"
+            raise TypeError(f"{type(model).__name__} does not write; {which} do")
         self.model, self.config, self.max_new_tokens = model, model.config, max_new_tokens
         self.eos_id = self.config.eos_id if eos_id is None else eos_id
         self.cache = KeyValueCache() if use_cache else None
@@ -48,9 +46,7 @@ class Decoding:
         if isinstance(model, Seq2SeqLM):
             self.decoder = model.encoder_decoder.decoder
             if self.config.start_id is None:
-                raise ValueError(
-                    "what does a target start with? Name it: config.with_(start_id=...)"
-                )
+                raise ValueError("what does a target start with? Use config.with_(start_id=...)")
             ids, self.memory_keep = align(ids, keep, "left")
             with torch.no_grad(), eval_mode(model):
                 self.memory = model.encoder_decoder.encode(ids, self.memory_keep)
@@ -86,8 +82,7 @@ class Decoding:
         """All tokens so far, with their mask and positions continued as a cache would."""
         if self.seen is not None:
             if self.keep is not None and self.positions is not None:
-                pad_id = -1 if self.config.pad_id is None else self.config.pad_id
-                self.keep = torch.cat([self.keep, padding_mask(new, pad_id)], -1)
+                self.keep = torch.cat([self.keep, padding_mask(new, self.config.pad_id)], -1)
                 self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
             new = torch.cat([self.seen, new], 1)
         self.seen = new
@@ -107,25 +102,21 @@ def check_prompt(
 ) -> Bool[Tensor, "batch 1 1 length"]:
     """The mask of real tokens; ValueError or TypeError for prompts that cannot be continued."""
     if not isinstance(ids, Tensor) or ids.dim() != 2:
-        shape = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
-        raise ValueError(
-            f"ids must be a tensor (batch, length), got {shape}; torch.tensor([ids]) makes a batch of one"
-        )
+        got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
+        advice = "torch.tensor([ids]) makes a batch of one"
+        raise ValueError(f"ids must be a tensor (batch, length), got {got}; {advice}")
     if not ids.numel():
         raise ValueError(
             "the prompt is empty, there is nothing to continue; give at least one token, such as "
             "the tokenizer's start of text: torch.tensor([[start_id]])"
         )
-    if keep is None:
-        keep = padding_mask(ids, -1 if pad_id is None else pad_id)
-    check_keep(keep, (len(ids), 1, 1, ids.shape[1]))
-    keep = keep.expand(len(ids), 1, 1, ids.shape[1])
-    if empty := (~keep.any(-1)).flatten().nonzero().flatten().tolist():
-        raise ValueError(
-            f"the prompts {empty} are all padding (id {pad_id}); leave them out, or give each at "
-            "least one token"
-        )
-    return keep
+    shape = (len(ids), 1, 1, ids.shape[1])
+    keep = padding_mask(ids, pad_id) if keep is None else keep
+    check_keep(keep, shape)
+    if empty := (~keep.expand(shape).any(-1)).flatten().nonzero().flatten().tolist():
+        padding = f"the prompts {empty} are all padding (id {pad_id})"
+        raise ValueError(f"{padding}; leave them out, or give each at least one token")
+    return keep.expand(shape)
 
 
 def check_room(config: TransformerConfig, length: int, max_new_tokens: int) -> None:

@@ -1,5 +1,7 @@
 """What a model attends to."""
 
+import contextlib
+
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
@@ -25,12 +27,9 @@ def attention_maps(
     def record(module: MultiHeadAttention, args: tuple, kwargs: dict) -> None:
         maps.append(module.weights(*args, **kwargs))
 
-    attentions = [m for m in encoder.modules() if isinstance(m, MultiHeadAttention)]
-    hooks = [m.register_forward_pre_hook(record, with_kwargs=True) for m in attentions]
-    try:
-        with eval_mode(encoder):
-            encoder(ids, keep)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks, eval_mode(encoder):
+        for module in encoder.modules():
+            if isinstance(module, MultiHeadAttention):
+                hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
+        encoder(ids, keep)
     return maps

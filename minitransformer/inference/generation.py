@@ -10,7 +10,7 @@ There are three ways to choose the next token from the model's logits $s$:
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..model.heads import CausalLM, Seq2SeqLM
@@ -181,18 +181,9 @@ def next_token_probabilities(
     if top_k is not None:
         in_set[:, top_k:] = False
     if top_p is not None and top_p < 1:
-        in_set &= nucleus(ordered.masked_fill(~in_set, -torch.inf).softmax(-1), top_p)
+        p = ordered.masked_fill(~in_set, -torch.inf).softmax(-1).double()
+        before = p.cumsum(-1) - p  # as long as these do not suffice, the token is in the nucleus
+        # Slightly less suffices, since 0.5 + 0.3 is rounded.
+        in_set &= before < top_p * (1 - 4 * torch.finfo(ordered.dtype).eps)
     p = ordered.masked_fill(~in_set, -torch.inf).softmax(-1)
     return torch.zeros_like(p).scatter(-1, order, p)
-
-
-def nucleus(p: Float[Tensor, "batch vocab"], top_p: float) -> Bool[Tensor, "batch vocab"]:
-    r"""A mask of the fewest leading probabilities, in descending order, with $\sum p_v \ge$ `top_p`.
-
-    A token belongs to the nucleus if those *before* it do not suffice; so the first always does.
-
-    Shapes: (batch, vocab) -> the same.  Source: Holtzman et al. 2020, equation 2.
-    """
-    before = p.double().cumsum(-1) - p.double()
-    # Slightly less suffices, since 0.5 + 0.3 is rounded.
-    return before < top_p * (1 - 4 * torch.finfo(p.dtype).eps)

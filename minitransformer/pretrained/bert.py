@@ -1,7 +1,7 @@
 """BERT's files. Nothing outside this module knows their names, which are those of `transformers`."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -38,13 +38,8 @@ BLOCK = {
     "feed_forward.W_2": "output.dense",
     "norm_2": "output.LayerNorm",
 }
-SPECIAL_TOKENS = {
-    "pad_token": "[PAD]",
-    "unk_token": "[UNK]",
-    "cls_token": "[CLS]",
-    "sep_token": "[SEP]",
-    "mask_token": "[MASK]",
-}
+SPECIAL_TOKENS = {f"{t}_token": f"[{t.upper()}]" for t in ("pad", "unk", "cls", "sep", "mask")}
+EMBEDDINGS = {"tokens": "word", "position_table": "position", "segments": "token_type"}
 MARK = "embeddings.word_embeddings.weight"
 MASKED_HEAD = "cls.predictions.transform.dense.weight"
 OURS = "minitransformer"
@@ -70,8 +65,7 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     """
     clean = {}
     for key, tensor in state.items():
-        key = key.removeprefix("bert.")
-        key = key.replace("LayerNorm.gamma", "LayerNorm.weight")
+        key = key.removeprefix("bert.").replace("LayerNorm.gamma", "LayerNorm.weight")
         key = key.replace("LayerNorm.beta", "LayerNorm.bias")
         if key != "embeddings.position_ids" and not key.startswith("cls.seq_relationship."):
             clean[key] = tensor
@@ -87,43 +81,27 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
     encoder = Encoder(ours)
     if MASKED_HEAD in state:
         return MaskedLM(encoder)
-    head = head_of(config, state)
-    if head is None:
-        return encoder
-    labels, pooling = head
-    model = SequenceClassifier(encoder, len(labels), pooling)
-    model.labels = labels
-    return model
-
-
-def head_of(
-    config: dict[str, Any], state: dict[str, Tensor]
-) -> tuple[tuple[str, ...], Literal["cls", "mean"]] | None:
-    """The label names and the pooling of the classifier in the file, if there is one."""
-    pooling: Literal["cls", "mean"] = config.get(OURS, {}).get("pooling", "cls")
+    pooling = config.get(OURS, {}).get("pooling", "cls")
     weight = state.get("classifier.weight" if pooling == "cls" else f"{OURS}.classifier.weight")
     if weight is None:
-        return None
+        return encoder
     numbers = [str(i) for i in range(len(weight))]
     names = config.get("id2label") or {i: f"LABEL_{i}" for i in numbers}
     if len(names) != len(weight):
         raise ValueError(f"config.json names {len(names)} labels, the classifier has {len(weight)}")
     if set(names) != {*numbers}:
         raise ValueError(f"config.json: id2label must name 0 to {len(weight) - 1}, got {names}")
-    return tuple(names[i] for i in numbers), pooling
+    model = SequenceClassifier(encoder, len(weight), pooling)
+    model.labels = tuple(names[i] for i in numbers)
+    return model
 
 
 def key_map(model: Bert) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs, for every weight."""
     own, config = "" if isinstance(model, Encoder) else "encoder.", config_of(model)
-    yield from hf.both(f"{own}embeddings.tokens", "embeddings.word_embeddings", "weight")
-    yield from hf.both(
-        f"{own}embeddings.position_table", "embeddings.position_embeddings", "weight"
-    )
-    if config.n_segments:
-        yield from hf.both(
-            f"{own}embeddings.segments", "embeddings.token_type_embeddings", "weight"
-        )
+    for mine, other in EMBEDDINGS.items():
+        if mine != "segments" or config.n_segments:
+            yield f"{own}embeddings.{mine}.weight", f"embeddings.{other}_embeddings.weight"
     yield from hf.both(f"{own}embeddings.norm", "embeddings.LayerNorm")
     for i in range(config.n_layers):
         for mine, other in BLOCK.items():
@@ -133,7 +111,7 @@ def key_map(model: Bert) -> Iterator[tuple[str, str]]:
     if isinstance(model, MaskedLM):
         yield from hf.both("dense", "cls.predictions.transform.dense")
         yield from hf.both("norm", "cls.predictions.transform.LayerNorm")
-        yield from hf.both("head", "cls.predictions", "bias")
+        yield "head.bias", "cls.predictions.bias"
     if isinstance(model, SequenceClassifier):
         theirs = "classifier" if model.pooling == "cls" else f"{OURS}.classifier"
         yield from hf.both("classifier", theirs)
@@ -153,7 +131,7 @@ def write_config(model: Bert) -> dict[str, Any]:
     written: dict[str, Any] = {
         "model_type": "bert",
         "architectures": ["BertForMaskedLM" if isinstance(model, MaskedLM) else "BertModel"],
-        **hf.write_entries(config, NAMES, FREE, TransformerConfig.bert(), "BERT"),
+        **hf.write_entries(config, NAMES, FREE, "BERT"),
         "hidden_act": hf.activation_name(config.activation),
         "position_embedding_type": "absolute",
     }

@@ -114,11 +114,9 @@ def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
         raise ValueError(f"{where}/config.json is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{where}/config.json is not an object like {{...}}")
-    if config.get("model_type") not in FAMILIES:
-        raise ValueError(
-            f"{where}/config.json: model_type {config.get('model_type')!r} is not a family that can be "
-            f"loaded; there are: {', '.join(FAMILIES)}"
-        )
+    if (name := config.get("model_type")) not in FAMILIES:
+        problem = f"model_type {name!r} is not a family that can be loaded"
+        raise ValueError(f"{where}/config.json: {problem}; there are: {', '.join(FAMILIES)}")
     return config
 
 
@@ -150,11 +148,7 @@ def check_family(state: Mapping[str, Tensor], name: str) -> None:
 
 
 def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor]) -> None:
-    """Give the model its weights; each must be there, fit and be used.
-
-    Args:
-        names: for each weight of the model, its name in `state`.
-    """
+    """Load the weights, by their names in `state`; each must be there, fit and be used."""
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
     problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
@@ -178,8 +172,7 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
         except Exception as error:  # the library raises a bare Exception
             raise ValueError(f"tokenizer.json cannot be read ({error})") from error
     if "vocab.txt" in files:
-        settings = json.loads(files.get("tokenizer_config.json", b"{}"))
-        lowercase = settings.get("do_lower_case", True)
+        lowercase = json.loads(files.get("tokenizer_config.json", b"{}")).get("do_lower_case", True)
         return Tokenizer.from_vocab(files["vocab.txt"].decode(), lowercase, max_length)
     if all(name in files for name in BYTE_PAIRS):
         vocab, merges = (files[name].decode() for name in BYTE_PAIRS)
@@ -233,7 +226,6 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     config, weights = family.write_config(model), model.state_dict()
     state = {theirs: weights[mine] for mine, theirs in family.key_map(model)}
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
-    raw = safetensors.torch.save(state, {"format": "pt"})
     about_tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": config_of(model).max_len,
@@ -245,11 +237,10 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
         new = draft / "model"
         new.mkdir()  # with a folder's usual rights; the draft is private to its owner
         # Not save_file, which makes the file private too.
-        (new / "model.safetensors").write_bytes(raw)
+        (new / "model.safetensors").write_bytes(safetensors.torch.save(state, {"format": "pt"}))
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
         for name, entries in (("tokenizer_config", about_tokenizer), ("config", config)):
-            text = json.dumps(entries, indent=2)
-            (new / f"{name}.json").write_text(text, encoding="utf-8")
+            (new / f"{name}.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
         if folder.exists():  # its other files stay
             for file in sorted(os.listdir(new), reverse=True):  # config.json last
                 os.replace(new / file, folder / file)

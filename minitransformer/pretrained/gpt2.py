@@ -114,8 +114,8 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
 
 def key_map(model: CausalLM) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs (as `normalise` spells it), for every weight."""
-    yield from hf.both("decoder.embeddings.tokens", "wte", "weight")
-    yield from hf.both("decoder.embeddings.position_table", "wpe", "weight")
+    yield "decoder.embeddings.tokens.weight", MARK
+    yield "decoder.embeddings.position_table.weight", "wpe.weight"
     for i in range(len(model.decoder.blocks)):
         for mine, other in BLOCK.items():
             yield from hf.both(f"decoder.blocks.{i}.{mine}", f"h.{i}.{other}")
@@ -130,7 +130,7 @@ def write_config(model: CausalLM) -> dict[str, Any]:
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],
-        **hf.write_entries(config, NAMES, FREE, TransformerConfig.gpt2(), "GPT-2"),
+        **hf.write_entries(config, NAMES, FREE, "GPT-2"),
         "n_inner": config.d_ff,
         "embd_pdrop": config.dropout,
         "activation_function": hf.activation_name(config.activation),

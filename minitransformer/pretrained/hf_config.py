@@ -63,28 +63,24 @@ def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
     switches = {}
     for ours, theirs in names.items():
         if theirs in config:
-            switches[ours] = config[theirs]
-            if ours in WHOLE and not isinstance(config[theirs], int):
-                raise ValueError(
-                    f"config.json: {theirs} must be a whole number, got {config[theirs]!r}"
-                )
+            value = switches[ours] = config[theirs]
+            if ours in WHOLE and not isinstance(value, int):
+                raise ValueError(f"config.json: {theirs} must be a whole number, got {value!r}")
         elif ours in NEEDED:
             raise ValueError(f"config.json has no entry {theirs!r}")
     return switches
 
 
 def write_entries(
-    config: TransformerConfig,
-    names: Mapping[str, str],
-    free: Collection[str],
-    usual: TransformerConfig,
-    family: str,
+    config: TransformerConfig, names: Mapping[str, str], free: Collection[str], family: str
 ) -> dict[str, Any]:
     """The inverse of `read_entries`; ValueError lists the switches that the files cannot express.
 
-    Those are switches that differ from the family's preset `usual` and are neither among `names` nor
-    among `free`, for which the family has entries of its own.
+    Those are switches that differ from the family's preset and are neither among `names` nor among
+    `free`, for which the family has entries of its own.
     """
+    preset = family.lower().replace("-", "")
+    usual: TransformerConfig = getattr(TransformerConfig, preset)()
     wanted = vars(usual) | {"d_head": config.d_model // config.n_heads}
     odd = [
         f"{name}={value!r}"
@@ -92,8 +88,7 @@ def write_entries(
         if name not in (*names, *free, "ops") and value != wanted[name]
     ]
     if odd:
-        start = family.lower().replace("-", "")
-        raise ValueError(f"{family}'s files cannot express {', '.join(odd)}; start from {start}()")
+        raise ValueError(f"{family}'s files cannot express {', '.join(odd)}; start from {preset}()")
     return {theirs: getattr(config, ours) for ours, theirs in names.items()}
 
 
@@ -101,9 +96,8 @@ def activation(config: Mapping[str, Any], entry: str, usual: str) -> str:
     """Our name of an activation; ValueError for an unknown one."""
     name = config.get(entry, usual)
     if name not in ACTIVATIONS:
-        raise ValueError(
-            f"config.json: {entry} {name!r} is not known; known: {', '.join(ACTIVATIONS)}"
-        )
+        known = ", ".join(ACTIVATIONS)
+        raise ValueError(f"config.json: {entry} {name!r} is not known; known: {known}")
     return ACTIVATIONS[name]
 
 
@@ -115,10 +109,8 @@ def activation_name(ours: str) -> str:
 def require(config: Mapping[str, Any], **only: Any) -> None:
     """Raise ValueError if an entry is there with another value than the one that is supported."""
     for entry, value in only.items():
-        if config.get(entry, value) != value:
-            raise ValueError(
-                f"config.json: {entry} {config[entry]!r} is not supported, only {value!r}"
-            )
+        if (found := config.get(entry, value)) != value:
+            raise ValueError(f"config.json: {entry} {found!r} is not supported, only {value!r}")
 
 
 def drop_alias(state: dict[str, Tensor], alias: str, original: str) -> None:
@@ -127,7 +119,7 @@ def drop_alias(state: dict[str, Tensor], alias: str, original: str) -> None:
         del state[alias]
 
 
-def both(mine: str, other: str, kinds: str = "weight bias") -> Iterator[tuple[str, str]]:
+def both(mine: str, other: str) -> Iterator[tuple[str, str]]:
     """Pairs of our name and theirs, for the weight and the bias of one module."""
-    for kind in kinds.split():
+    for kind in ("weight", "bias"):
         yield f"{mine}.{kind}", f"{other}.{kind}"

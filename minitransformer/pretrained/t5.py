@@ -102,8 +102,8 @@ def key_map(model: Seq2SeqLM) -> Iterator[tuple[str, str]]:
     yield "encoder_decoder.encoder.embeddings.tokens.weight", MARK
     for side, stack in (("encoder", whole.encoder), ("decoder", whole.decoder)):
         ours = f"encoder_decoder.{side}"
-        first = f"{side}.block.0.layer.0.SelfAttention.{BUCKETS}"
-        yield f"{ours}.relative_positions.buckets.weight", first
+        buckets = f"{side}.block.0.layer.0.SelfAttention.{BUCKETS}"
+        yield f"{ours}.relative_positions.buckets.weight", buckets
         for i in range(len(stack.blocks)):
             mine, other = f"{ours}.blocks.{i}", f"{side}.block.{i}.layer"
             yield from block(mine, other, side, model.config.gated)
@@ -128,8 +128,7 @@ def block(mine: str, other: str, side: str, gated: bool) -> Iterator[tuple[str, 
 
 def write_config(model: Seq2SeqLM) -> dict[str, Any]:
     """The config.json of a model with T5's switches."""
-    c = model.config
-    entries = hf.write_entries(c, NAMES, FREE, TransformerConfig.t5(), "T5")
+    c, entries = model.config, hf.write_entries(model.config, NAMES, FREE, "T5")
     rates = {name: getattr(c, name) for name in ("dropout", *DROPOUTS)}
     if len(set(rates.values())) > 1:
         said = ", ".join(f"{name}={rate}" for name, rate in rates.items())

@@ -56,6 +56,7 @@ def test_read_table_reads_csv_tsv_and_jsonl_alike(tmp_path):
         ("x.csv", " \n", "is empty"),
         ("x.csv", "text,label\nonly one field\n", "line 2: the label is empty"),
         ("x.csv", b"text,label\nok,a\n\xff\xfeb,b\n", "line 3: the byte 0xff is not UTF-8"),
+        ("x.csv", b"\xef\xbb\xbftext,label\nok,a\n\xff,b\n", "line 3: the byte 0xff is not UTF-8"),
         ("x.csv", 'text,label\n"two\nlines",a\n,b\n', "line 4: the text is empty"),
         ("x.csv", "text;label\na;b\n", "line 1: there is no column 'text' .*'text;label'"),
         ("x.tsv", "text,label\na,b\n", "line 1: there is no column 'text'"),
