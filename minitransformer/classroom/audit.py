@@ -37,21 +37,14 @@ class Measured:
 
     name: str
     known: int
-    witness: str
-    """What the mistakes are held against: rows of the ledger, or the package's function."""
-    wrong: list[str] = field(default_factory=list)
-    """What the exercise itself gets wrong: a right answer rejected, a patch that no longer fits ..."""
-    misnamed: list[str] = field(default_factory=list)
-    """Mistakes that were accepted, or not called by their name, with some seed."""
-    survived: list[str] = field(default_factory=list)
-    """Planted mistakes that went unnoticed."""
-    pairs: int = 0
-    """Pairs of which both mistakes show."""
+    witness: str  # what mistakes are held against: rows of the ledger, or the package's function
+    wrong: list[str] = field(default_factory=list)  # a right answer rejected, an unfit patch ...
+    misnamed: list[str] = field(default_factory=list)  # accepted, or misnamed, with some seed
+    survived: list[str] = field(default_factory=list)  # planted mistakes that went unnoticed
+    pairs: int = 0  # pairs of which both mistakes show
     both_named: int = 0
-    right: float = 0.0
-    """Milliseconds for the answer to a right function."""
-    slowest: float = 0.0
-    """Milliseconds for the slowest answer; mostly the first one to an unknown mistake."""
+    right: float = 0.0  # milliseconds for the answer to a right function
+    slowest: float = 0.0  # for the slowest answer; mostly the first one to an unknown mistake
 
 
 def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Measured:
@@ -72,7 +65,7 @@ def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Meas
         found.right = found.right or found.slowest
     answer(lambda *inputs: 3 * exercise.correct(*inputs) + 1)  # compared with every pair
     fitting = [m for m in exercise.mistakes if exercise.patched(m)]
-    orphans = [m.name for m in exercise.mistakes if m not in fitting]
+    orphans = (m.name for m in exercise.mistakes if m not in fitting)
     found.wrong += [f"the patch {name!r} no longer fits the right answer" for name in orphans]
     for mistake in fitting:
         results = [answer(exercise.patched(mistake), seed) for seed in seeds]
@@ -154,19 +147,15 @@ class Catalogue:
 
     def summary(self) -> Iterator[str]:
         """The sums, and what is not as it should be."""
-        known, both, pairs = (
-            sum(getattr(row, name) for row in self.rows)
-            for name in ("known", "both_named", "pairs")
-        )
+        counts = map(attrgetter("known", "both_named", "pairs"), self.rows)
+        known, both, pairs = map(sum, zip(*counts, strict=True))
         named, caught = (known - len(self.all(kind)) for kind in ("misnamed", "survived"))
         yield f"{named} of {known} mistakes are rejected and named, each on {len(SEEDS)} seeds"
         yield f"{both} of {pairs} pairs ({share(both, pairs)}) are both named"
         yield f"mutation score: {caught} of {known} ({share(caught, known)}) planted mistakes are caught"
         right, slow = (max(self.rows, key=attrgetter(name)) for name in ("right", "slowest"))
-        yield (
-            f"a right answer is recognised within {right.right:.0f} ms ({right.name}); the slowest "
-            f"answer of all took {slow.slowest:.0f} ms ({slow.name})"
-        )
+        quick = f"a right answer is recognised within {right.right:.0f} ms ({right.name})"
+        yield f"{quick}; the slowest answer of all took {slow.slowest:.0f} ms ({slow.name})"
         kinds = {"not named": "misnamed", "not caught": "survived", "wrong": "wrong"}
         yield from (f"{what}: {'; '.join(self.all(k))}" for what, k in kinds.items() if self.all(k))
 
@@ -181,13 +170,9 @@ HEAD = f"{'exercise':22} {'known':>5} {'named':>6} {'pairs named':>14} {'caught'
 def line(row: Measured) -> str:
     """One exercise as a line of the table."""
     named, caught = row.known - len(row.misnamed), row.known - len(row.survived)
-    both = (
-        f"{row.both_named}/{row.pairs} {share(row.both_named, row.pairs):>6}" if row.pairs else "-"
-    )
-    return (
-        f"{row.name:22} {row.known:5} {named:6} {both:>14} {caught:7} "
-        f"{row.right:4.0f} {row.slowest:7.0f}  {row.witness}"
-    )
+    both = f"{row.both_named}/{row.pairs} {share(row.both_named, row.pairs):>6}"
+    numbers = f"{row.known:5} {named:6} {both if row.pairs else '-':>14} {caught:7}"
+    return f"{row.name:22} {numbers} {row.right:4.0f} {row.slowest:7.0f}  {row.witness}"
 
 
 def share(part: int, whole: int) -> str:
@@ -196,11 +181,7 @@ def share(part: int, whole: int) -> str:
 
 
 def listed(names: list[str] | None = None) -> str:
-    """Every known mistake with the term of the formula that it breaks.
-
-    Raises:
-        KeyError: as `catalogue`.
-    """
+    """Every known mistake with the term of the formula that it breaks. Raises: as `catalogue`."""
     lines = []
     for name, exercise in chosen(names).items():
         lines.append(f"{name}: {exercise.formula}")
@@ -211,8 +192,7 @@ def listed(names: list[str] | None = None) -> str:
 def catalogue(names: list[str] | None = None) -> Catalogue:
     """Measure the exercises of these names, or all.
 
-    Raises:
-        KeyError: there is no such exercise; the message lists the known ones.
+    Raises: KeyError: there is no such exercise; the message lists the known ones.
     """
     bar = tqdm(chosen(names).items(), unit="exercise")
     return Catalogue(tuple(measure(name, exercise) for name, exercise in bar))
@@ -221,9 +201,7 @@ def catalogue(names: list[str] | None = None) -> Catalogue:
 def chosen(names: list[str] | None) -> dict[str, Exercise]:
     """The exercises of these names, or all."""
     known = exercises()
-    for name in names or ():
-        if name in known:
-            continue
+    for name in {*(names or ())} - {*known}:
         if name in every():
             raise KeyError(f"{name} asks for names, not for a formula: it has no list of mistakes")
         raise KeyError(f"no exercise {name!r}; the known ones are: {', '.join(known)}")

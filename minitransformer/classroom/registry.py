@@ -16,16 +16,11 @@ from .engine.quiz import Quiz
 @functools.cache
 def every() -> dict[str, Exercise | Quiz]:
     """Everything that a notebook may ask for, by name, in the order of the notebooks."""
-    modules = [
-        importlib.import_module(f"{files.__name__}.{module.name}")
-        for module in pkgutil.iter_modules(files.__path__)
-    ]
-    return {
-        name: value
-        for module in modules
-        for name, value in vars(module).items()
-        if isinstance(value, Exercise | Quiz)
-    }
+    found: dict[str, Exercise | Quiz] = {}
+    for module in pkgutil.iter_modules(files.__path__):
+        names = vars(importlib.import_module(f"{files.__name__}.{module.name}"))
+        found |= {name: e for name, e in names.items() if isinstance(e, Exercise | Quiz)}
+    return found
 
 
 def exercises() -> dict[str, Exercise]:

@@ -18,12 +18,9 @@ from . import instruments
 from .patients import SEATS, Patient, broken, healthy
 
 PATIENTS = "ABCDEFGHI"
-STEPS = 80
-"""How long one batch is trained on."""
-LETTERS = 8
-"""How many different tokens random texts have."""
-LEAST = instruments.chance_loss(LETTERS)
-"""The least loss on random texts that an honest model can have."""
+STEPS = 80  # how long one batch is trained on
+LETTERS = 8  # how many different tokens random texts have
+LEAST = instruments.chance_loss(LETTERS)  # on random texts, what an honest model can have at best
 
 
 @dataclass(frozen=True)
@@ -33,23 +30,17 @@ class Chart:
     patient: str
     kind: str
     n_answers: int
-    start: float
-    """The first loss."""
-    gradients: dict[str, float]
-    """The norm of its gradient in each layer."""
+    start: float  # the first loss
+    gradients: dict[str, float]  # the norm of its gradient in each layer
     piled: float
     twice: float
     alone: float
-    one_batch: tuple[float, ...]
-    """The losses of training on one batch."""
-    influence: Tensor | None = None
-    """A writer's, before training."""
-    random: float | None = None
-    """A writer's loss after training on random tokens; `copies`: how often it repeats what it read."""
-    copies: float | None = None
-    accuracy: float | None = None
-    """A reader's, on new texts after a short training; `majority`: that of naming the larger class."""
-    majority: float | None = None
+    one_batch: tuple[float, ...]  # the losses of training on one batch
+    influence: Tensor | None = None  # a writer's, before training
+    random: float | None = None  # a writer's loss after training on random tokens
+    copies: float | None = None  # how often it then repeats what it read
+    accuracy: float | None = None  # a reader's, on new texts after a short training
+    majority: float | None = None  # that of naming the larger class
 
     @property
     def chance(self) -> float:
@@ -88,10 +79,8 @@ class Symptom:
 
     name: str
     shows: Callable[[Chart], bool]
-    measured: Callable[[Chart], str]
-    """What the instrument says, in words."""
-    would: str
-    """What a mistake with this symptom does."""
+    measured: Callable[[Chart], str]  # what the instrument says, in words
+    would: str  # what a mistake with this symptom does
 
 
 # fmt: off
@@ -139,8 +128,7 @@ SYMPTOMS = (
 def patient(name: str) -> Patient:
     """A new patient by letter; "writer" and "reader" are the two healthy models.
 
-    Raises:
-        ValueError: there is no patient of that name.
+    Raises: ValueError: there is no patient of that name.
     """
     if name in ("writer", "reader"):
         return healthy(name)
@@ -161,8 +149,8 @@ def examine(make: Callable[[], Patient], name: str = "") -> Chart:
     with reproducible(0):
         fresh = make()
         measured = at_rest(fresh, make())
-        few = one_batch(fresh)
-        measured["one_batch"] = tuple(instruments.overfit_one_batch(make().step, few, STEPS))
+        losses = instruments.overfit_one_batch(make().step, one_batch(fresh), STEPS)
+        measured["one_batch"] = tuple(losses)
         measured |= train_on_noise(make()) if fresh.kind == "writer" else train_and_ask(make())
         if fresh.kind == "writer":
             ids = torch.tensor(fresh.valid.ids[:3])
@@ -173,7 +161,8 @@ def examine(make: Callable[[], Patient], name: str = "") -> Chart:
 
 def at_rest(patient: Patient, still: Patient) -> dict[str, Any]:
     """What can be measured before any training."""
-    few = one_batch(patient)
+    few, longest = one_batch(patient), sorted(patient.valid.ids, key=len)[-3:]
+    unequal = [ids[: len(ids) - 5 * k] for k, ids in enumerate(longest)]
     patient.model.eval()
     loss = patient.loss(few)
     still.learning_rate = 0.0
@@ -182,14 +171,15 @@ def at_rest(patient: Patient, still: Patient) -> dict[str, Any]:
         "gradients": instruments.gradient_norms(patient.model, loss),
         "piled": instruments.piled_up(still.model, still.step, few),
         "twice": instruments.twice_alike(patient.predict, few),
-        "alone": instruments.alone_against_batch(patient.predict, unequal(patient), 0),
+        "alone": instruments.alone_against_batch(patient.predict, unequal, 0),
     }
 
 
 def train_on_noise(patient: Patient) -> dict[str, float]:
     """Train a writer on random tokens."""
-    losses = [patient.step(random_batch(i)) for i in range(1, 111)]
-    copied = instruments.copies(patient.predict, random_batch(0))
+    noise = functools.partial(instruments.random_tokens, LETTERS, 4, (16, 24))
+    losses = [patient.step(noise(seed)) for seed in range(1, 111)]
+    copied = instruments.copies(patient.predict, noise(0))
     return {"random": sum(losses[-5:]) / 5, "copies": copied}
 
 
@@ -198,20 +188,15 @@ def train_and_ask(patient: Patient) -> dict[str, float]:
 
     A single accuracy after so short a training is a matter of luck; the mean is not.
     """
-    valid, accuracies = patient.valid, []
-    labels = torch.cat([batch.labels for batch in valid.batches(100)])
+    valid = patient.valid
+    right: list[Any] = []
     for step, batch in enumerate(patient.batches(110), 1):
         patient.step(batch)
         if step > 80 and step % 5 == 0:
-            logits = torch.cat([patient.predict(batch) for batch in valid.batches(100)])
-            accuracies.append(float((logits.argmax(-1) == labels).float().mean()))
+            right += [patient.predict(b).argmax(-1) == b.labels for b in valid.batches(100)]
     share = sum(valid.labels or ()) / len(valid)
-    return {"accuracy": sum(accuracies) / len(accuracies), "majority": max(share, 1 - share)}
-
-
-def random_batch(seed: int) -> Batch:
-    """A batch of random tokens."""
-    return instruments.random_tokens(LETTERS, 4, (16, 24), seed)
+    accuracy = float(torch.cat(right).double().mean())
+    return {"accuracy": accuracy, "majority": max(share, 1 - share)}
 
 
 def one_batch(patient: Patient) -> Batch:
@@ -219,9 +204,3 @@ def one_batch(patient: Patient) -> Batch:
     data, chosen = patient.train, range(25, 49, 4)
     labels = None if data.labels is None else [data.labels[i] for i in chosen]
     return pad([data.ids[i] for i in chosen], data.pad_id, labels)
-
-
-def unequal(patient: Patient) -> list[tuple[int, ...]]:
-    """Three texts of different lengths."""
-    longest = sorted(patient.valid.ids, key=len)[-3:]
-    return [ids[: len(ids) - 5 * k] for k, ids in enumerate(longest)]

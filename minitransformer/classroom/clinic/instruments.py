@@ -33,12 +33,15 @@ def gradient_norms(model: nn.Module, loss: Tensor) -> dict[str, float]:
     """The norm of the loss's gradient in each layer, from bottom to top; 0 if none arrives."""
     model.zero_grad()
     loss.backward()
-    norms = {}
-    for layer in layers_of(model):
-        grads = [p.grad.norm() for m in layer.modules for p in m.parameters() if p.grad is not None]
-        norms[layer.name] = float(torch.stack(grads).norm()) if grads else 0.0
+    norms = {layer.name: gradient_norm(*layer.modules) for layer in layers_of(model)}
     model.zero_grad()
     return norms
+
+
+def gradient_norm(*modules: nn.Module) -> float:
+    """The norm of these modules' gradients; 0 if there are none."""
+    parameters = [p for module in modules for p in module.parameters()]
+    return float(nn.utils.clip_grad_norm_(parameters, math.inf))  # clips nothing
 
 
 def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> float:
@@ -58,19 +61,14 @@ def leak(block: nn.Module, x: Float[Tensor, "batch length d_model"], t: int) -> 
 def influence(
     f: Predict, ids: Int[Tensor, "batch length"], others: Int[Tensor, "batch length"]
 ) -> Float[Tensor, "length length"]:
-    r"""How far output $i$ moves when token $j$ is replaced, at [i, j]: `leak` for every position.
+    r"""How far output $i$ moves when token $j$ becomes that of `others`, at [i, j]: `leak` everywhere.
 
     Entries below the diagonal show the past's influence, those above it the future's.
-
-    Args:
-        others: the replacement for each token.
     """
     batch = Batch(ids, torch.ones(len(ids), 1, 1, ids.shape[1], dtype=torch.bool))
     before, columns = f(batch), []
-    for j in range(ids.shape[1]):
-        changed = ids.clone()
-        changed[:, j] = others[:, j]
-        moved = (f(Batch(changed, batch.keep)) - before).abs()
+    for here in torch.eye(ids.shape[1], dtype=torch.bool):
+        moved = (f(Batch(others.where(here, ids), batch.keep)) - before).abs()
         columns.append(moved.amax((0, 2)))
     return torch.stack(columns, 1)
 
@@ -80,11 +78,10 @@ def alone_against_batch(f: Predict, sequences: Sequence[Sequence[int]], pad_id: 
 
     Outputs at padded positions mean nothing and are left out.
     """
-    together, off = f(pad(sequences, pad_id)), 0.0
-    for ids, mine in zip(sequences, together, strict=True):
-        alone = f(pad([ids], pad_id))[0]
-        off = max(off, float((alone - mine[: len(alone)]).abs().max()))
-    return off
+    together = f(pad(sequences, pad_id))
+    alone = [f(pad([ids], pad_id))[0] for ids in sequences]
+    moved = (a - b[: len(a)] for a, b in zip(alone, together, strict=True))
+    return max(float(difference.abs().max()) for difference in moved)
 
 
 def twice_alike(f: Predict, batch: Batch) -> float:
@@ -106,8 +103,7 @@ def piled_up(model: nn.Module, step: Step, batch: Batch) -> float:
     for _ in range(2):
         with reproducible(0):  # the same dropout both times
             step(batch)
-        grads = [p.grad.norm() for p in model.parameters() if p.grad is not None]
-        norms.append(float(torch.stack(grads).norm()))
+        norms.append(gradient_norm(model))
     return norms[1] / norms[0]
 
 

@@ -13,6 +13,7 @@ order 1, masks of every kind. The gradients are compared too.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from html import escape
 from itertools import chain, combinations
@@ -28,6 +29,9 @@ from .numbers import EXACT, SEED, digits, distance, gradients, pattern, place
 from .patches import Mistake, patched
 from .running import Finding, check_type, copies, crash, paragraphs, run, stopped
 
+Cases = dict[str, Inputs]
+Property = Callable[[Callable, Inputs], str | None]  # says how it is broken; None if it holds
+
 
 @dataclass(frozen=True)
 class Result:
@@ -36,26 +40,20 @@ class Result:
     title: str
     passed: bool
     message: str
-    mistakes: tuple[str, ...] = ()
-    """Names of the known mistakes that were recognised."""
-
-    @property
-    def word(self) -> str:
-        """The verdict."""
-        return "passed" if self.passed else "not yet"
+    mistakes: tuple[str, ...] = ()  # names of the known ones that were recognised
 
     def __repr__(self) -> str:
-        return f"{self.word}: {self.title}\n\n{self.message}"
+        return f"{'passed' if self.passed else 'not yet'}: {self.title}\n\n{self.message}"
 
     def _repr_html_(self) -> str:
-        colour = "#2e7d32" if self.passed else "#c62828"
+        colour, word = ("#2e7d32", "passed") if self.passed else ("#c62828", "not yet")
         body = "".join(
             f"<pre>{part}</pre>" if part.startswith("    ") else f"<p>{part}</p>"
             for part in escape(self.message).split("\n\n")
         )
         return (
             f"<div style='border-left:4px solid {colour};padding:0.2em 1em'>"
-            f"<p><b style='color:{colour}'>{self.word}</b>: {escape(self.title)}</p>{body}</div>"
+            f"<p><b style='color:{colour}'>{word}</b>: {escape(self.title)}</p>{body}</div>"
         )
 
 
@@ -65,28 +63,21 @@ class Exercise:
 
     title: str
     formula: str
-    right: Callable[..., Any]
-    """The right answer: the package's own function where there is one. Its source is patched."""
-    draw: Callable[[np.random.Generator, str], Inputs]
-    """`draw(rng, case)`: the arguments in the student's order."""
+    right: Callable[..., Any]  # where there is one, the package's own; its source is patched
+    draw: Callable[[np.random.Generator, str], Inputs]  # `draw(rng, case)`: arguments in order
     cases: tuple[str, ...]
-    axes: str
-    """Names of the output's axes."""
+    axes: str  # names of the output's axes
     mistakes: tuple[Mistake, ...]
-    properties: dict[str, Callable[[Callable, Inputs], str | None]] = field(default_factory=dict)
-    """The name of each property, and a function that says how it is broken."""
-    next: str = ""
-    """One sentence: what to look at when it is right."""
-    differentiated: bool = True
-    """Whether training sends gradients through it, which an optimiser's step does not."""
-    parts: tuple[Callable, ...] = ()
-    """Functions that `right` calls and that mistakes may patch as well."""
+    properties: dict[str, Property] = field(default_factory=dict)  # by name
+    next: str = ""  # one sentence: what to look at when it is right
+    differentiated: bool = True  # whether training sends gradients through it
+    parts: tuple[Callable, ...] = ()  # functions that `right` calls and mistakes may patch as well
+    # If `right` belongs to the package: the ledger's rows in which a planted mistake must show.
     rows: tuple[str, ...] = ()
-    """If `right` belongs to the package: the ledger's rows in which a planted mistake must show."""
+    # Otherwise: the same computed by the package, or by the library that it relies on.
     package: Callable[..., Any] | None = None
-    """Otherwise: the same computed by the package, or by the library that it relies on."""
+    # Outputs of wrong versions computed so far, so that a second check is quick.
     known: dict[Any, Tensor | None] = field(default_factory=dict, init=False, repr=False)
-    """Outputs of wrong versions computed so far, so that a second check is quick."""
 
     def __call__(self, student: Any, seed: int = SEED) -> Result:
         """Check a student's function; it gets an answer even if it never ends."""
@@ -103,7 +94,7 @@ class Exercise:
         except Finding as finding:
             return Result(self.title, False, str(finding), finding.mistakes)
 
-    def inputs(self, seed: int = SEED) -> dict[str, Inputs]:
+    def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""
         every = {case: self.draw(np.random.default_rng(seed), case) for case in self.cases}
         return {
@@ -129,16 +120,15 @@ class Exercise:
         """The output with these mistakes made together; None if they do not run together."""
         key = (seed, case, *(m.name for m in mistakes))
         if key not in self.known:
-            made = self.patched(*mistakes)
-            try:
-                self.known[key] = self.tensor(made(*copies(inputs))) if made else None
-            except Exception:
-                self.known[key] = None
+            made, output = self.patched(*mistakes), None
+            with suppress(Exception):
+                output = self.tensor(made(*copies(inputs))) if made else None
+            self.known[key] = output
         return self.known[key]
 
     def pairs(self) -> list[tuple[Mistake, Mistake]]:
         """Every two mistakes that can be made at once: neither patch removes the other's text."""
-        return [pair for pair in combinations(self.mistakes, 2) if self.patched(*pair) is not None]
+        return [pair for pair in combinations(self.mistakes, 2) if self.patched(*pair)]
 
 
 class NumberExercise(Exercise):
@@ -153,10 +143,7 @@ class NumberExercise(Exercise):
 
 
 def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
-    """What to say to a right answer.
-
-    Raises: Finding, which says what is wrong with any other.
-    """
+    """What to say to a right answer. Raises: Finding, which says what is wrong with any other."""
     if not callable(student):
         kind = type(student).__name__
         raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
@@ -182,7 +169,7 @@ def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
     found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
     named = described("Your output", *found) if found else ""
     if not found and len(yours) == len(cases) and worst > EXACT:
-        named = pattern(yours, right, errors, exercise.axes.split())
+        named = pattern(yours, right, errors, exercise.axes)
         if not named.startswith("Nearly"):
             named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
     raise Finding(paragraphs(message, named), *(m.name for m in found))
@@ -191,48 +178,37 @@ def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
 def described(what: str, *mistakes: Mistake) -> str:
     """A known mistake in words, or a pair of them."""
     message = f"{what} equals the formula {', and '.join(m.name for m in mistakes)}."
-    if len(mistakes) > 1:
-        message += " So there are two mistakes."
-    return " ".join([message] + [f"Look at {m.term}. {m.hint}" for m in mistakes])
+    two = ["So there are two mistakes."] if len(mistakes) > 1 else []
+    return " ".join([message, *two, *(f"Look at {m.term}. {m.hint}" for m in mistakes)])
 
 
 def praise(exercise: Exercise, error: float, gradient_error: float) -> str:
     """What has been verified, and what to look at next."""
-    cases = ", ".join(exercise.cases)
-    message = (
-        f"It computes {exercise.formula}. Verified in float64 ({cases}): outputs to {digits(error)}"
-    )
-    message += f", gradients to {digits(gradient_error)}." if exercise.differentiated else "."
+    cases, slopes = ", ".join(exercise.cases), f", gradients to {digits(gradient_error)}"
+    message = f"It computes {exercise.formula}. Verified in float64 ({cases}): outputs to "
+    message += f"{digits(error)}{slopes if exercise.differentiated else ''}."
     if exercise.properties:
         message += f" It also holds that {'; '.join(exercise.properties)}."
     return paragraphs(message, exercise.next)
 
 
-def symptom(
-    exercise: Exercise, student: Callable, cases: dict[str, Inputs], yours: dict[str, Tensor]
-) -> str:
+def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str, Tensor]) -> str:
     """The first thing that shows without a right answer: NaN, or a broken property; "" if none."""
     for case, output in yours.items():
         bad = ~output.isfinite()
         if bad.any():
-            at = place(exercise.axes.split(), bad.nonzero()[0].tolist())
-            return (
-                f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case}), "
-                f"the first at {at}."
-            )
+            some = f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case})"
+            return f"{some}, the first at {place(exercise.axes, bad.nonzero()[0].tolist())}."
     for name, broken in exercise.properties.items():
         for case, inputs in cases.items():
-            try:
-                how = broken(student, inputs)
-            except Exception:  # the function ran on the case itself; the rest of the answer will do
-                how = None
-            if how:
-                return f"A property is broken (case: {case}): {name}. {how}"
+            with suppress(Exception):  # it ran on the case itself; the rest of the answer will do
+                if how := broken(student, inputs):
+                    return f"A property is broken (case: {case}): {name}. {how}"
     return ""
 
 
 def recognise(
-    exercise: Exercise, cases: dict[str, Inputs], yours: dict[str, Tensor], seed: int
+    exercise: Exercise, cases: Cases, yours: dict[str, Tensor], seed: int
 ) -> tuple[Mistake, ...]:
     """The known mistake, or the pair of them, whose outputs are the student's in every case."""
     singles = ((mistake,) for mistake in exercise.mistakes)
@@ -254,13 +230,8 @@ REPAIRED = (
 )
 
 
-def check_gradients(
-    exercise: Exercise, student: Callable, cases: dict[str, Inputs], seed: int
-) -> float:
-    """The outputs are right; the largest error of the gradients, relative to their largest entry.
-
-    Raises: Finding, if one is wrong.
-    """
+def check_gradients(exercise: Exercise, student: Callable, cases: Cases, seed: int) -> float:
+    """The largest error of gradients, relative to the largest entry. Raises: Finding, if wrong."""
     worst = 0.0
     for case, inputs in cases.items() if exercise.differentiated else ():
         right = gradients(exercise.correct, inputs)
@@ -271,10 +242,8 @@ def check_gradients(
             raise Finding(f"The output is right, but not its gradient.\n\n{how}") from None
         for name in right:
             if name not in yours:
-                raise Finding(
-                    f"The output is right, but no gradient reaches {name} (case: {case}). "
-                    "Something cuts it off: .detach(), .item() or NumPy."
-                )
+                what = f"The output is right, but no gradient reaches {name} (case: {case})."
+                raise Finding(f"{what} Something cuts it off: .detach(), .item() or NumPy.")
             off = distance(yours[name], right[name]) / max(1.0, float(right[name].abs().max()))
             worst = max(worst, off)
             if off > EXACT:

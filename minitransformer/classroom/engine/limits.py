@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -23,17 +24,13 @@ from typing import Any
 import psutil
 import torch
 
-SECONDS = 10.0
-"""For all runs of one check; a right answer takes hundredths of a second."""
-MEMORY = 2 * 2**30
-"""Bytes in addition to what the process already has."""
-PRINTED = 2000
-"""Characters of output that are shown."""
-REPEAT = 0.3
-"""Seconds between a stop and the next, where the first one was swallowed."""
+SECONDS = 10.0  # for all runs of one check; a right answer takes hundredths of a second
+MEMORY = 2 * 2**30  # bytes in addition to what the process already has
+PRINTED = 2000  # characters of output that are shown
+REPEAT = 0.3  # seconds between a stop and the next, where the first one was swallowed
 HERE = (__file__, contextlib.__file__)
+# The instruction at the start of every `except`, and of what `with` or `finally` do on an exception.
 HANDLER = dis.opmap["PUSH_EXC_INFO"]
-"""The instruction at the start of every `except`, and of what `with` or `finally` do on an exception."""
 
 
 class TimeUp(BaseException):
@@ -46,15 +43,24 @@ STOPS = (TimeUp, MemoryError, SystemExit, KeyboardInterrupt)
 
 @contextlib.contextmanager
 def limited(seconds: float, memory: int = MEMORY) -> Iterator:
-    """All limits, for the code inside the `with`.
-
-    Raises: TimeUp after that many seconds, wherever the code is then.
-    """
-    shown = contextlib.redirect_stdout(Shortened(sys.stdout, PRINTED))
+    """All limits. Raises: TimeUp after that many seconds, wherever the code inside is then."""
     main = threading.current_thread() is threading.main_thread()
     clock = alarm if main and hasattr(signal, "setitimer") else watcher
-    with no_questions(), shown, one_thread(), address_space(memory), clock(seconds):
+    with contextlib.ExitStack() as stack:
+        stack.callback(setattr, builtins, "input", builtins.input)
+        builtins.input = no_questions
+        stack.enter_context(contextlib.redirect_stdout(Shortened(sys.stdout, PRINTED)))
+        # Small tensors gain nothing from several threads, which on a busy server wait for each other.
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        stack.enter_context(address_space(memory))
+        stack.enter_context(clock(seconds))
         yield
+
+
+def no_questions(*_: Any) -> str:
+    """Instead of `input`: nobody can answer during a check."""
+    raise RuntimeError("input() asks a question and nobody answers: use only the arguments")
 
 
 @contextlib.contextmanager
@@ -65,7 +71,9 @@ def alarm(seconds: float) -> Iterator:
     where the code carries on as if nothing had happened: after that `except`, and after what `with` and
     `finally` have to do first.
     """
-    rung, start, trace, outer = 0, time.monotonic(), sys.gettrace(), caller()
+    rung, start, trace = 0, time.monotonic(), sys.gettrace()
+    stack = (frame for frame, _ in traceback.walk_stack(sys._getframe()))
+    outer = next(frame for frame in stack if frame.f_code.co_filename not in HERE)
 
     def again(frame: FrameType, event: str, arg: Any) -> Any:
         at_handler = frame.f_code.co_code[frame.f_lasti] == HANDLER
@@ -99,14 +107,6 @@ def alarm(seconds: float) -> Iterator:
             signal.setitimer(signal.ITIMER_REAL, left, interval)
 
 
-def caller() -> FrameType | None:
-    """The frame that set the limits, outside this module."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_filename in HERE:
-        frame = frame.f_back
-    return frame
-
-
 @contextlib.contextmanager
 def watcher(seconds: float) -> Iterator:
     """The same for all other cases: a second thread raises in this one, between two instructions."""
@@ -135,17 +135,6 @@ def watcher(seconds: float) -> Iterator:
 
 
 @contextlib.contextmanager
-def one_thread() -> Iterator:
-    """Small tensors gain nothing from several threads, which on a busy server wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
 def address_space(memory: int) -> Iterator:
     """At most this many bytes more: a tensor too large is then an error, not the end of the kernel."""
     if sys.platform != "linux" or torch.cuda.is_available():
@@ -161,21 +150,6 @@ def address_space(memory: int) -> Iterator:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-@contextlib.contextmanager
-def no_questions() -> Iterator:
-    """`input()` is an error: nobody can answer during a check."""
-
-    def fail(*_: Any) -> str:
-        raise RuntimeError("input() asks a question and nobody answers: use only the arguments")
-
-    ask = builtins.input
-    builtins.input = fail
-    try:
-        yield
-    finally:
-        builtins.input = ask
 
 
 class Shortened:

@@ -10,40 +10,32 @@ from torch import Tensor
 from ...proofs.formula import Inputs
 
 SEED = 4
-EXACT = 1e-9
-"""float64 rounds in the 16th digit; a mistake shows in the third."""
-SINGLE = 1e-4
-"""An answer that agrees this well, but no better, was computed in float32 somewhere."""
+EXACT = 1e-9  # float64 rounds in the 16th digit; a mistake shows in the third
+SINGLE = 1e-4  # an answer that agrees this well, but no better, was computed in float32 somewhere
 
 
 def distance(a: Tensor, b: Tensor) -> float:
     """The largest difference; infinite where only one of the two is NaN."""
     if not a.numel():
         return 0.0
-    error = (a - b).abs()
-    error = error.masked_fill(a == b, 0.0)  # inf - inf
-    error = error.masked_fill(a.isnan() & b.isnan(), 0.0)
-    return float(error.nan_to_num(math.inf).max())
+    same = (a == b) | (a.isnan() & b.isnan())  # inf - inf is NaN as well
+    return float((a - b).abs().masked_fill(same, 0.0).nan_to_num(math.inf).max())
 
 
 def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
     """The gradients of a fixed random sum of the outputs; a plain sum hides errors."""
-    given = {
-        name: a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for name, a in inputs.items()
-    }
-    wanted = {k: a for k, a in given.items() if isinstance(a, Tensor) and a.requires_grad}
-    output = f(*given.values())
+    floats = {k: a for k, a in inputs.items() if isinstance(a, Tensor) and a.is_floating_point()}
+    wanted = {k: a.clone().requires_grad_() for k, a in floats.items()}
+    output = f(*(inputs | wanted).values())
     if not output.requires_grad:
         return {}
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED)).to(output)
-    loss = (output * weights).sum()
-    grads = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
+    grads = torch.autograd.grad(output, list(wanted.values()), weights, allow_unused=True)
     return {name: g for name, g in zip(wanted, grads, strict=True) if g is not None}
 
 
 def pattern(
-    yours: dict[str, Tensor], right: dict[str, Tensor], errors: dict[str, float], axes: list[str]
+    yours: dict[str, Tensor], right: dict[str, Tensor], errors: dict[str, float], axes: str
 ) -> str:
     """In which cases and places an output is wrong, by how much, and in what pattern."""
     case = max(errors, key=lambda c: errors[c])
@@ -64,16 +56,16 @@ def pattern(
     factor = float(a.reshape(-1)[peak]) / largest if largest else 0.0
     if factor and distance(a, factor * b) <= EXACT * abs(largest):
         parts.append(f"Every entry is {factor:.4g} times the right one: a factor.")
-    for i, name in enumerate(axes):
+    for i, name in enumerate(axes.split()):
         wrong = [j for j in range(a.shape[i]) if float(off.select(i, j).max()) > EXACT]
         if len(wrong) < a.shape[i] and len(wrong) <= 12:
             parts.append(f"Along {name} only {wrong} are wrong.")
     return " ".join(parts)
 
 
-def place(axes: list[str], at: Iterable) -> str:
+def place(axes: str, at: Iterable) -> str:
     """A place in words: batch 0, query 2."""
-    return ", ".join(f"{axis} {int(i)}" for axis, i in zip(axes, at, strict=True))
+    return ", ".join(f"{axis} {int(i)}" for axis, i in zip(axes.split(), at, strict=True))
 
 
 def digits(error: float) -> str:

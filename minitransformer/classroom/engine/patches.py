@@ -20,14 +20,10 @@ from types import CodeType
 class Mistake:
     """A known way to get it wrong."""
 
-    name: str
-    """Completes the sentence "Your output equals the formula ..."."""
-    term: str
-    """The term of the formula that it breaks."""
-    hint: str
-    """What to look at; not the solution."""
-    edits: tuple[tuple[str, str], ...]
-    """The patch: each old text of the right answer's source, and the new text in its place."""
+    name: str  # completes the sentence "Your output equals the formula ..."
+    term: str  # the term of the formula that it breaks
+    hint: str  # what to look at; not the solution
+    edits: tuple[tuple[str, str], ...]  # old texts of the right answer's source, each with its new
 
 
 def known(*table: str | tuple[str, ...]) -> tuple[Mistake, ...]:

@@ -15,20 +15,15 @@ class Quiz:
     """Patients, called by letters, to be matched with the names of their mistakes."""
 
     title: str
-    right: dict[str, str] = field(repr=False)
-    """The name for each letter."""
-    names: tuple[str, ...]
-    """All names to choose from."""
-    against: Callable[[str, str], str]
-    """`against(letter, name)`: the measurement that contradicts a wrong name."""
-    evidence: Callable[[str], str]
-    """`evidence(letter)`: what shows that the right name is right."""
+    right: dict[str, str] = field(repr=False)  # the name for each letter
+    names: tuple[str, ...]  # all names to choose from
+    against: Callable[[str, str], str]  # what contradicts a wrong name: `against(letter, name)`
+    evidence: Callable[[str], str]  # what shows that the right name is right: `evidence(letter)`
 
     def __call__(self, student: Any, measured: bool = True) -> Result:
         """Check a student's function, which returns a dictionary.
 
-        Args:
-            measured: give the evidence. That takes a few seconds per patient, once.
+        With `measured` the answer has the evidence, which takes a few seconds per patient, once.
         """
         try:
             return self.compare(self.given(student), measured)
@@ -36,10 +31,7 @@ class Quiz:
             return Result(self.title, False, str(finding))
 
     def given(self, student: Any) -> dict[str, str | None]:
-        """What the student's function returns.
-
-        Raises: Finding, if it cannot be compared.
-        """
+        """What the student's function returns. Raises: Finding, if it cannot be compared."""
         if not callable(student):
             kind = type(student).__name__
             raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
@@ -52,10 +44,8 @@ class Quiz:
         except (Exception, *limits.STOPS) as error:
             raise Finding(stopped(student, error)) from None
         if not isinstance(given, dict):
-            raise Finding(
-                'Your function must return a dictionary such as {"A": "no shift"}, '
-                f"but it returns {type(given).__name__}."
-            )
+            wanted, got = 'a dictionary such as {"A": "no shift"}', type(given).__name__
+            raise Finding(f"Your function must return {wanted}, but it returns {got}.")
         unknown = [f"There is no patient {k!r}." for k in given if k not in tuple(self.right)]
         for name in given.values():
             if name is not None and name not in self.names:
@@ -75,12 +65,9 @@ class Quiz:
         wrong = {letter: name for letter, name in named.items() if name != self.right[letter]}
         good = [letter for letter in named if letter not in wrong]
         left = [letter for letter in self.right if letter not in named]
+        why = {x: f": {self.against(x, wrong[x])}" if measured else "." for x in wrong}
         message = paragraphs(
-            *(
-                f"{letter} is not a case of {name!r}"
-                + (f": {self.against(letter, name)}" if measured else ".")
-                for letter, name in wrong.items()
-            ),
+            *(f"{letter} is not a case of {wrong[letter]!r}{why[letter]}" for letter in wrong),
             f"Right: {', '.join(good)}." if good else "",
             f"Not named yet: {', '.join(left)}." if left else "",
         )

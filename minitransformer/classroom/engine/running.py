@@ -17,8 +17,7 @@ class Finding(Exception):
 
     def __init__(self, message: str, *mistakes: str) -> None:
         super().__init__(message)
-        self.mistakes = mistakes
-        """Names of the known mistakes that explain it."""
+        self.mistakes = mistakes  # names of the known ones that explain it
 
 
 def copies(inputs: Inputs) -> list[Any]:
@@ -96,14 +95,11 @@ def check_type(output: Any, right: Tensor, axes: str, case: str) -> None:
     if output is None:
         raise Finding("Your function returns nothing. Is the `return` missing?")
     if isinstance(output, tuple):
-        raise Finding(
-            f"Your function returns {len(output)} things; this exercise wants one tensor, "
-            f"({axes.replace(' ', ', ')})."
-        )
+        wanted = f"one tensor, ({axes.replace(' ', ', ')})"
+        raise Finding(f"Your function returns {len(output)} things; this exercise wants {wanted}.")
     if not isinstance(output, Tensor):
-        raise Finding(
-            f"Your function must return a torch tensor, but it returns {type(output).__name__}."
-        )
+        kind = type(output).__name__
+        raise Finding(f"Your function must return a torch tensor, but it returns {kind}.")
     if output.shape != right.shape:
         raise Finding(wrong_shape(axes.split(), output, right, case))
     if output.dtype != right.dtype:

@@ -17,10 +17,8 @@ from .running import copies
 class ExerciseOfSeveral(Exercise):
     """An exercise whose answer is a tuple of tensors, compared as one long row."""
 
-    outputs: tuple[str, ...] = ()
-    """The names of the tensors, in order."""
-    like: tuple[str, ...] = ()
-    """For each of them, the input that it is shaped like."""
+    outputs: tuple[str, ...] = ()  # the names of the tensors, in order
+    like: tuple[str, ...] = ()  # for each of them, the input that it is shaped like
 
     def tensor(self, output: Any) -> Any:
         """All tensors in one row; anything else stays as it is, to be reported."""
@@ -29,8 +27,6 @@ class ExerciseOfSeveral(Exercise):
 
     def answer(self, student: Any, seed: int) -> Result:
         """As for one tensor; also says which one is missing, misshapen or wrong."""
-        if not callable(student):
-            return super().answer(student, seed)
         with contextlib.suppress(Exception):  # a crash is reported by the diagnosis
             if malformed := self.malformed(student, seed):
                 return Result(self.title, False, malformed)

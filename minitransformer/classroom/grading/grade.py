@@ -27,16 +27,11 @@ from .notebooks import Sheet, bound_and_used, cells_to_run, code_cells, read_she
 from .submission import Job, work
 
 EXERCISES = Path(__file__).parents[3] / "notebooks" / "exercises"
-GRACE = 5.0
-"""Seconds over its time before a step is ended from outside."""
-IN_ALL = 5
-"""A submission may take this many times the limit of one cell."""
-START = 120.0
-"""Seconds for a process, or the interpreter that it is forked from, to load everything."""
+GRACE = 5.0  # seconds over its time before a step is ended from outside
+IN_ALL = 5  # a submission may take this many times the limit of one cell
+START = 120.0  # seconds for a process, or the interpreter it is forked from, to load everything
 LONGEST_ANSWER = 2**20
-PRELOAD = f"{__package__}.preload"
-NO_SHEET = "-"
-"""Sheet and exercise of a file that cannot be graded."""
+NO_SHEET = "-"  # sheet and exercise of a file that cannot be graded
 
 
 @dataclass(frozen=True)
@@ -49,8 +44,7 @@ class Grade:
     passed: bool
     message: str
     mistakes: tuple[str, ...] = ()
-    note: str = ""
-    """What the teacher should look at."""
+    note: str = ""  # what the teacher should look at
     seconds: float = 0.0
 
 
@@ -62,8 +56,7 @@ class Handed:
     path: Path
     cells: list[str] = field(default_factory=list)
     sheet: Sheet | None = None
-    wrong: str = ""
-    """Why it cannot be graded."""
+    wrong: str = ""  # why it cannot be graded
 
 
 def grade(
@@ -89,10 +82,8 @@ def grade(
     hidden = {h.path for h in handed}
     hidden |= {*exercises.parent.glob("*.ipynb"), *exercises.parent.glob("source/*.py")}
     files = frozenset(os.path.realpath(path) for path in hidden)
-    rows: list[Grade] = []
-    for one in tqdm(handed, unit="submission"):
-        rows += grade_one(one, files, seconds, int(memory * 2**30))
-    return rows
+    bar = tqdm(handed, unit="submission")
+    return [row for one in bar for row in grade_one(one, files, seconds, int(memory * 2**30))]
 
 
 def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed]:
@@ -117,13 +108,8 @@ def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed
 
 def notebooks_in(folder: Path) -> list[Path]:
     """The notebooks of a folder and its subfolders, without Jupyter's own copies."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix in (".ipynb", ".py")
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    files = (p for p in folder.rglob("*") if p.suffix in (".ipynb", ".py") and p.is_file())
+    return sorted(p for p in files if "/." not in f"/{p.relative_to(folder).as_posix()}")
 
 
 def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
@@ -157,16 +143,15 @@ def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: in
             token = secrets.token_hex(16)
             job = Job(cells, steps, dict(troubles), folder, hidden, seconds, memory, token)
             reports = attempt(job, until)
-        for (kind, what), report in zip(steps, reports, strict=False):
+        taken = list(zip(steps, reports, strict=False))
+        for (kind, what), report in taken:
             if kind == "check":
                 answers[what] = report
             elif report.get("error"):
                 troubles[what] = str(report["error"])
         # A cell is needed again, unless it was fatal.
-        done = [
-            kind == "check" or "fatal" in r for (kind, _), r in zip(steps, reports, strict=False)
-        ]
-        steps = [step for i, step in enumerate(steps) if i >= len(done) or not done[i]]
+        again = [step for step, r in taken if step[0] == "cell" and "fatal" not in r]
+        steps = again + steps[len(taken) :]
     trouble = "; ".join(f"code cell {i + 1}: {text}" for i, text in sorted(troubles.items()))
     return [
         to_grade(handed.student, sheet, name, answers.get((name, function)), trouble)
@@ -177,14 +162,11 @@ def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: in
 def steps_of(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
     """The cells to run, and each check after the last cell that defines its function."""
     places = cells_to_run(sheet, cells)
-    last = {
-        function: max((i for i in places if function in bound_and_used(cells[i])[0]), default=-1)
-        for function in sheet.asked.values()
-    }
+    last = {name: i for i in places for name in bound_and_used(cells[i])[0]}
     steps: list[tuple[str, Any]] = []
-    for i in [-1, *places]:
-        steps += [("cell", i)] if i >= 0 else []
-        steps += [("check", (n, f)) for n, f in sheet.asked.items() if last[f] == i]
+    for i in [None, *places]:
+        steps += [("cell", i)] if i is not None else []
+        steps += [("check", asked) for asked in sheet.asked.items() if last.get(asked[1]) == i]
     return steps
 
 
@@ -210,10 +192,9 @@ def to_grade(
 
 def attempt(job: Job, until: float) -> list[dict[str, Any]]:
     """Do the steps in a new process: its report on each, up to one that it did not survive."""
-    context: Any = multiprocessing.get_context(
-        "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    )
-    context.set_forkserver_preload([PRELOAD])
+    forks = "forkserver" in multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+    context.set_forkserver_preload([f"{__package__}.preload"])
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(job, theirs), daemon=True)
     process.start()

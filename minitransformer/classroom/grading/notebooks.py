@@ -23,10 +23,8 @@ class Sheet:
     """What a notebook asks for."""
 
     name: str
-    cells: tuple[str, ...]
-    """The code cells as they were handed out."""
-    asked: dict[str, str]
-    """The function that students write for each exercise."""
+    cells: tuple[str, ...]  # the code cells as they were handed out
+    asked: dict[str, str]  # the function that students write for each exercise
 
     def before(self, exercise: str) -> str:
         """The code that comes before this exercise in the sheet."""
@@ -38,8 +36,7 @@ class Sheet:
 def code_cells(path: Path) -> list[str]:
     """The code of a notebook: .ipynb, or .py with `# %%` between cells.
 
-    Raises:
-        ValueError: it is neither.
+    Raises: ValueError: it is neither.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -59,11 +56,7 @@ def code_cells(path: Path) -> list[str]:
 
 
 def read_sheets(folder: Path) -> list[Sheet]:
-    """All notebooks of a folder that ask for something.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """All notebooks of a folder that ask for something. Raises: ValueError: there is none."""
     cells = {path.stem: tuple(code_cells(path)) for path in sorted(folder.glob("*.ipynb"))}
     sheets = [Sheet(name, code, asked_in(code)) for name, code in cells.items()]
     if not any(sheet.asked for sheet in sheets):
@@ -73,15 +66,10 @@ def read_sheets(folder: Path) -> list[Sheet]:
 
 def asked_in(cells: Sequence[str]) -> dict[str, str]:
     """For each check of a function that is still to be written, the name of the function."""
-    trees = [ast.parse(runnable(cell)) for cell in cells]
-    stubs = {
-        node.name
-        for tree in trees
-        for node in tree.body
-        if isinstance(node, ast.FunctionDef)
-        and any(isinstance(n, ast.Raise) and "NotImpl" in ast.unparse(n) for n in ast.walk(node))
-    }
-    calls = [c for tree in trees for statement in tree.body if (c := check_call(statement))]
+    statements = [s for cell in cells for s in ast.parse(runnable(cell)).body]
+    functions = [s for s in statements if isinstance(s, ast.FunctionDef)]
+    stubs = {f.name for f in functions if "raise NotImpl" in ast.unparse(f)}
+    calls = filter(None, map(check_call, statements))
     return {name: argument for name, argument in calls if argument in stubs}
 
 
@@ -128,15 +116,12 @@ def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
         top, tree = symtable.symtable(code, "cell", "exec"), ast.parse(code)
     except (SyntaxError, ValueError):  # it will not run, but we know what it was meant to define
         return set(re.findall(r"^def (\w+)", cell, re.MULTILINE)), set()
-    bound, used, tables = set(), set(), [top]
+    symbols, tables = [], [top]
     for table in tables:
         tables += table.get_children()
-        for symbol in table.get_symbols():
-            if table is top or symbol.is_global():
-                if symbol.is_assigned() or symbol.is_imported():
-                    bound.add(symbol.get_name())
-                if symbol.is_referenced():
-                    used.add(symbol.get_name())
+        symbols += [s for s in table.get_symbols() if table is top or s.is_global()]
+    bound = {s.get_name() for s in symbols if s.is_assigned() or s.is_imported()}
+    used = {s.get_name() for s in symbols if s.is_referenced()}
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
             bound.add(ast.unparse(node).split(".")[0].split("[")[0])

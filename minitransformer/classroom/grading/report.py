@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
+from itertools import starmap
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -111,36 +112,39 @@ def drawn(grades: Sequence[Grade]) -> bytes:
 
 def page(grades: Sequence[Grade], figure: bytes) -> str:
     """Everything on one page: the class, its mistakes, then each student."""
-    sheets = dict.fromkeys(g.sheet for g in grades)
-    parts = ["<h1>Grades</h1>"]
-    for sheet in sheets:
-        parts.append(overview(sheet, [g for g in grades if g.sheet == sheet]))
     image = base64.b64encode(figure).decode()
-    parts.append("<h2>What the class got wrong</h2>")
-    parts.append(f'<img alt="The most frequent mistakes" src="data:image/png;base64,{image}">')
-    parts.append(to_talk_about(grades))
-    parts.append("<h2>Student by student</h2>")
-    for student in dict.fromkeys(g.student for g in grades):
-        parts.append(one_student(student, [g for g in grades if g.student == student]))
+    parts = [
+        "<h1>Grades</h1>",
+        *starmap(overview, by("sheet", grades).items()),
+        "<h2>What the class got wrong</h2>",
+        f'<img alt="The most frequent mistakes" src="data:image/png;base64,{image}">',
+        to_talk_about(grades),
+        "<h2>Student by student</h2>",
+        *starmap(one_student, by("student", grades).items()),
+    ]
     head = f"<meta charset='utf-8'><title>Grades</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
+def by(column: str, grades: Sequence[Grade]) -> dict[str, list[Grade]]:
+    """The grades by the values of a column, in their order."""
+    names = dict.fromkeys(getattr(g, column) for g in grades)
+    return {name: [g for g in grades if getattr(g, column) == name] for name in names}
+
+
 def overview(sheet: str, grades: Sequence[Grade]) -> str:
     """Students against exercises."""
-    names = list(dict.fromkeys(g.exercise for g in grades))
     if sheet == NO_SHEET:
         lines = [f"<li>{escape(g.student)}: {escape(g.message)}</li>" for g in grades]
         return f"<h2>Not graded</h2><ul>{''.join(lines)}</ul>"
-    rows = [f"<tr><th>student{''.join(f'<th>{escape(n)}' for n in names)}<th>passed</tr>"]
-    for student in dict.fromkeys(g.student for g in grades):
-        mine = {g.exercise: g for g in grades if g.student == student}
-        cells = "".join(mark(mine[n]) for n in names)
+    columns = by("exercise", grades)
+    rows = [f"<tr><th>student{''.join(f'<th>{escape(n)}' for n in columns)}<th>passed</tr>"]
+    for student, theirs in by("student", grades).items():
+        mine = {g.exercise: g for g in theirs}.values()
         link = f"<a href='#{escape(student, quote=True)}'>{escape(student)}</a>"
-        passed = sum(g.passed for g in mine.values())
-        rows.append(f"<tr><td>{link}{cells}<td>{passed} of {len(mine)}</tr>")
-    of_all = [[g.passed for g in grades if g.exercise == n] for n in names]
-    shares = "".join(f"<td>{sum(p)} of {len(p)}" for p in of_all)
+        passed = f"{sum(g.passed for g in mine)} of {len(mine)}"
+        rows.append(f"<tr><td>{link}{''.join(map(mark, mine))}<td>{passed}</tr>")
+    shares = "".join(f"<td>{sum(g.passed for g in c)} of {len(c)}" for c in columns.values())
     rows.append(f"<tr><th>the class{shares}<td></tr>")
     return f"<h2>{escape(sheet)}</h2><table>{''.join(rows)}</table>"
 
@@ -161,10 +165,9 @@ def to_talk_about(grades: Sequence[Grade]) -> str:
     for (exercise, name), count in counted(grades).most_common():
         mistakes = known[exercise].mistakes if exercise in known else ()
         hint = next((m.hint for m in mistakes if m.name == name), "")
-        who = sorted(
-            {g.student for g in grades if g.exercise == exercise and name in what_went_wrong(g)}
-        )
-        said = (exercise, name, hint, f"{count}: {', '.join(who)}")
+        theirs = [g for g in grades if g.exercise == exercise and name in what_went_wrong(g)]
+        who = ", ".join(sorted({g.student for g in theirs}))
+        said = (exercise, name, hint, f"{count}: {who}")
         rows.append(f"<tr>{''.join(f'<td>{escape(s)}' for s in said)}</tr>")
     return f"<table>{''.join(rows)}</table>" if len(rows) > 1 else ""
 
@@ -173,8 +176,7 @@ def one_student(student: str, grades: Sequence[Grade]) -> str:
     """What the checks said to this student's functions."""
     known = every()
     parts = [f"<h3 id='{escape(student, quote=True)}'>{escape(student)}</h3>"]
-    for note in dict.fromkeys(g.note for g in grades if g.note):
-        parts.append(f"<p class='note'>{escape(note)}</p>")
+    parts += [f"<p class='note'>{escape(note)}</p>" for note in by("note", grades) if note]
     for g in grades:
         title = f"{g.exercise}, {known[g.exercise].title}" if g.exercise in known else "not graded"
         message = "" if g.passed else g.message

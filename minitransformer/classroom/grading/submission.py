@@ -33,28 +33,20 @@ CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.cho
            "os.symlink", "os.truncate", "shutil.rmtree", "shutil.move"}  # fmt: skip
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 LARGEST_FILE = 2**28
-STUDENTS_COPY: dict[str, ModuleType] = {}
-"""What a student's `import minitransformer` finds; filled in advance where processes are forked."""
+STUDENTS_COPY: dict[str, ModuleType] = {}  # what a student's `import minitransformer` finds
 
 
 @dataclass(frozen=True)
 class Job:
     """What the grader asks for."""
 
-    cells: dict[int, str]
-    """The code to run, by its place in the notebook."""
-    steps: Sequence[tuple[str, Any]]
-    """("cell", place) or ("check", (exercise, function)), in order."""
-    errors: dict[int, str]
-    """Cells that are left out, and why."""
-    folder: str
-    """An empty folder to work in."""
-    hidden: frozenset[str]
-    """Files that a student may not read: solutions, and other submissions."""
-    seconds: float
-    """Limit for each cell."""
-    memory: int
-    """In bytes, in addition to what the process starts with."""
+    cells: dict[int, str]  # the code to run, by its place in the notebook
+    steps: Sequence[tuple[str, Any]]  # ("cell", place) or ("check", (exercise, function)), in order
+    errors: dict[int, str]  # cells that are left out, and why
+    folder: str  # an empty one to work in
+    hidden: frozenset[str]  # files that a student may not read: solutions, and other submissions
+    seconds: float  # limit for each cell
+    memory: int  # in bytes, in addition to what the process starts with
     token: str
 
 
@@ -88,8 +80,7 @@ def work(job: Job, channel: Connection) -> None:
                 # The evidence against a wrong diagnosis takes trainings, and the table does not show it.
                 quick = {"measured": False} if isinstance(check, registry.Quiz) else {}
                 result = check(namespace[function], **quick)
-                answer |= {"passed": result.passed, "mistakes": result.mistakes}
-                answer["message"] = result.message
+                answer |= {k: getattr(result, k) for k in ("passed", "mistakes", "message")}
             else:
                 answer["message"] = undefined(function, job.cells, errors)
         except BaseException as error:
@@ -205,8 +196,6 @@ def door(folder: str, hidden: frozenset[str]) -> Callable[[str, tuple], None]:
     home = os.path.realpath(folder) + os.sep
 
     def inside(path: Any) -> bool:
-        if isinstance(path, int):
-            return True
         return f"{os.path.realpath(os.fsdecode(path))}{os.sep}".startswith(home)
 
     def forbid(what: str) -> None:
