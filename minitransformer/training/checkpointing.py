@@ -55,9 +55,7 @@ class Checkpoint:
         `best` is the `Keeper` of the best weights.
         """
         self.model, self.optimizer, self.best = model, optimizer, best
-        self.identity = json.loads(
-            json.dumps({**identity_of(model), **self.run})
-        )  # as a file has it
+        self.identity = json.loads(json.dumps({**identity_of(model), **self.run}))  # as a file has it
         step = size = 0
         if (self.folder / FILE).exists():
             about, tensors = read(self.folder / FILE)
