@@ -14,13 +14,14 @@
 # This notebook shows all three on one sentence: what the model sees, what it is asked, and at which
 # places there is a loss. Well-known projects got each of them wrong at some time, in ways that train
 # without an error, so there are three exercises that know those ways. Then a small BERT is pretrained for
-# real, on Chinese reviews, and fine-tuned with few labels, beside a model that has read nothing.
+# real, on Chinese reviews, and fine-tuned with few labels, beside a model that has read nothing. That
+# takes ten minutes to half an hour, so it was done before; its first steps are repeated here.
 #
 # It covers section 2.1 of the article, how its pretrained models came to be, and part of 8.2, how many
 # labels this saves. Sources: Radford et al. 2018; Devlin et al. 2019, section 3.1; Raffel et al. 2020,
 # section 3.
 #
-# *Runs in about ten minutes on two cores. Needs `make data` once.*
+# *Runs in one to three minutes on two cores. Needs `make data` once.*
 
 # %%
 import torch
@@ -381,10 +382,10 @@ assert lines[0][1] > 0.9 and 0.1 < lines[1][1] < 0.16 < lines[2][1] < 0.5
 # Chinese has no spaces, so here every character is a token.
 
 # %%
+import json
+import math
+
 import numpy as np
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
 LENGTH = 64
 texts, unseen = mt.data.corpus("chinese_reviews")
@@ -421,38 +422,46 @@ config = mt.TransformerConfig.bert(
 )  # fmt: skip
 torch.manual_seed(0)
 chinese_bert = mt.MaskedLM(mt.Encoder(config))
-history = mt.pretrain(
-    chinese_bert, train_blocks, valid_blocks, steps=2000, lr=3e-3, batch_size=64, progress=False
+short = mt.pretrain(
+    chinese_bert, train_blocks, valid_blocks, steps=150, lr=3e-3, batch_size=64, progress=False
 )
-last = history.validations[-1]
-print(
-    f"perplexity {np.exp(last['valid_loss']):.0f}, right at {last['valid_masked_accuracy']:.0%} of the places"
-)
+loss = short.best["valid_loss"]
+print(f"after 150 steps: perplexity {np.exp(loss):.0f} of {letters.vocab_size:,}")
+
+# %% [markdown]
+# The real training has 2,000 steps. They, and everything else that is read from a file below, were made
+# by `python data/results/chinese.py`, in ten to thirty minutes; the file is `chinese.jsonl` beside it.
 
 # %%
+with open(mt.data.data_folder() / "results" / "chinese.jsonl", encoding="utf-8") as file:
+    made = [json.loads(line) for line in file]
+curve = [line for line in made if "step" in line]
+last = curve[-1]
+print(f"perplexity {np.exp(last['loss']):.0f}, right at {last['right']:.0%} of the places")
+
 left, right = plots.figure(2, (6, 2.6))
-history.plot(left)
-left.set(title="loss", ylim=(3, None))
-at = [v["step"] for v in history.validations]
-right.plot(at, [100 * v["valid_masked_accuracy"] for v in history.validations], "o-", color="C1")
+at = [v["step"] for v in curve]
+left.plot(at, [v["loss"] for v in curve], "o-")
+left.plot(150, loss, "s", color="C3", label="here")
+left.set(title="validation loss", xlabel="step", ylim=(3, None))
+left.legend(frameon=False)
+right.plot(at, [100 * v["right"] for v in curve], "o-", color="C1")
 right.set(title="right, % of the places asked for", xlabel="step", ylim=(0, None))
-assert history.validations[0]["valid_loss"] > last["valid_loss"] + 0.5
+assert last["loss"] + 1 < loss < math.log(letters.vocab_size) - 1
 
 # %% [markdown]
 # For a while the loss stands nearly still: the model knows how frequent each character is, and no more.
-# Then it finds out that the neighbours tell, and the loss falls faster than before. Many short trainings
-# of masked models end before that moment, and seem to show that nothing can be learned.
+# That is as far as we came here. Then it finds out that the neighbours tell, and the loss falls faster
+# than before. Many short trainings of masked models end before that moment, and seem to show that
+# nothing can be learned.
 #
-# What does it know now? A few holes, and its first three guesses:
+# What does it know after 2,000 steps? A few holes, and its first three guesses:
 
 # %%
-for text in ("房间很干[MASK]", "这本书[MASK]常好", "服务态[MASK]很差", "性价[MASK]不高"):
-    ids = torch.tensor([letters.encode(text)])
-    hole = (ids[0] == letters.id_of("[MASK]")).nonzero().item()
-    with torch.no_grad():
-        p = chinese_bert(ids)[0, hole].softmax(-1)
-    guesses = ", ".join(f"{letters.tokens([i])[0]} {p[i]:.0%}" for i in p.topk(3).indices.tolist())
-    print(f"{text:22} {guesses}")
+for line in made:
+    if "hole" in line:
+        guesses = ", ".join(f"{token} {share:.0%}" for token, share in line["guesses"])
+        print(f"{line['hole']:22} {guesses}")
 
 # %% [markdown]
 # ### With it and without it
@@ -463,50 +472,30 @@ for text in ("房间很干[MASK]", "这本书[MASK]常好", "服务态[MASK]很�
 # triples.
 
 # %%
-train, valid, test = mt.data.load("chinese_reviews").split(seed=0)
-test = test.sample(1000)
-LABELS, SEEDS = [100, 300, 1000, 3000], range(3)
-
-
-def fine_tuned(few, seed, weights=None):
-    """The test accuracy after fine-tuning on a few reviews; each rate was the better on validation."""
-    torch.manual_seed(seed)
-    encoder = mt.Encoder(config.with_(dropout=0.1, attention_dropout=0.1))
-    if weights is not None:
-        encoder.load_state_dict(weights)
-    model = mt.SequenceClassifier(encoder, 2, pooling="mean")
-    parts = [mt.data.encode(p, letters, LENGTH) for p in (few, valid.sample(min(len(few), 300)))]
-    lr = 2e-3 if weights is None else 1e-3
-    mt.finetune(model, *parts, steps=100, validate_every=50, lr=lr, seed=seed, progress=False)
-    return mt.evaluate(model, mt.data.encode(test, letters, LENGTH)).accuracy
-
-
-def counted(few):
-    """The test accuracy of TF-IDF and logistic regression, its one setting chosen on validation."""
-    best = (0.0, 0.0)
-    for C in (1.0, 4.0, 16.0):
-        counts = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
-        model = make_pipeline(counts, LogisticRegression(C=C, max_iter=1000))
-        model.fit(few.texts, few.labels)
-        some = valid.sample(min(len(few), 300))
-        scores = model.score(some.texts, some.labels), model.score(test.texts, test.labels)
-        best = max(best, scores)
-    return best[1]
-
-
-pretrained = chinese_bert.encoder.state_dict()
-accuracy = {name: [] for name in ("new", "pretrained", "TF-IDF")}
-for n in LABELS:
-    few = [train.sample(n, seed) for seed in SEEDS]
-    accuracy["new"].append([fine_tuned(f, seed) for seed, f in enumerate(few)])
-    accuracy["pretrained"].append([fine_tuned(f, seed, pretrained) for seed, f in enumerate(few)])
-    accuracy["TF-IDF"].append([counted(f) for f in few])
+LABELS, SEEDS, WAYS = [100, 300, 1000, 3000], range(3), ("new", "pretrained", "TF-IDF")
+found = {(m["way"], m["labels"], m["seed"]): m["accuracy"] for m in made if "way" in m}
+accuracy = {way: [[found[way, n, seed] for seed in SEEDS] for n in LABELS] for way in WAYS}
 
 print("test accuracy, mean ± standard deviation of three seeds")
 print(f"{'labels':>8}", *(f"{name:>15}" for name in accuracy))
 for i, n in enumerate(LABELS):
     cells = (f"{np.mean(a[i]):.3f} ± {np.std(a[i], ddof=1):.3f}" for a in accuracy.values())
     print(f"{n:8,}", *(f"{cell:>15}" for cell in cells))
+
+# %% [markdown]
+# One of these again, here: a new model, 100 labels, the first seed.
+
+# %%
+train, valid, test = mt.data.load("chinese_reviews").split(seed=0)
+few = train.sample(100, 0)
+torch.manual_seed(0)
+encoder = mt.Encoder(config.with_(dropout=0.1, attention_dropout=0.1))
+model = mt.SequenceClassifier(encoder, 2, pooling="mean")
+parts = [mt.data.encode(p, letters, LENGTH) for p in (few, valid.sample(100), test.sample(1000))]
+mt.finetune(model, *parts[:2], steps=100, validate_every=50, lr=2e-3, progress=False)
+again = mt.evaluate(model, parts[2]).accuracy
+print(f"{again:.3f} here, {found['new', 100, 0]:.3f} in the file")
+assert abs(again - found["new", 100, 0]) < 0.1
 
 # %%
 ax = plots.figure(size=(5, 3.4))
@@ -536,15 +525,15 @@ for n, with_it, more in zip(LABELS, mean["pretrained"], gain, strict=True):
 assert gain.mean() > 0.005 and mean["TF-IDF"][-1] > mean["pretrained"][-1]
 
 # %% [markdown]
-# **It pays, and it is not enough.** Some minutes of reading are worth two and a half to four points, one at three
-# thousand labels, and more labels than one would guess: what the pretrained model does with a thousand the
-# new one does not reach with three times as many in the same hundred steps. That is the article's promise,
-# at the size of a laptop. But counting characters beats both at every size. A million characters in a few
+# **It pays, and it is not enough.** Some minutes of reading are worth two to four points with up to a
+# thousand labels, at three thousand no more than the seeds differ by. In labels that is more than one would
+# guess: what the pretrained model does with a thousand the new one hardly reaches with three times as many
+# in the same hundred steps. That is the article's promise, at the size of a laptop. But counting characters beats both at every size. A million characters in a few
 # minutes teach which character fits; what makes a review a good one is spread over whole sentences, and
 # BERT read three billion words before it knew. Notebook 10 fine-tunes a model that has read much more, and
 # there counting loses.
 #
-# What it took to see the gain at all, on this machine:
+# What it took to see the gain at all:
 #
 # - *enough steps*: before the bend in the curve there is nothing to transfer;
 # - *the right texts*: the corpus is of the same kind as the task. With the newspaper added,
