@@ -451,7 +451,7 @@ assert last["loss"] + 1 < loss < math.log(letters.vocab_size) - 1
 
 # %% [markdown]
 # For a while the loss stands nearly still: the model knows how frequent each character is, and no more.
-# That is as far as we came here. Then it finds out that the neighbours tell, and the loss falls faster
+# That is as far as we got here. Then it discovers that the neighbours tell, and the loss falls faster
 # than before. Many short trainings of masked models end before that moment, and seem to show that
 # nothing can be learned.
 #
@@ -483,7 +483,7 @@ for i, n in enumerate(LABELS):
     print(f"{n:8,}", *(f"{cell:>15}" for cell in cells))
 
 # %% [markdown]
-# One of these again, here: a new model, 100 labels, the first seed.
+# Here is one of these again: a new model, 100 labels, the first seed.
 
 # %%
 train, valid, test = mt.data.load("chinese_reviews").split(seed=0)
@@ -526,12 +526,12 @@ assert gain.mean() > 0.005 and mean["TF-IDF"][-1] > mean["pretrained"][-1]
 
 # %% [markdown]
 # **It pays, and it is not enough.** Some minutes of reading are worth two to four points with up to a
-# thousand labels, at three thousand no more than the seeds differ by. In labels that is more than one would
-# guess: what the pretrained model does with a thousand the new one hardly reaches with three times as many
-# in the same hundred steps. That is the article's promise, at the size of a laptop. But counting characters beats both at every size. A million characters in a few
-# minutes teach which character fits; what makes a review a good one is spread over whole sentences, and
-# BERT read three billion words before it knew. Notebook 10 fine-tunes a model that has read much more, and
-# there counting loses.
+# thousand labels, and at three thousand no more than the seeds differ by. In labels that is more than one
+# would guess: what the pretrained model does with a thousand, the new one hardly reaches with three times as
+# many in the same hundred steps. That is the article's promise, at the size of a laptop. But counting
+# characters beats both at every size. A million characters in a few minutes teach which character fits;
+# what makes a review a good one is spread over whole sentences, and BERT read three billion words before
+# it knew. Notebook 10 fine-tunes a model that has read much more, and there counting loses.
 #
 # What it took to see the gain at all:
 #
