@@ -98,9 +98,9 @@ class Block(nn.Module):
 
         def f(n: Tensor) -> Tensor:
             if only == ALL:
-                return self.attention(n, None, keep, bias, causal, cache)
+                return self.attention(n, None, keep, bias, causal=causal, cache=cache)
             some = (rows(a, only, n.shape[1]) for a in (keep, bias))
-            return self.attention(n[:, only], n, *some, causal, cache)
+            return self.attention(n[:, only], n, *some, causal=causal, cache=cache)
 
         return self.sublayer(x, f, self.norm_1, only)
 

@@ -123,7 +123,7 @@ _, (left, right) = plt.subplots(
 left.imshow(fixed, aspect="auto", cmap="Blues", vmin=0, vmax=1.3)
 right.imshow(batch.keep[:, 0, 0], aspect="auto", cmap="Blues", vmin=0, vmax=1.3)
 left.set(title="padded to 128", xlabel="position", ylabel="review in the batch")
-right.set(title="like lengths together", xlabel="position", yticks=[])
+right.set(title="similar lengths together", xlabel="position", yticks=[])
 real = sum(map(len, data.ids))
 padded = sum(b.ids.numel() for b in batches)
 print(
