@@ -254,7 +254,7 @@ for i, method in enumerate(METHODS):
 ax.axvline(before_training, color="k", linewidth=1)
 ax.text(before_training, -0.7, "before", ha="center", fontsize=8)
 ax.axvline(0.05, color="0.6", linestyle=":")
-ax.set(xlabel="right among 20 halves, after fine-tuning; a point a seed", xlim=(0, None))
+ax.set(xlabel="right among 20 halves, after fine-tuning; one point per seed", xlim=(0, None))
 ax.set(yticks=range(len(METHODS)), yticklabels=METHODS)
 ax.invert_yaxis()
 forgot = {
