@@ -277,7 +277,6 @@ def test_the_optimizer_has_lora_parameters_once():
         (lambda: named("last-layers:two"), r"'last-layers:two': 'two' is not int"),
         (lambda: named("full:2"), "'full:2': Full takes no argument"),
     ],
-    ids=str,
 )  # fmt: skip
 def test_a_strategy_that_does_not_fit_says_why(make, message):
     with pytest.raises(ValueError, match=message):
