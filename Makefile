@@ -39,7 +39,7 @@ test: quick  ## run all tests, notebooks included (15 to 40 minutes on two cores
 
 # Two processes of one thread each: the tests' tensors are too small for two threads to help.
 quick: $(READY) $(DATA)  ## run the tests without the notebooks (5 to 10 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/test_notebooks.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/test_notebooks.py
 
 portable: $(READY) $(DATA)  ## run the tests that train as other machines would compute them
 	$(BIN)/python tests/portable.py

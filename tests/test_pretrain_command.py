@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -93,11 +94,14 @@ def test_a_t5_of_ones_own_fills_holes(book, tmp_path):
 @pytest.mark.parametrize("objective", ["causal", "masked", "spans"])
 @pytest.mark.parametrize("way", ["ctrl-c", "kill"])
 def test_stopped_it_says_how_to_go_on_and_ends_as_if_nothing_had_happened(
-    book, tmp_path, capsys, stopped, way, objective
+    book, tmp_path, capsys, stopped, way, objective, request
 ):
     def stop():
         os.kill(os.getpid(), signal.SIGINT if way == "ctrl-c" else signal.SIGTERM)
 
+    # A process that runs tests for another one ignores Ctrl-C.
+    request.addfinalizer(partial(signal.signal, signal.SIGINT, signal.getsignal(signal.SIGINT)))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     options = ["--texts", book, "--objective", objective, "--schedule", "cosine"]
     assert pretrain(*options, out=tmp_path / "whole") == 0
     handler = signal.getsignal(signal.SIGTERM)
