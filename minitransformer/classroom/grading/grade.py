@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -64,6 +65,7 @@ def grade(
     exercises: Path = EXERCISES,
     seconds: float = 120.0,
     memory: float = 4.0,
+    at_once: int | None = None,
 ) -> list[Grade]:
     """Check every submission, in the order of the students' names.
 
@@ -72,6 +74,7 @@ def grade(
         exercises: the folder of the student's editions that were handed out.
         seconds: limit for each cell; a whole submission may take five times that.
         memory: GiB for each submission.
+        at_once: submissions that run at the same time; one per processor by default.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -82,8 +85,14 @@ def grade(
     hidden = {h.path for h in handed}
     hidden |= {*exercises.parent.glob("*.ipynb"), *exercises.parent.glob("source/*.py")}
     files = frozenset(os.path.realpath(path) for path in hidden)
-    bar = tqdm(handed, unit="submission")
-    return [row for one in bar for row in grade_one(one, files, seconds, int(memory * 2**30))]
+
+    def rows(one: Handed) -> list[Grade]:
+        return grade_one(one, files, seconds, int(memory * 2**30))
+
+    # Threads are enough: each waits for a process of its own.
+    with ThreadPoolExecutor(at_once or os.cpu_count()) as pool:
+        bar = tqdm(pool.map(rows, handed), total=len(handed), unit="submission")
+        return [row for graded in bar for row in graded]
 
 
 def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed]:
