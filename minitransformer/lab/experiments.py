@@ -4,7 +4,6 @@ A *trial* is one training, a *result* its outcome, one line of a JSONL file. The
 results that the file has, runs the missing trials, and appends each result as soon as it has it.
 """
 
-import copy
 import json
 import os
 import time
@@ -81,7 +80,7 @@ class Lab:
         """The pretrained encoder with a new head, which depends on the seed alone."""
         with reproducible(trial.seed):
             n_classes = len(self.parts[trial.domain][0].label_names)
-            return SequenceClassifier(copy.deepcopy(self.encoder), n_classes, self.pooling)
+            return SequenceClassifier(self.encoder, n_classes, self.pooling)
 
     def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
         """(model, history, peak memory in MiB) of a trial that is a strategy."""

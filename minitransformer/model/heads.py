@@ -1,5 +1,7 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
+import copy
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -31,6 +33,8 @@ class SequenceClassifier(nn.Module):
 
     $$\text{logits} = \mathrm{pool}(\mathrm{Encoder}(ids))\,W + b$$
 
+    The encoder is copied: several classifiers may start from one, and none changes it.
+
     Args:
         pooling: "cls" (tanh of the first position, needs `config.pooler`) or "mean" (over the real
             positions).
@@ -55,7 +59,7 @@ class SequenceClassifier(nn.Module):
             )
         if n_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {n_classes}")
-        self.encoder, self.pooling, self.n_classes = encoder, pooling, n_classes
+        self.encoder, self.pooling, self.n_classes = copy.deepcopy(encoder), pooling, n_classes
         self.first = 1 if pooling == "cls" else None
         """Positions to read; the last block computes no others, which saves a seventh of 6 layers."""
         self.labels: tuple[str, ...] = tuple(map(str, range(n_classes)))
@@ -63,6 +67,20 @@ class SequenceClassifier(nn.Module):
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
         self.classifier = nn.Linear(encoder.config.d_model, n_classes)
         init_weights(self.classifier, encoder.config)
+        self.drawn = [p.detach().clone() for p in self.classifier.parameters()]
+        """What the head's weights are as long as nobody has trained, loaded or set them."""
+
+    @torch.no_grad()
+    def draw_head(self) -> None:
+        """Draw the head's weights anew from torch's random state, if it is new and not frozen."""
+        mine = list(self.classifier.parameters())
+        pairs = zip(mine, self.drawn, strict=True)
+        if all(p.requires_grad and torch.equal(p, drawn.to(p)) for p, drawn in pairs):
+            new = nn.Linear(self.classifier.in_features, self.n_classes)
+            init_weights(new, self.encoder.config)
+            for p, drawn in zip(mine, new.parameters(), strict=True):
+                p.copy_(drawn)
+            self.drawn = [p.clone() for p in mine]
 
     def forward(
         self, ids: Ids, keep: Mask = None, segments: Ids | None = None

@@ -49,8 +49,9 @@ def insert(
 ) -> None:
     """Give every linear map whose name ends in one of `targets` a low-rank change.
 
-    The seed decides how they start; torch's own random state is neither used nor changed. A target
-    that matches nothing, or a rank above a matrix's size, is a ValueError; the model is unchanged.
+    A frozen matrix gets none. The seed decides how they start; torch's own random state is neither
+    used nor changed. A target that matches nothing, or nothing that may change, or a rank above a
+    matrix's size, is a ValueError; the model is unchanged.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     known = {n.rpartition(".")[2] for n in linears}
@@ -62,8 +63,14 @@ def insert(
     changed = {
         n: LoRALinear(m, rank, alpha, n, generator)
         for n, m in linears.items()
-        if n.rpartition(".")[2] in targets
+        if n.rpartition(".")[2] in targets and m.weight.requires_grad
     }
+    if not changed:
+        raise ValueError(
+            f"all of {', '.join(targets)} are frozen (requires_grad=False), and LoRA would change them; "
+            "thaw them with model.requires_grad_(True): LoRA itself trains only what it adds, and the "
+            "head"
+        )
     for name, module in changed.items():
         model.set_submodule(name, module)
 
