@@ -28,6 +28,8 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tok
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 """GPT-2's counterpart of a vocab.txt."""
 CLASSIFIER = "BertForSequenceClassification"
+KINDS = {"causal": "GPT2LMHeadModel", "masked": "BertForMaskedLM", "spans": "T5ForConditionalGeneration"}  # fmt: skip
+"""The kinds of models that the objectives make, as `transformers` calls them."""
 FORMER = (
     *FILES, *BYTE_PAIRS, "added_tokens.json", "special_tokens_map.json", "generation_config.json",
     "chat_template.jinja", "spiece.model", "model.safetensors.index.json",

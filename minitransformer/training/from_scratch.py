@@ -1,9 +1,13 @@
 """What pretraining from scratch needs: blocks of text, the objective's examples, a new model."""
 
 import contextlib
+import json
 from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
+from ..data.atomic import write_whole
 from ..data.batches import EncodedTexts
 from ..data.masking import MaskedTexts
 from ..data.sequences import pack
@@ -13,7 +17,10 @@ from ..model.config import TransformerConfig
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..options import Objective
+from .checkpointing import FILE, refuse_other
 from .loop import Data
+
+TOKENIZER, LEARNED = "tokenizer.json", "tokenizer.learned.json"
 
 ENDS = {
     "causal": ("[END]", "<|endoftext|>", "</s>", "[SEP]"),
@@ -41,6 +48,39 @@ def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
     raise ValueError(
         f"the tokenizer has no token that ends a text; add one of {', '.join(ENDS[objective])}"
     )
+
+
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path, options: dict[str, Any]) -> None:
+    """Save a run's tokenizer, its hash, and with which options it was learned."""
+    raw = tokenizer.to_json().encode()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / TOKENIZER, raw)
+    write_whole(folder / LEARNED, json.dumps([options, sha256(raw).hexdigest()]).encode())
+
+
+def kept_tokenizer(folder: Path, options: dict[str, Any], max_length: int) -> Tokenizer | None:
+    """The tokenizer of the run that is resumed; None if there is no run yet to resume.
+
+    What a run left that failed before its first checkpoint was learned from other texts perhaps.
+
+    Raises: ValueError: a damaged or missing file, or a run with other options.
+    """
+    if not (folder / FILE).exists():
+        return None
+    again = "put back the file of this run, or start afresh in another folder"
+    try:
+        learned, digest = json.loads((folder / LEARNED).read_bytes())
+        learned, raw = dict(learned), (folder / TOKENIZER).read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error.filename} is missing: the run had another --tokenizer, or {again}"
+        ) from None
+    except (ValueError, TypeError):
+        raise ValueError(f"{folder / LEARNED} is damaged; {again}") from None
+    if sha256(raw).hexdigest() != digest:
+        raise ValueError(f"{folder / TOKENIZER} does not belong to {LEARNED}: damaged; {again}")
+    refuse_other(learned, options, folder)
+    return Tokenizer.from_json(raw.decode(), max_length)
 
 
 def blocks_of(
