@@ -11,7 +11,6 @@ history is a separate file that only grows.
 
 import hashlib
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -138,13 +137,13 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def checksum(about: dict[str, Any], tensors: dict[str, Tensor]) -> int:
-    """Of everything in a checkpoint; the format itself has none."""
-    total = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+def checksum(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors, and of what is written beside them."""
+    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key in sorted(tensors):
-        raw = tensors[key].reshape(-1).view(torch.uint8).numpy()
-        total = zlib.crc32(raw, zlib.crc32(key.encode(), total))
-    return total
+        sha.update(key.encode())
+        sha.update(tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
