@@ -9,9 +9,10 @@ broadcastable to (..., queries, keys); a query that may attend to nothing gets z
 gradients.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def rms_norm(
 
 def relu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""$\max(0, x)$.  Source: Vaswani et al. 2017, equation 2.  Reference: `F.relu`."""
-    return x * (x > 0)
+    return x.masked_fill(x <= 0, 0.0)  # not x * (x > 0), which is NaN at -∞
 
 
 def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -148,8 +149,10 @@ def cross_entropy(
     top = logits.detach().amax(-1, keepdim=True)
     log_p = logits - top - torch.log(torch.exp(logits - top).sum(-1, keepdim=True))
     at_target = log_p.gather(-1, targets.where(counts, 0).unsqueeze(-1)).squeeze(-1)
-    loss = -(1 - label_smoothing) * at_target - label_smoothing * log_p.mean(-1)
-    return (loss * counts).sum() / counts.sum().clamp(min=1)
+    loss = -at_target
+    if label_smoothing:  # not 0 times the logarithm of a probability of 0
+        loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(-1)
+    return loss.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def sinusoidal_positions(
@@ -238,7 +241,42 @@ class Ops(NamedTuple):
     cross_entropy: Callable[..., Tensor]
 
 
-FORMULA = Ops(softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy)
+def like_torchs(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The formula as an operation: 16 bits are computed in 32, and shapes that torch rejects rejected.
+
+    In 16 bits a square overflows from 256 on, and a sum of many terms too.
+    """
+
+    @functools.wraps(formula)
+    def operation(*args: Any, **options: Any) -> Tensor:
+        x, *others = [a for a in (*args, *options.values()) if isinstance(a, Tensor)]
+        if formula in (layer_norm, rms_norm) and x.shape[-1:] != others[0].shape:
+            wanted = tuple(others[0].shape)
+            raise RuntimeError(f"{formula.__name__}: x is {tuple(x.shape)}, not (..., {wanted[0]})")
+        if formula is cross_entropy and x.shape[:-1] != others[0].shape:
+            raise ValueError(f"logits {tuple(x.shape)}, but targets {tuple(others[0].shape)}")
+        dtype = functools.reduce(
+            torch.promote_types, (a.dtype for a in (x, *others) if a.is_floating_point())
+        )
+        if dtype not in (torch.float16, torch.bfloat16):
+            return formula(*args, **options)
+        args, values = ([float32(a) for a in some] for some in (args, options.values()))
+        return formula(*args, **dict(zip(options, values, strict=True))).to(dtype)
+
+    return operation
+
+
+def float32(value: Any) -> Any:
+    """A tensor of numbers in 32 bits; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
+FORMULA = Ops(
+    *map(
+        like_torchs,
+        (softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy),
+    )
+)
 FUSED = Ops(
     fast.fused_softmax, fast.fused_attention, fast.fused_layer_norm, fast.fused_rms_norm,
     F.relu, F.gelu, fast.fused_gelu_tanh, fast.fused_cross_entropy,
