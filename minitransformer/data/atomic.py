@@ -94,13 +94,9 @@ def write_folder(
         try:
             draft.mkdir()
             for name, raw in files.items():
-                with open(draft / name, "xb") as file:
-                    file.write(raw)
-                    file.flush()
-                    os.fsync(file.fileno())
+                write_whole(draft / name, raw)
                 if (folder / name).exists():
                     shutil.copymode(folder / name, draft / name)
-            sync(draft)
             os.replace(draft, folder / NEW)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
@@ -122,13 +118,11 @@ def put_in_place(folder: Path, key: str, obsolete: Callable[[str], bool]) -> Non
     names = sorted((p.name for p in new.iterdir()), key=lambda name: name == key)
     (folder / key).unlink(missing_ok=True)
     sync(folder)
-    for name in (p.name for p in folder.iterdir() if p.is_file() and obsolete(p.name)):
-        if name not in names:
-            (folder / name).unlink()
-    for name in names:
-        if name == key:
-            sync(folder)  # all others before it
-        (folder / name).unlink(missing_ok=True)
+    for path in [*folder.iterdir()]:
+        if path.name in names or (obsolete(path.name) and path.is_file()):
+            path.unlink()
+    for name in names:  # the key file last, after all others are on the disk
+        sync(folder)
         try:
             os.link(new / name, folder / name)
         except OSError:  # not every system can

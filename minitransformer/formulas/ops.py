@@ -242,33 +242,32 @@ class Ops(NamedTuple):
 
 
 def like_torchs(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The formula as an operation: 16 bits are computed in 32, and shapes that torch rejects rejected.
+    """The formula for any input that torch's operation takes, and for no other.
 
-    In 16 bits a square overflows from 256 on, and a sum of many terms too.
+    16 bits are computed in 32, where a square overflows only from $10^{19}$ on, not from 256.
     """
 
     @functools.wraps(formula)
     def operation(*args: Any, **options: Any) -> Tensor:
         x, *others = [a for a in (*args, *options.values()) if isinstance(a, Tensor)]
         if formula in (layer_norm, rms_norm) and x.shape[-1:] != others[0].shape:
-            wanted = tuple(others[0].shape)
-            raise RuntimeError(f"{formula.__name__}: x is {tuple(x.shape)}, not (..., {wanted[0]})")
+            raise RuntimeError(f"x {tuple(x.shape)}, but the norm has width {len(others[0])}")
         if formula is cross_entropy and x.shape[:-1] != others[0].shape:
             raise ValueError(f"logits {tuple(x.shape)}, but targets {tuple(others[0].shape)}")
         dtype = functools.reduce(
-            torch.promote_types, (a.dtype for a in (x, *others) if a.is_floating_point())
+            torch.promote_types, [a.dtype for a in (x, *others) if is_number(a)]
         )
         if dtype not in (torch.float16, torch.bfloat16):
             return formula(*args, **options)
-        args, values = ([float32(a) for a in some] for some in (args, options.values()))
-        return formula(*args, **dict(zip(options, values, strict=True))).to(dtype)
+        wide = {name: a.float() if is_number(a) else a for name, a in options.items()}
+        return formula(*(a.float() if is_number(a) else a for a in args), **wide).to(dtype)
 
     return operation
 
 
-def float32(value: Any) -> Any:
-    """A tensor of numbers in 32 bits; anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+def is_number(a: Any) -> bool:
+    """Whether this is a tensor of numbers, not of ids or of a mask."""
+    return isinstance(a, Tensor) and a.is_floating_point()
 
 
 FORMULA = Ops(

@@ -65,35 +65,23 @@ def read(path: str | Path, mend: bool = False) -> list[Result]:
     path = Path(path)
     if not path.exists():
         return []
-    raw = path.read_bytes()
-    lines = raw.splitlines(keepends=True)
-    if lines and not lines[-1].endswith(b"\n") and is_cut_off(lines[-1]):
-        lines.pop()
-    results = []
-    for number, line in enumerate(lines, 1):
+    raw, whole, results = path.read_bytes(), b"", []
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
         try:
             fields = json.loads(line)
             results.append(Result(**(fields | {"trial": Trial(**fields["trial"])})))
         except (ValueError, TypeError, KeyError) as error:
+            ends = line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError)
+            if not ends and (line.startswith(START) or START.startswith(line)):
+                break
             raise ValueError(
                 f"{path}, line {number}: not a result of these experiments ({error}); remove the "
                 "line, or give another file"
             ) from error
-    whole = b"".join(lines)
-    if whole and not whole.endswith(b"\n"):
-        whole += b"\n"  # all that was cut off
+        whole += line if line.endswith(b"\n") else line + b"\n"
     if mend and whole != raw:
         write_whole(path, whole)
     return results
-
-
-def is_cut_off(line: bytes) -> bool:
-    """Whether this is the beginning of a result, rather than somebody else's text."""
-    try:
-        json.loads(line)
-    except ValueError:
-        return line.startswith(START) or START.startswith(line)
-    return False
 
 
 def by_validation(result: Result) -> tuple[float, float]:

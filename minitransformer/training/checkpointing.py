@@ -137,7 +137,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         ) from error
 
 
-def checksum(about: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def checksum(about: Any, tensors: Mapping[str, Tensor]) -> str:
     """A hash of tensors, and of what is written beside them."""
     sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key in sorted(tensors):

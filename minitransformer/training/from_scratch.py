@@ -3,7 +3,6 @@
 import contextlib
 import json
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from ..model.config import TransformerConfig
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..options import Objective
-from .checkpointing import FILE, refuse_other
+from .checkpointing import FILE, checksum, refuse_other
 from .loop import Data
 
-TOKENIZER, LEARNED = "tokenizer.json", "tokenizer.learned.json"
+TOKENIZER = "learned_tokenizer.json"
 
 ENDS = {
     "causal": ("[END]", "<|endoftext|>", "</s>", "[SEP]"),
@@ -51,36 +50,33 @@ def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
 
 
 def keep_tokenizer(tokenizer: Tokenizer, folder: Path, options: dict[str, Any]) -> None:
-    """Save a run's tokenizer, its hash, and with which options it was learned."""
-    raw = tokenizer.to_json().encode()
+    """Save a run's tokenizer, with the options it was learned with and a hash."""
+    learned = [options, tokenizer.to_json()]
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / TOKENIZER, raw)
-    write_whole(folder / LEARNED, json.dumps([options, sha256(raw).hexdigest()]).encode())
+    write_whole(folder / TOKENIZER, json.dumps([*learned, checksum(learned, {})]).encode())
 
 
 def kept_tokenizer(folder: Path, options: dict[str, Any], max_length: int) -> Tokenizer | None:
     """The tokenizer of the run that is resumed; None if there is no run yet to resume.
 
-    What a run left that failed before its first checkpoint was learned from other texts perhaps.
+    A run that failed before its first checkpoint may have learned one from other texts.
 
     Raises: ValueError: a damaged or missing file, or a run with other options.
     """
     if not (folder / FILE).exists():
         return None
-    again = "put back the file of this run, or start afresh in another folder"
     try:
-        learned, digest = json.loads((folder / LEARNED).read_bytes())
-        learned, raw = dict(learned), (folder / TOKENIZER).read_bytes()
-    except FileNotFoundError as error:
+        *learned, digest = json.loads((folder / TOKENIZER).read_bytes())
+        whole = digest == checksum(learned, {})
+    except (OSError, ValueError, TypeError):
+        whole = False
+    if not whole:
         raise ValueError(
-            f"{error.filename} is missing: the run had another --tokenizer, or {again}"
-        ) from None
-    except (ValueError, TypeError):
-        raise ValueError(f"{folder / LEARNED} is damaged; {again}") from None
-    if sha256(raw).hexdigest() != digest:
-        raise ValueError(f"{folder / TOKENIZER} does not belong to {LEARNED}: damaged; {again}")
-    refuse_other(learned, options, folder)
-    return Tokenizer.from_json(raw.decode(), max_length)
+            f"{folder / TOKENIZER} is missing or damaged: put back the file of this run (unless it had "
+            "another --tokenizer), or start afresh in another folder"
+        )
+    refuse_other(learned[0], options, folder)
+    return Tokenizer.from_json(learned[1], max_length)
 
 
 def blocks_of(

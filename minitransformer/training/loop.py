@@ -103,7 +103,12 @@ def fit(
     """
     steps, (rank, _) = recipe.steps, rank_and_size()
     fixed = {p for p in model.parameters() if not p.requires_grad}
-    refuse_16_bits(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name} is {parameter.dtype}, too coarse for the small changes of a step; call "
+                'model.float() first: precision="bfloat16" multiplies in 16 bits all the same'
+            )
     silent = not progress or rank > 0
     with (
         strategy.applied(model, recipe.seed),
@@ -181,25 +186,21 @@ def set_trainable(
 
     Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features.
     """
-    if not any(rates):
-        raise ValueError(f"{strategy} freezes every layer: nothing would learn")
     names = {parameter: name for name, parameter in model.named_parameters()}
     model.train().requires_grad_(False)
     learning = []
     for layer, rate in zip(layers, rates, strict=True):
-        parameters = [p for module in layer.modules for p in module.parameters()]
-        if not any(p not in fixed for p in parameters):
-            rate = 0.0
-        learning.append(rate)
+        free = [p for module in layer.modules for p in module.parameters() if p not in fixed]
+        learning.append(rate if free else 0.0)
         for module in layer.modules:
-            module.train(rate > 0)
-        for parameter in parameters:
+            module.train(learning[-1] > 0)
+        for parameter in free:
             chosen = layer is layers[-1] or strategy.learns(names[parameter])
-            parameter.requires_grad_(rate > 0 and chosen and parameter not in fixed)
+            parameter.requires_grad_(rate > 0 and chosen)
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            f"nothing would learn: all that {strategy} trains is frozen (requires_grad=False); thaw "
-            "some of it with requires_grad_(True)"
+            f"nothing would learn: {strategy} freezes it, or you did (requires_grad=False); thaw it with "
+            "requires_grad_(True)"
         )
     return learning
 
@@ -209,16 +210,6 @@ def give_back(model: nn.Module, fixed: Collection[nn.Parameter]) -> None:
     model.requires_grad_(True).eval()
     for parameter in fixed:
         parameter.requires_grad_(False)
-
-
-def refuse_16_bits(model: nn.Module) -> None:
-    """Reject weights that are too coarse to learn."""
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(
-                f"{name} is {parameter.dtype}, too coarse for the small changes of a step; call "
-                'model.float() first, and precision="bfloat16" multiplies in 16 bits all the same'
-            )
 
 
 class Keeper:

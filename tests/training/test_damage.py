@@ -8,7 +8,7 @@ from resumable import model, run
 
 from minitransformer.__main__ import main
 from minitransformer.training.checkpointing import FILE, HISTORY
-from minitransformer.training.from_scratch import LEARNED, TOKENIZER
+from minitransformer.training.from_scratch import TOKENIZER
 from minitransformer.training.history import History
 
 OPTIONS = [
@@ -52,7 +52,7 @@ def done(book):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", [FILE, HISTORY, TOKENIZER, LEARNED])
+@pytest.mark.parametrize("name", [FILE, HISTORY, TOKENIZER])
 def test_a_damaged_file_of_a_run_is_refused_with_the_reason(done, book, tmp_path, capsys, name, damage):  # fmt: skip
     shutil.copytree(done, tmp_path / "gpt")
     DAMAGES[damage](tmp_path / "gpt" / "training" / name)
