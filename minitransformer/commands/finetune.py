@@ -39,8 +39,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--epochs and --batch-size must be at least 1")
     labelled = read_labelled(args.data)
 
-    import torch
-
     from ..data import encode
     from ..model.heads import SequenceClassifier
     from ..pretrained.checkpoints import CLASSIFIER, refuse_foreign, save_pretrained
@@ -53,8 +51,7 @@ def run(args: argparse.Namespace) -> int:
     strategy = named(args.strategy)
     train, valid, test = labelled.split(seed=args.seed)
     encoder, tokenizer = load_encoder(args.model)
-    torch.manual_seed(args.seed)
-    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
+    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling, seed=args.seed)
     encoded = [encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
     print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
     print(plan(model, strategy, epochs=args.epochs, lr=args.lr), "\n")

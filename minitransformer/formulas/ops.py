@@ -241,10 +241,10 @@ class Ops(NamedTuple):
     cross_entropy: Callable[..., Tensor]
 
 
-def like_torchs(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The formula for any input that torch's operation takes, and for no other.
+def check_input_of(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The formula, for the shapes that torch's operation takes, and with 16 bits computed in 32.
 
-    16 bits are computed in 32, where a square overflows only from $10^{19}$ on, not from 256.
+    In float16 a square overflows from 256 on.
     """
 
     @functools.wraps(formula)
@@ -272,7 +272,7 @@ def is_number(a: Any) -> bool:
 
 FORMULA = Ops(
     *map(
-        like_torchs,
+        check_input_of,
         (softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy),
     )
 )

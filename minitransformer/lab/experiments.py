@@ -25,7 +25,6 @@ from ..training.checkpointing import checksum
 from ..training.evaluate import evaluate
 from ..training.finetune import finetune
 from ..training.history import History
-from ..training.loop import reproducible
 from ..training.precision import resolve
 from ..training.strategies import named
 from ..training.summary import most_trained
@@ -89,9 +88,8 @@ class Lab:
 
     def new_model(self, trial: Trial) -> SequenceClassifier:
         """The pretrained encoder with a new head, which depends on the seed alone."""
-        with reproducible(trial.seed):
-            n_classes = len(self.parts[trial.domain][0].label_names)
-            return SequenceClassifier(self.encoder, n_classes, self.pooling)
+        n_classes = len(self.parts[trial.domain][0].label_names)
+        return SequenceClassifier(self.encoder, n_classes, self.pooling, seed=trial.seed)
 
     def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
         """(model, history, peak memory in MiB) of a trial that is a strategy."""

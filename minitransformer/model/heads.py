@@ -39,6 +39,7 @@ class SequenceClassifier(nn.Module):
         pooling: "cls" (tanh of the first position, needs `config.pooler`) or "mean" (over the real
             positions).
         dropout: on the pooled vector, by default the encoder's.
+        seed: of the head's weights, whatever torch's random state.
 
     Shapes: ids (batch, length) -> logits (batch, n_classes).
     Raises: ValueError for an unknown pooling, or "cls" with an encoder that has no pooler.
@@ -47,7 +48,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(
         self, encoder: Encoder, n_classes: int, pooling: Pooling = "cls",
-        dropout: float | None = None,
+        dropout: float | None = None, seed: int = 0,
     ):  # fmt: skip
         super().__init__()
         if pooling not in ("cls", "mean"):
@@ -65,22 +66,10 @@ class SequenceClassifier(nn.Module):
         self.labels: tuple[str, ...] = tuple(map(str, range(n_classes)))
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
-        self.classifier = nn.Linear(encoder.config.d_model, n_classes)
-        init_weights(self.classifier, encoder.config)
-        self.drawn = [p.detach().clone() for p in self.classifier.parameters()]
-        """What the head's weights are as long as nobody has trained, loaded or set them."""
-
-    @torch.no_grad()
-    def draw_head(self) -> None:
-        """Draw the head's weights anew from torch's random state, if it is new and not frozen."""
-        mine = list(self.classifier.parameters())
-        pairs = zip(mine, self.drawn, strict=True)
-        if all(p.requires_grad and torch.equal(p, drawn.to(p)) for p, drawn in pairs):
-            new = nn.Linear(self.classifier.in_features, self.n_classes)
-            init_weights(new, self.encoder.config)
-            for p, drawn in zip(mine, new.parameters(), strict=True):
-                p.copy_(drawn)
-            self.drawn = [p.clone() for p in mine]
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is the caller's
+            torch.manual_seed(seed)
+            self.classifier = nn.Linear(encoder.config.d_model, n_classes)
+            init_weights(self.classifier, encoder.config)
 
     def forward(
         self, ids: Ids, keep: Mask = None, segments: Ids | None = None

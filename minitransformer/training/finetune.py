@@ -6,7 +6,7 @@ from ..options import Precision
 from .evaluate import evaluate
 from .frozen_cache import prefixes
 from .history import Entry, History
-from .loop import Recipe, fit, reproducible
+from .loop import Recipe, fit
 from .objectives import classification_loss
 from .optim import WEIGHT_DECAY
 from .rows_in_use import RowsInUse
@@ -34,7 +34,7 @@ def finetune(
         warmup: the fraction of the steps over which the rate rises; then it falls linearly to zero.
         weight_decay: AdamW's decay, of weight matrices and embeddings only.
         clip: the largest norm of the gradient.
-        seed: of a new head's weights, the order of the examples, and dropout.
+        seed: of the order of the examples and of dropout; a new head has its own.
         precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
             is bfloat16 where the CPU has it. Validation and prediction use "medium".
         cache_mib: memory for the outputs of frozen layers, which are then computed once per text; 0
@@ -71,8 +71,6 @@ def finetune(
         lr=strategy.learning_rate if lr is None else lr, warmup=warmup, weight_decay=weight_decay,
         clip=clip, seed=seed, precision=precision,
     )  # fmt: skip
-    with reproducible(seed):
-        model.draw_head()
     valid_prefix, train_prefix = prefixes(model, (valid, train), cache_mib)
     rows = RowsInUse(model.encoder.embeddings, train)
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..options import Precision
+from . import lora
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .optim import SCHEDULES, make_adamw
@@ -117,6 +118,7 @@ def fit(
         reproducible(recipe.seed + rank),
     ):
         afterwards.callback(give_back, model, fixed)  # however training ends
+        fixed |= lora.of_frozen(model, fixed)
         layers, best = layers_of(model), Keeper(model)
         optimizer = make_adamw(layers, recipe.weight_decay)
         weights = list(model.parameters())  # to find them in every step takes longer than clipping

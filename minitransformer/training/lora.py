@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021): a matrix learns by adding a thin product to it."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float
@@ -49,9 +50,8 @@ def insert(
 ) -> None:
     """Give every linear map whose name ends in one of `targets` a low-rank change.
 
-    A frozen matrix gets none. The seed decides how they start; torch's own random state is neither
-    used nor changed. A target that matches nothing, or nothing that may change, or a rank above a
-    matrix's size, is a ValueError; the model is unchanged.
+    The seed decides how they start; torch's own random state is neither used nor changed. A target
+    that matches nothing, or a rank above a matrix's size, is a ValueError; the model is unchanged.
     """
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     known = {n.rpartition(".")[2] for n in linears}
@@ -63,14 +63,8 @@ def insert(
     changed = {
         n: LoRALinear(m, rank, alpha, n, generator)
         for n, m in linears.items()
-        if n.rpartition(".")[2] in targets and m.weight.requires_grad
+        if n.rpartition(".")[2] in targets
     }
-    if not changed:
-        raise ValueError(
-            f"all of {', '.join(targets)} are frozen (requires_grad=False), and LoRA would change them; "
-            "thaw them with model.requires_grad_(True): LoRA itself trains only what it adds, and the "
-            "head"
-        )
     for name, module in changed.items():
         model.set_submodule(name, module)
 
@@ -80,3 +74,15 @@ def merge(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             model.set_submodule(name, module.merged())
+
+
+def of_frozen(model: nn.Module, fixed: Collection[nn.Parameter]) -> set[nn.Parameter]:
+    """The A and B of frozen matrices, which must not learn either; ValueError if there are no others."""
+    changes = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    held = [m for m in changes if m.linear.weight in fixed]
+    if held and len(held) == len(changes):
+        raise ValueError(
+            "all matrices that LoRA would change are frozen (requires_grad=False); thaw them with "
+            "model.requires_grad_(True): LoRA itself trains only what it adds, and the head"
+        )
+    return {p for m in held for p in (m.A, m.B)}
