@@ -6,6 +6,7 @@ import shutil
 import pytest
 from resumable import model, run
 
+import minitransformer as mt
 from minitransformer.__main__ import main
 from minitransformer.training.checkpointing import FILE, HISTORY
 from minitransformer.training.from_scratch import TOKENIZER
@@ -92,6 +93,20 @@ def test_a_tokenizer_that_a_failed_run_left_is_learned_anew(book, tmp_path, caps
     assert pretrain(out, book, "--resume") == 0 == pretrain(tmp_path / "fresh", book)
     for name in ("model.safetensors", "tokenizer.json"):
         assert (out / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_stopped_in_its_final_save_it_answers_and_is_resumed(done, book, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.link", stop)  # the new files count, and none is in its place
+        assert pretrain(tmp_path / "gpt", book) == 130
+    assert [p.name for p in (tmp_path / "gpt").iterdir() if p.is_file()] == []
+    assert isinstance(mt.load_pretrained(tmp_path / "gpt")[0], mt.CausalLM)
+    assert pretrain(tmp_path / "gpt", book, "--resume") == 0
+    for name in ("model.safetensors", "tokenizer.json", "config.json", f"training/{HISTORY}"):
+        assert (tmp_path / "gpt" / name).read_bytes() == (done / name).read_bytes()
 
 
 def test_other_frozen_parameters_are_another_run(tmp_path):
