@@ -202,7 +202,7 @@ def refuse_foreign(folder: Path, kinds: Collection[str] = (), overwrite: bool = 
         return
     try:
         config = json.loads((current(folder) / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         config = {}
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         names = {p.name for p in folder.iterdir()} if folder.is_dir() else {folder.name}
@@ -219,9 +219,10 @@ def refuse_foreign(folder: Path, kinds: Collection[str] = (), overwrite: bool = 
 
 def kind_of(config: Mapping[str, Any]) -> str:
     """What a config.json is of, in the words of `transformers`."""
-    if "pooling" in config.get(bert.OURS, {}):
+    ours, named = config.get(bert.OURS), config.get("architectures")
+    if isinstance(ours, dict) and "pooling" in ours:
         return CLASSIFIER
-    return (config.get("architectures") or [config["model_type"]])[0]
+    return str(named[0] if isinstance(named, list) and named else config["model_type"])
 
 
 def of_a_model(name: str) -> bool:

@@ -23,6 +23,8 @@ def finetune(
 ) -> History:  # fmt: skip
     """Train a classifier on labelled texts; on return it is in evaluation mode with its best weights.
 
+    Parameters that you froze before (`requires_grad=False`) stay as they are in every strategy.
+
     Args:
         train, valid: encoded with one tokenizer and one set of labels; `valid` decides what is best.
         strategy: which layers learn, at which rate; `Full()` when not given.

@@ -63,11 +63,15 @@ def test_somebody_elses_config_is_no_model(words, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(FileExistsError, match="is not a model's folder"):
             mt.save_pretrained(gpt(words), words, tmp_path, overwrite)
-    for text in ("[]", "not JSON", '{"model_type": 3}'):
+    for text in ("[]", "not JSON", '{"model_type": 3}', "[" * 100_000):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(FileExistsError, match="is not a model's folder"):
             refuse_foreign(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == "keep"
+    for text in ('"minitransformer": 3', '"architectures": "x"', '"architectures": [null]'):
+        (tmp_path / "config.json").write_text(f'{{"model_type": "bert", {text}}}')
+        with pytest.raises(FileExistsError, match="a model of another kind"):
+            refuse_foreign(tmp_path, ["GPT2LMHeadModel"])
 
 
 def test_a_model_of_another_kind_is_replaced_only_when_asked(words, tmp_path):
