@@ -175,8 +175,8 @@ def test_doctests(module):
 BUDGETS = {
     "formulas": 2100,
     "model": 1700,
-    "data": 1500,
-    "training": 2050,
+    "data": 1580,
+    "training": 2140,
     "pretrained": 850,
     "inference": 480,
     "proofs": 1500,
@@ -201,8 +201,8 @@ def test_the_house_keeps_its_budgets():
     over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
     for room, n in rooms.items():
         print(f"{room:12} {n:6,} of {BUDGETS[room]:6,}")
-    print(f"{'all':12} {sum(rooms.values()):6,} of 16,000")
-    assert not over and sum(rooms.values()) <= 16_000
+    print(f"{'all':12} {sum(rooms.values()):6,} of 16,200")
+    assert not over and sum(rooms.values()) <= 16_200
 
 
 def test_no_file_is_too_long_to_read():

@@ -27,7 +27,7 @@ def fine_tuned(few, valid, test, letters, config, seed, weights):
     encoder = mt.Encoder(config.with_(dropout=0.1, attention_dropout=0.1))
     if weights is not None:
         encoder.load_state_dict(weights)
-    model = mt.SequenceClassifier(encoder, 2, pooling="mean")
+    model = mt.SequenceClassifier(encoder, 2, pooling="mean", seed=seed)
     parts = [mt.data.encode(p, letters, LENGTH) for p in (few, valid.sample(min(len(few), 300)))]
     lr = 2e-3 if weights is None else 1e-3  # each was the better on validation
     mt.finetune(model, *parts, steps=100, validate_every=50, lr=lr, seed=seed, progress=False)

@@ -17,6 +17,7 @@ def add(commands: Any) -> None:
     )
     p.add_argument("--data", required=True, help=LABELLED)
     p.add_argument("--out", required=True, help="folder to write the model to")
+    p.add_argument("--overwrite", action="store_true", help="replace a model of another kind in --out")  # fmt: skip
     p.add_argument("--model", default="all-MiniLM-L6-v2", help="name or folder of a pretrained model")  # fmt: skip
     p.add_argument("--strategy", default="full", metavar="NAME[:NUMBER]",
                    help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 is the last two, lora:8 rank 8")  # fmt: skip
@@ -38,22 +39,19 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--epochs and --batch-size must be at least 1")
     labelled = read_labelled(args.data)
 
-    import torch
-
     from ..data import encode
     from ..model.heads import SequenceClassifier
-    from ..pretrained.checkpoints import refuse_foreign, save_pretrained
+    from ..pretrained.checkpoints import CLASSIFIER, refuse_foreign, save_pretrained
     from ..training.evaluate import evaluate
     from ..training.finetune import finetune
     from ..training.strategies import named
     from ..training.summary import plan
 
-    refuse_foreign(Path(args.out))  # now, not after an hour of training
+    refuse_foreign(Path(args.out), [CLASSIFIER], args.overwrite)  # now, not after an hour
     strategy = named(args.strategy)
     train, valid, test = labelled.split(seed=args.seed)
     encoder, tokenizer = load_encoder(args.model)
-    torch.manual_seed(args.seed)
-    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling)
+    model = SequenceClassifier(encoder, len(labelled.label_names), args.pooling, seed=args.seed)
     encoded = [encode(part, tokenizer, args.max_length) for part in (train, valid, test)]
     print(f"{labelled!r}: {len(train)} to train, {len(valid)} to validate, {len(test)} to test")
     print(plan(model, strategy, epochs=args.epochs, lr=args.lr), "\n")
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size, seed=args.seed, precision=args.precision,
     )  # fmt: skip
     print(history)
-    folder = save_pretrained(model, tokenizer, args.out)
+    folder = save_pretrained(model, tokenizer, args.out, args.overwrite)
     metrics = evaluate(model, encoded[2])
     print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")
     print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")

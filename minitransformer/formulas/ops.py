@@ -9,9 +9,10 @@ broadcastable to (..., queries, keys); a query that may attend to nothing gets z
 gradients.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -111,7 +112,7 @@ def rms_norm(
 
 def relu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     r"""$\max(0, x)$.  Source: Vaswani et al. 2017, equation 2.  Reference: `F.relu`."""
-    return x * (x > 0)
+    return x.masked_fill(x <= 0, 0.0)  # not x * (x > 0), which is NaN at -∞
 
 
 def gelu(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
@@ -148,8 +149,10 @@ def cross_entropy(
     top = logits.detach().amax(-1, keepdim=True)
     log_p = logits - top - torch.log(torch.exp(logits - top).sum(-1, keepdim=True))
     at_target = log_p.gather(-1, targets.where(counts, 0).unsqueeze(-1)).squeeze(-1)
-    loss = -(1 - label_smoothing) * at_target - label_smoothing * log_p.mean(-1)
-    return (loss * counts).sum() / counts.sum().clamp(min=1)
+    loss = -at_target
+    if label_smoothing:  # not 0 times the logarithm of a probability of 0
+        loss = (1 - label_smoothing) * loss - label_smoothing * log_p.mean(-1)
+    return loss.masked_fill(~counts, 0.0).sum() / counts.sum().clamp(min=1)
 
 
 def sinusoidal_positions(
@@ -238,7 +241,41 @@ class Ops(NamedTuple):
     cross_entropy: Callable[..., Tensor]
 
 
-FORMULA = Ops(softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy)
+def check_input_of(formula: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The formula, for the shapes that torch's operation takes, and with 16 bits computed in 32.
+
+    In float16 a square overflows from 256 on.
+    """
+
+    @functools.wraps(formula)
+    def operation(*args: Any, **options: Any) -> Tensor:
+        x, *others = [a for a in (*args, *options.values()) if isinstance(a, Tensor)]
+        if formula in (layer_norm, rms_norm) and x.shape[-1:] != others[0].shape:
+            raise RuntimeError(f"x {tuple(x.shape)}, but the norm has width {len(others[0])}")
+        if formula is cross_entropy and x.shape[:-1] != others[0].shape:
+            raise ValueError(f"logits {tuple(x.shape)}, but targets {tuple(others[0].shape)}")
+        dtype = functools.reduce(
+            torch.promote_types, [a.dtype for a in (x, *others) if is_number(a)]
+        )
+        if dtype not in (torch.float16, torch.bfloat16):
+            return formula(*args, **options)
+        wide = {name: a.float() if is_number(a) else a for name, a in options.items()}
+        return formula(*(a.float() if is_number(a) else a for a in args), **wide).to(dtype)
+
+    return operation
+
+
+def is_number(a: Any) -> bool:
+    """Whether this is a tensor of numbers, not of ids or of a mask."""
+    return isinstance(a, Tensor) and a.is_floating_point()
+
+
+FORMULA = Ops(
+    *map(
+        check_input_of,
+        (softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy),
+    )
+)
 FUSED = Ops(
     fast.fused_softmax, fast.fused_attention, fast.fused_layer_norm, fast.fused_rms_norm,
     F.relu, F.gelu, fast.fused_gelu_tanh, fast.fused_cross_entropy,

@@ -1,13 +1,12 @@
 """What a model attends to."""
 
-import contextlib
+import copy
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from ..model.attention import MultiHeadAttention
-from ..model.layers import eval_mode
 from ..model.transformer import Decoder, Encoder
 
 
@@ -27,9 +26,11 @@ def attention_maps(
     def record(module: MultiHeadAttention, args: tuple, kwargs: dict) -> None:
         maps.append(module.weights(*args, **kwargs))
 
-    with contextlib.ExitStack() as hooks, eval_mode(encoder):
-        for module in encoder.modules():
-            if isinstance(module, MultiHeadAttention):
-                hooks.enter_context(module.register_forward_pre_hook(record, with_kwargs=True))
-        encoder(ids, keep)
+    # A copy that shares the weights: hooks in the model itself would see other threads' texts.
+    shared = {id(t): t for t in (*encoder.parameters(), *encoder.buffers())}
+    encoder = copy.deepcopy(encoder, shared).eval()
+    for module in encoder.modules():
+        if isinstance(module, MultiHeadAttention):
+            module.register_forward_pre_hook(record, with_kwargs=True)
+    encoder(ids, keep)
     return maps

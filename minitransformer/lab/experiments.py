@@ -1,15 +1,15 @@
 """Strategy by number of labels by seed: what each is worth, in one file that resumes.
 
 A *trial* is one training, a *result* its outcome, one line of a JSONL file. The runner looks up the
-results that the file has, runs the missing trials, and appends each result as soon as it has it.
+results that the file has, runs the missing trials, and appends each result as soon as it has it. A
+trial is known by all that its result depends on, the weights and the texts included.
 """
 
-import copy
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier
 from ..model.transformer import Encoder
 from ..options import Pooling, Precision
+from ..training.checkpointing import checksum
 from ..training.evaluate import evaluate
 from ..training.finetune import finetune
 from ..training.history import History
-from ..training.loop import reproducible
+from ..training.precision import resolve
 from ..training.strategies import named
 from ..training.summary import most_trained
 from .baseline import tf_idf
@@ -59,6 +60,14 @@ class Lab:
         self.tests = {n: parts[2] for n, parts in self.parts.items()}
         self.encoded_tests = {n: encode(test, tokenizer) for n, test in self.tests.items()}
 
+    @cached_property
+    def basis(self) -> str:
+        """A hash of all that decides the result of a trial besides what the trial says itself."""
+        settings = (self.encoder.config, self.pooling, resolve(self.precision), self.unrelated)
+        texts = [(n, t.texts, t.labels, t.label_names) for n in self.parts for t in self.parts[n]]
+        about = {"settings": repr((settings, texts)), "tokenizer": self.tokenizer.to_json()}
+        return checksum(about, self.encoder.state_dict())[:16]
+
     def texts(self, trial: Trial) -> tuple[LabelledTexts, LabelledTexts]:
         """The training and the validation texts of a trial.
 
@@ -79,9 +88,8 @@ class Lab:
 
     def new_model(self, trial: Trial) -> SequenceClassifier:
         """The pretrained encoder with a new head, which depends on the seed alone."""
-        with reproducible(trial.seed):
-            n_classes = len(self.parts[trial.domain][0].label_names)
-            return SequenceClassifier(copy.deepcopy(self.encoder), n_classes, self.pooling)
+        n_classes = len(self.parts[trial.domain][0].label_names)
+        return SequenceClassifier(self.encoder, n_classes, self.pooling, seed=trial.seed)
 
     def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
         """(model, history, peak memory in MiB) of a trial that is a strategy."""
@@ -164,6 +172,7 @@ def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[R
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def do(trial: Trial) -> Result:
+        trial = replace(trial, basis=lab.basis)
         if trial not in known:
             bar.set_postfix_str(f"{trial.method}, {trial.labels} labels of {trial.domain}")
             known[trial] = lab.run(trial)

@@ -9,6 +9,9 @@ from pathlib import Path
 from ..data.atomic import write_whole
 from .grid import TF_IDF
 
+START = b'{"trial"'
+"""How the line of a result begins."""
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -24,6 +27,8 @@ class Trial:
     lr: float = 0.0
     steps: int = 0
     batch_size: int = 32
+    basis: str = ""
+    """A hash of the rest: model, tokenizer, pooling, precision, and all texts with their labels."""
 
 
 @dataclass(frozen=True)
@@ -50,27 +55,32 @@ class Result:
 def read(path: str | Path, mend: bool = False) -> list[Result]:
     """The results in a file; none if there is no such file.
 
+    A last line that was cut off in the middle of writing is passed over.
+
     Args:
-        mend: remove a last line that was cut off in the middle of writing.
+        mend: remove that line from the file, once it is clear that all others are results.
 
     Raises: ValueError: a line that is no result; the message names it.
     """
     path = Path(path)
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines.pop() and mend:
-        write_whole(path, "".join(f"{line}\n" for line in lines).encode())
-    results = []
-    for number, line in enumerate(lines, 1):
+    raw, whole, results = path.read_bytes(), b"", []
+    for number, line in enumerate(raw.splitlines(keepends=True), 1):
         try:
             fields = json.loads(line)
             results.append(Result(**(fields | {"trial": Trial(**fields["trial"])})))
         except (ValueError, TypeError, KeyError) as error:
+            ends = line.endswith(b"\n") or not isinstance(error, json.JSONDecodeError)
+            if not ends and (line.startswith(START) or START.startswith(line)):
+                break
             raise ValueError(
                 f"{path}, line {number}: not a result of these experiments ({error}); remove the "
                 "line, or give another file"
             ) from error
+        whole += line if line.endswith(b"\n") else line + b"\n"
+    if mend and whole != raw:
+        write_whole(path, whole)
     return results
 
 
@@ -80,15 +90,24 @@ def by_validation(result: Result) -> tuple[float, float]:
 
 
 def chosen(results: Sequence[Result]) -> dict[tuple[str, str, int], list[Result]]:
-    """For each (domain, method, labels) one result per seed, at the rate chosen with the first."""
+    """For each (domain, method, labels) one result per seed, at the rate chosen with the first.
+
+    Of results with another basis, other steps or another batch size, only the last kind counts.
+    """
     cells: dict[tuple[str, str, int], list[Result]] = {}
     for r in results:
         cells.setdefault((r.trial.domain, r.trial.method, r.trial.labels), []).append(r)
     for cell, members in cells.items():
+        members = [r for r in members if kind(r) == kind(members[-1])]
         first = min(r.trial.seed for r in members)
         best = max((r for r in members if r.trial.seed == first), key=by_validation)
         cells[cell] = [r for r in members if r.trial.lr == best.trial.lr]
     return cells
+
+
+def kind(result: Result) -> tuple[str, int, int]:
+    """What the results of several seeds must have in common."""
+    return result.trial.basis, result.trial.steps, result.trial.batch_size
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:

@@ -1,5 +1,7 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
+import copy
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -31,10 +33,13 @@ class SequenceClassifier(nn.Module):
 
     $$\text{logits} = \mathrm{pool}(\mathrm{Encoder}(ids))\,W + b$$
 
+    The encoder is copied: several classifiers may start from one, and none changes it.
+
     Args:
         pooling: "cls" (tanh of the first position, needs `config.pooler`) or "mean" (over the real
             positions).
         dropout: on the pooled vector, by default the encoder's.
+        seed: of the head's weights, whatever torch's random state.
 
     Shapes: ids (batch, length) -> logits (batch, n_classes).
     Raises: ValueError for an unknown pooling, or "cls" with an encoder that has no pooler.
@@ -43,7 +48,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(
         self, encoder: Encoder, n_classes: int, pooling: Pooling = "cls",
-        dropout: float | None = None,
+        dropout: float | None = None, seed: int = 0,
     ):  # fmt: skip
         super().__init__()
         if pooling not in ("cls", "mean"):
@@ -55,14 +60,16 @@ class SequenceClassifier(nn.Module):
             )
         if n_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {n_classes}")
-        self.encoder, self.pooling, self.n_classes = encoder, pooling, n_classes
+        self.encoder, self.pooling, self.n_classes = copy.deepcopy(encoder), pooling, n_classes
         self.first = 1 if pooling == "cls" else None
         """Positions to read; the last block computes no others, which saves a seventh of 6 layers."""
         self.labels: tuple[str, ...] = tuple(map(str, range(n_classes)))
         """The names of the classes, in the order of the logits."""
         self.dropout = Dropout(encoder.config.dropout if dropout is None else dropout)
-        self.classifier = nn.Linear(encoder.config.d_model, n_classes)
-        init_weights(self.classifier, encoder.config)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is the caller's
+            torch.manual_seed(seed)
+            self.classifier = nn.Linear(encoder.config.d_model, n_classes)
+            init_weights(self.classifier, encoder.config)
 
     def forward(
         self, ids: Ids, keep: Mask = None, segments: Ids | None = None

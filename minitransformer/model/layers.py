@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -156,16 +157,33 @@ class Embeddings(nn.Module):
         return self.dropout(self.norm(x))
 
 
+IN_EVAL_MODE: dict[nn.Module, tuple[int, bool]] = {}
+"""For every module inside `eval_mode`: how many times, also in several threads, and its own mode."""
+EVAL_MODE = threading.Lock()
+
+
 @contextlib.contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each module has its own mode back (frozen layers differ)."""
-    modes = {m: m.training for m in model.modules()}
-    model.eval()
+    """Evaluation mode inside; afterwards each module has its own mode back (frozen layers differ).
+
+    Of several threads the last to leave puts it back.
+    """
+    modules = list(model.modules())
+    with EVAL_MODE:
+        for module in modules:
+            inside, mode = IN_EVAL_MODE.get(module, (0, module.training))
+            IN_EVAL_MODE[module] = inside + 1, mode
+            module.training = False
     try:
         yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
+        with EVAL_MODE:
+            for module in modules:
+                inside, mode = IN_EVAL_MODE.pop(module)
+                if inside > 1:
+                    IN_EVAL_MODE[module] = inside - 1, mode
+                else:
+                    module.training = mode
 
 
 def starts(module: Any, role: str) -> Any:

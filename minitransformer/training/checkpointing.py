@@ -52,10 +52,10 @@ class Checkpoint:
         if (self.folder / FILE).exists():
             about, tensors = read(self.folder / FILE)
             refuse_other(about["identity"], self.identity, self.folder)
-            self.restore(tensors)
             best.in_place, step, size = about["in_place"], about["step"], about["history_size"]
-            self.history = History.read(self.folder / HISTORY, size)
+            self.history = History.read(self.folder / HISTORY, size, about.get("history_hash"))
             self.history.seconds = about["seconds"]
+            self.restore(tensors)
         if rank_and_size()[0] == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.history.open(self.folder / HISTORY, size)  # what came after it will come again
@@ -69,9 +69,11 @@ class Checkpoint:
         about = {
             "identity": self.identity, "step": step, "in_place": self.best.in_place,
             "seconds": self.history.seconds, "history_size": self.history.saved_size(),
+            "history_hash": self.history.hash.hexdigest(),
         }  # fmt: skip
         tensors = {key: t.detach().contiguous() for key, t in self.state().items()}
         tensors["random"] = random_states
+        about["checksum"] = checksum(about, tensors)
         raw = safetensors.torch.save(tensors, {"run": json.dumps(about)})
         path = self.folder / FILE
         before = "the previous one is unchanged" if path.exists() else "there was none before it"
@@ -125,11 +127,23 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safetensors.safe_open(path, "pt") as file:
             about = json.loads(file.metadata()["run"])
-            return about, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if about.pop("checksum") != checksum(about, tensors):
+            raise ValueError("its content has changed")
+        return about, tensors
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is not a whole checkpoint ({error!r}); remove it and {HISTORY} to start afresh"
         ) from error
+
+
+def checksum(about: Any, tensors: Mapping[str, Tensor]) -> str:
+    """A hash of tensors, and of what is written beside them."""
+    sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    for key in sorted(tensors):
+        sha.update(key.encode())
+        sha.update(tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:
@@ -142,6 +156,8 @@ def identity_of(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     switches = asdict(config) if is_dataclass(config) else {}  # type: ignore[arg-type]
     shapes = {f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()}
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    shapes |= {"the frozen parameters": frozen} if frozen else {}
     return {f"the model's {name}": value for name, value in switches.items()} | shapes
 
 

@@ -23,6 +23,8 @@ def finetune(
 ) -> History:  # fmt: skip
     """Train a classifier on labelled texts; on return it is in evaluation mode with its best weights.
 
+    Parameters that you froze before (`requires_grad=False`) stay as they are in every strategy.
+
     Args:
         train, valid: encoded with one tokenizer and one set of labels; `valid` decides what is best.
         strategy: which layers learn, at which rate; `Full()` when not given.
@@ -34,7 +36,7 @@ def finetune(
         warmup: the fraction of the steps over which the rate rises; then it falls linearly to zero.
         weight_decay: AdamW's decay, of weight matrices and embeddings only.
         clip: the largest norm of the gradient.
-        seed: of the order of the examples and of dropout.
+        seed: of the order of the examples and of dropout; a new head has its own.
         precision: of matrix products in training: "highest", "medium", "bfloat16", or "auto", which
             is bfloat16 where the CPU has it. Validation and prediction use "medium".
         cache_mib: memory for the outputs of frozen layers, which are then computed once per text; 0

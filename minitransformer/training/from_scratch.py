@@ -1,9 +1,12 @@
 """What pretraining from scratch needs: blocks of text, the objective's examples, a new model."""
 
 import contextlib
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from ..data.atomic import write_whole
 from ..data.batches import EncodedTexts
 from ..data.masking import MaskedTexts
 from ..data.sequences import pack
@@ -13,7 +16,10 @@ from ..model.config import TransformerConfig
 from ..model.heads import CausalLM, MaskedLM, Seq2SeqLM
 from ..model.transformer import Decoder, Encoder, EncoderDecoder
 from ..options import Objective
+from .checkpointing import FILE, checksum, refuse_other
 from .loop import Data
+
+TOKENIZER = "learned_tokenizer.json"
 
 ENDS = {
     "causal": ("[END]", "<|endoftext|>", "</s>", "[SEP]"),
@@ -41,6 +47,36 @@ def end_of(tokenizer: Tokenizer, objective: Objective) -> int:
     raise ValueError(
         f"the tokenizer has no token that ends a text; add one of {', '.join(ENDS[objective])}"
     )
+
+
+def keep_tokenizer(tokenizer: Tokenizer, folder: Path, options: dict[str, Any]) -> None:
+    """Save a run's tokenizer, with the options it was learned with and a hash."""
+    learned = [options, tokenizer.to_json()]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(folder / TOKENIZER, json.dumps([*learned, checksum(learned, {})]).encode())
+
+
+def kept_tokenizer(folder: Path, options: dict[str, Any], max_length: int) -> Tokenizer | None:
+    """The tokenizer of the run that is resumed; None if there is no run yet to resume.
+
+    A run that failed before its first checkpoint may have learned one from other texts.
+
+    Raises: ValueError: a damaged or missing file, or a run with other options.
+    """
+    if not (folder / FILE).exists():
+        return None
+    try:
+        *learned, digest = json.loads((folder / TOKENIZER).read_bytes())
+        whole = digest == checksum(learned, {})
+    except (OSError, ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{folder / TOKENIZER} is missing or damaged: put back the file of this run (unless it had "
+            "another --tokenizer), or start afresh in another folder"
+        )
+    refuse_other(learned[0], options, folder)
+    return Tokenizer.from_json(learned[1], max_length)
 
 
 def blocks_of(

@@ -1,6 +1,7 @@
 """What happened in a run: in memory, and line by line in a file."""
 
 import contextlib
+import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class History:
     seconds: float = 0.0
     file: TextIO | None = field(default=None, compare=False)
     """Where each entry is also written, at once, as a line of JSON."""
+    hash: Any = field(default_factory=hashlib.sha256, compare=False, repr=False)
+    """Of what the file has."""
 
     def __repr__(self) -> str:
         return "\n".join(
@@ -35,8 +38,10 @@ class History:
     def add(self, entry: Entry) -> bool:
         """Append a step, or a validation, which has a `valid_loss`; True for the best one so far."""
         if self.file is not None:
+            line = json.dumps(entry) + "\n"
+            self.hash.update(line.encode())
             try:
-                self.file.write(json.dumps(entry) + "\n")
+                self.file.write(line)
                 self.file.flush()
             except OSError as error:
                 raise OSError(
@@ -59,20 +64,32 @@ class History:
         return sum(losses) / len(losses)
 
     @classmethod
-    def read(cls, path: str | Path, size: int | None = None) -> "History":
+    def read(
+        cls, path: str | Path, size: int | None = None, digest: str | None = None
+    ) -> "History":
         """The history in a run's file, even while the run is going on.
 
         It reads the first `size` bytes, the file's size at a checkpoint; by default all whole lines.
-        Raises ValueError for a line that is no entry, and for fewer bytes than `size`.
+        Raises ValueError for a line that is no entry, for fewer bytes than `size`, and for another
+        hash than `digest`.
         """
-        raw = Path(path).read_bytes()[:size]
+        again = (
+            "put back the file that belongs to the checkpoint, or start afresh in another folder"
+        )
+        try:
+            raw = Path(path).read_bytes()[:size]
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing; {again}") from None
         if size is not None and len(raw) < size:
             raise ValueError(
-                f"{path} has {len(raw)} bytes, at the checkpoint it had {size}; put back the file "
-                "that belongs to the checkpoint, or start afresh in another folder"
+                f"{path} has {len(raw)} bytes, at the checkpoint it had {size}; {again}"
             )
         history = cls()
-        for number, line in enumerate(raw.decode().split("\n")[:-1], 1):
+        history.hash.update(raw)
+        if digest not in (None, history.hash.hexdigest()):
+            raise ValueError(f"{path} is damaged: it has changed since the checkpoint; {again}")
+        *lines, rest = raw.split(b"\n")  # the last line may be half written
+        for number, line in enumerate([*lines, *[rest] * (b"\0" in rest)], 1):
             try:
                 entry = json.loads(line)
                 entry["step"], entry["loss"]

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from operator import attrgetter
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..options import Precision
+from . import lora
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .optim import SCHEDULES, make_adamw
@@ -97,9 +98,18 @@ def fit(
         n_targets: the number of targets over which a batch's loss is the mean.
         checkpoint: where the run is saved and resumes.
 
-    Raises: as `pretrain`; ValueError for a strategy that trains nothing.
+    Parameters that the caller froze (`requires_grad=False`) stay as they are, whatever the strategy.
+
+    Raises: as `pretrain`; ValueError for a strategy that trains nothing, or weights of 16 bits.
     """
     steps, (rank, _) = recipe.steps, rank_and_size()
+    fixed = {p for p in model.parameters() if not p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+            raise ValueError(
+                f"{name} is {parameter.dtype}, too coarse for the small changes of a step; call "
+                'model.float() first: precision="bfloat16" multiplies in 16 bits all the same'
+            )
     silent = not progress or rank > 0
     with (
         strategy.applied(model, recipe.seed),
@@ -107,18 +117,20 @@ def fit(
         tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent) as bar,
         reproducible(recipe.seed + rank),
     ):
-        afterwards.callback(lambda: model.requires_grad_(True).eval())  # however training ends
+        afterwards.callback(give_back, model, fixed)  # however training ends
+        fixed |= lora.of_frozen(model, fixed)
         layers, best = layers_of(model), Keeper(model)
         optimizer = make_adamw(layers, recipe.weight_decay)
         weights = list(model.parameters())  # to find them in every step takes longer than clipping
         first, history = checkpoint.start(model, optimizer, best) if checkpoint else (0, History())
+        afterwards.enter_context(best_after_nan(best, history))
         afterwards.callback(history.close)
         start = time.perf_counter() - history.seconds
         bar.n = bar.initial = first * recipe.batch_size
 
         def phase(rates: list[float]) -> nn.Module:
             """Freeze and thaw; then, in this order, tell everything that depends on it."""
-            set_trainable(model, layers, rates, strategy)
+            rates = set_trainable(model, layers, rates, strategy, fixed)
             on_freeze([*map(bool, rates), True].index(True))
             best.watch()
             return shared(LossOfPart(model, loss_of, n_targets))
@@ -169,19 +181,37 @@ def endless(data: Data, recipe: Recipe, first: int = 0) -> Iterator[tuple[int, i
 
 
 def set_trainable(
-    model: nn.Module, layers: list[Layer], rates: list[float], strategy: Strategy
-) -> None:
-    """Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features."""
-    if not any(rates):
-        raise ValueError(f"{strategy} freezes every layer: nothing would learn")
+    model: nn.Module, layers: list[Layer], rates: list[float], strategy: Strategy,
+    fixed: Collection[nn.Parameter] = (),
+) -> list[float]:  # fmt: skip
+    """Freeze and thaw; returns the rates, 0 for a layer that is `fixed` as a whole.
+
+    Frozen layers get no gradients and stay in evaluation mode: no dropout on fixed features.
+    """
     names = {parameter: name for name, parameter in model.named_parameters()}
     model.train().requires_grad_(False)
+    learning = []
     for layer, rate in zip(layers, rates, strict=True):
+        free = [p for module in layer.modules for p in module.parameters() if p not in fixed]
+        learning.append(rate if free else 0.0)
         for module in layer.modules:
-            module.train(rate > 0)
-            for parameter in module.parameters():
-                chosen = layer is layers[-1] or strategy.learns(names[parameter])
-                parameter.requires_grad_(rate > 0 and chosen)
+            module.train(learning[-1] > 0)
+        for parameter in free:
+            chosen = layer is layers[-1] or strategy.learns(names[parameter])
+            parameter.requires_grad_(rate > 0 and chosen)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(
+            f"nothing would learn: {strategy} freezes it, or you did (requires_grad=False); thaw it with "
+            "requires_grad_(True)"
+        )
+    return learning
+
+
+def give_back(model: nn.Module, fixed: Collection[nn.Parameter]) -> None:
+    """Leave the model in evaluation mode, and frozen where it was before."""
+    model.requires_grad_(True).eval()
+    for parameter in fixed:
+        parameter.requires_grad_(False)
 
 
 class Keeper:
@@ -207,9 +237,9 @@ class Keeper:
                 copy.copy_(self.model.get_parameter(name))
 
     @torch.no_grad()
-    def put_back(self) -> None:
-        """Give the model its best weights."""
-        if not self.in_place:
+    def put_back(self, failed: bool = False) -> None:
+        """Give the model its best weights; if training `failed`, none of the present ones are."""
+        if failed or not self.in_place:
             for name, copy in self.copies.items():
                 self.model.get_parameter(name).copy_(copy)
 
@@ -221,6 +251,18 @@ def refuse_nan(loss: float, step: int, rate: float) -> None:
             f"the loss is {loss} at step {step} (learning rate {rate:.1e}); try a lower learning rate "
             "or a longer warm-up"
         )
+
+
+@contextlib.contextmanager
+def best_after_nan(best: Keeper, history: History) -> Iterator[None]:
+    """When the loss is no longer finite, the model gets its best weights so far, and is said to."""
+    try:
+        yield
+    except FloatingPointError as error:
+        best.put_back(failed=True)
+        which = f"those of step {history.best['step']}" if history.best else "those it began with"
+        message = f"{error}; the model has its best weights so far again, {which}"
+        raise FloatingPointError(message) from None
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Low-rank adaptation (Hu et al. 2021): a matrix learns by adding a thin product to it."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from jaxtyping import Float
@@ -73,3 +74,15 @@ def merge(model: nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, LoRALinear):
             model.set_submodule(name, module.merged())
+
+
+def of_frozen(model: nn.Module, fixed: Collection[nn.Parameter]) -> set[nn.Parameter]:
+    """The A and B of frozen matrices, which must not learn either; ValueError if there are no others."""
+    changes = [m for m in model.modules() if isinstance(m, LoRALinear)]
+    held = [m for m in changes if m.linear.weight in fixed]
+    if held and len(held) == len(changes):
+        raise ValueError(
+            "all matrices that LoRA would change are frozen (requires_grad=False); thaw them with "
+            "model.requires_grad_(True): LoRA itself trains only what it adds, and the head"
+        )
+    return {p for m in held for p in (m.A, m.B)}

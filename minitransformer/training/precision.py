@@ -7,6 +7,7 @@ bfloat16 where the CPU multiplies these. `bfloat16`: products in 16 bits, weight
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import get_args
 
@@ -39,14 +40,29 @@ def resolve(precision: Precision) -> str:
     return "bfloat16" if fast else "highest"
 
 
+SETTINGS: list[str] = []
+"""Torch's setting before, and then that of every `matmul_precision` inside, also of other threads."""
+CHANGING = threading.Lock()
+
+
 @contextlib.contextmanager
 def matmul_precision(precision: Precision) -> Iterator[None]:
-    """Inside, multiply matrices with this precision; outside, with torch's former setting."""
+    """Inside, multiply matrices with this precision; outside, with torch's former setting.
+
+    Torch has one setting for all threads; the last thread to leave puts the former one back.
+    """
     used = resolve(precision)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest" if used == "highest" else "medium")
+    mine = "highest" if used == "highest" else "medium"
+    with CHANGING:
+        SETTINGS.extend([] if SETTINGS else [torch.get_float32_matmul_precision()])
+        SETTINGS.append(mine)
+        torch.set_float32_matmul_precision(mine)
     try:
         with torch.autocast("cpu", torch.bfloat16, enabled=used == "bfloat16"):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with CHANGING:
+            del SETTINGS[len(SETTINGS) - 1 - SETTINGS[::-1].index(mine)]
+            torch.set_float32_matmul_precision(SETTINGS[-1])
+            if len(SETTINGS) == 1:
+                SETTINGS.clear()

@@ -79,7 +79,8 @@ def pretrain(
     saved = None
     if checkpoint is not None:
         run = described(recipe, strategy, loss, train, valid)
-        saved = Checkpoint(checkpoint, checkpoint_every or recipe.validate_every, resume, run)
+        every = recipe.validate_every if checkpoint_every is None else checkpoint_every
+        saved = Checkpoint(checkpoint, every, resume, run)
     return fit(
         model, train, lambda batch: loss(model, batch), lambda: scores(model, valid, loss), strategy,
         recipe, progress=progress, checkpoint=saved,

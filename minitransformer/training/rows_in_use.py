@@ -41,8 +41,11 @@ class RowsInUse(nn.Embedding):
         super().__init__(*mine.shape, _weight=mine)
         self.rows, self.place = rows, torch.full((len(weight),), -1)
         self.place[rows] = torch.arange(len(rows))  # for any other id -1 remains, an IndexError
+        self.weight.requires_grad_(embeddings.tokens.weight.requires_grad)
         self.written = torch.ones_like(weight[:1])
         """The decay already written to the table."""
+        self.start: Tensor | None = None
+        """The table before any of it was."""
         # not as submodules, which would count the table's parameters twice
         self.__dict__ |= {"embeddings": embeddings, "table": embeddings.tokens}
 
@@ -71,9 +74,11 @@ class RowsInUse(nn.Embedding):
     @torch.no_grad()
     def write(self) -> None:
         """Bring the table up to date, and put it back."""
-        decay = self.weight[-1:] / self.written
-        if (decay != 1).any():  # a frozen table has not decayed
-            self.table.weight.mul_(decay)
+        decay = self.weight.detach()[-1:].clone()
+        if (decay != self.written).any():  # a frozen table has not decayed
+            if self.start is None:
+                self.start = self.table.weight.detach().clone()
+            self.table.weight.copy_(self.start * decay)
+            self.written = decay
         self.table.weight[self.rows] = self.weight[:-1]
-        self.written = self.weight[-1:].clone()
         self.embeddings.tokens = self.table

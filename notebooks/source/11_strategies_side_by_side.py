@@ -110,7 +110,7 @@ for name, mib in (("computed every epoch", 0), ("computed once", 1024)):
     torch.manual_seed(0)
     model = mt.SequenceClassifier(encoder, n_classes=2, pooling="mean")
     seen = []
-    encoder.embeddings.register_forward_hook(lambda m, x, y, seen=seen: seen.append(len(y)))
+    model.encoder.embeddings.register_forward_hook(lambda m, x, y, seen=seen: seen.append(len(y)))
     history = mt.finetune(model, few, some, HeadOnly(), epochs=5, cache_mib=mib, progress=False)
     losses[name], computed[name] = history.validations[-1]["valid_loss"], sum(seen)
     print(f"{name:>20}: {computed[name]:5,} texts, validation loss {losses[name]:.6f}")

@@ -87,6 +87,7 @@ class Ours:
     ):  # fmt: skip
         encoder, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2", **switches)
         self.model = mt.SequenceClassifier(encoder, 2, "cls").train()
+        encoder = self.model.encoder  # a copy
         self.data = mt.data.encode(texts, tokenizer)
         self.precision, self.bucketed, self.instead = precision, bucketed, instead or {}
         if not first_only:  # drop the fourth argument, `first`

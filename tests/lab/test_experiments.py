@@ -129,6 +129,60 @@ def test_a_cut_off_last_line_is_done_again_and_a_broken_one_refused(lab, tmp_pat
     assert res.read(tmp_path / "none.jsonl") == []
 
 
+def test_a_file_that_is_not_of_results_is_left_as_it_is(lab, tmp_path):
+    path = tmp_path / "mine"
+    line = json.dumps(dataclasses.asdict(RESULT))
+    for foreign in (
+        "text,label\na,good\nlast row,good", '{"name": "mine"}', "[1]", '"trial"', "3",
+        line + "\nlast row", line + '\n{"text": 1}', 'note\n{"trial": {"dom', "\xff",
+    ):  # fmt: skip
+        path.write_text(foreign, encoding="latin1")
+        with pytest.raises(ValueError, match=r"mine, line \d: not a result"):
+            ex.run(lab, GRID, path, progress=False)
+        assert path.read_text(encoding="latin1") == foreign
+
+
+def test_a_last_line_is_cut_only_if_it_begins_as_a_result(tmp_path):
+    path, line = tmp_path / "results.jsonl", json.dumps(dataclasses.asdict(RESULT))
+    for rest in ("", "{", '{"tri', line[:40], line[:-1]):
+        path.write_text(f"{line}\n{rest}")
+        assert res.read(path) == [RESULT] and path.read_text() == f"{line}\n{rest}"
+        assert res.read(path, mend=True) == [RESULT] and path.read_text() == f"{line}\n"
+    path.write_text(line)  # whole but for the end of the line
+    assert res.read(path, mend=True) == [RESULT] and path.read_text() == f"{line}\n"
+
+
+def test_a_trial_is_known_by_all_that_it_depends_on(lab, tokenizer, tmp_path):
+    torch.manual_seed(1)
+    other = mt.Encoder(lab.encoder.config)
+    first, second, unrelated = words(), words(60, 1), words(40, 2).texts
+    domains = {"toys": first, "others": second}
+    noise = dataclasses.replace(first, labels=tuple(1 - y for y in first.labels))
+    renamed = dataclasses.replace(first, label_names=("bad", "good"))
+    text = dataclasses.replace(second, texts=("another text", *second.texts[1:]))
+    words_of = mt.data.train_tokenizer(first.texts, "words", 80, 32)
+
+    def lab_of(encoder=lab.encoder, tokenizer=tokenizer, domains=domains, unrelated=unrelated, **options):  # fmt: skip
+        return ex.Lab(encoder, tokenizer, domains, unrelated, **{"precision": "highest"} | options)
+
+    same = lab_of(domains={n: dataclasses.replace(d, source="elsewhere") for n, d in domains.items()})  # fmt: skip
+    changed = [
+        lab_of(other), lab_of(pooling="cls"), lab_of(precision="medium"), lab_of(tokenizer=words_of),
+        lab_of(domains={"toys": first}), lab_of(domains={"toys": noise, "others": second}),
+        lab_of(domains={"toys": renamed, "others": second}), lab_of(unrelated=unrelated[1:]),
+        lab_of(domains={"toys": first, "others": text}),
+    ]  # fmt: skip
+    assert same.basis == lab.basis
+    assert len({lab.basis, *(c.basis for c in changed)}) == 1 + len(changed)
+    grid = dataclasses.replace(GRID, methods=("head-only",), labels=(16,), seeds=(0,))
+    path = tmp_path / "results.jsonl"
+    mine, others = (ex.run(a, grid, path, progress=False) for a in (lab, changed[5]))
+    assert ex.run(lab, grid, path, progress=False) == mine != others
+    assert len(res.read(path)) == len(mine) + len(others)
+    (cell,) = res.chosen(res.read(path)).values()
+    assert {r.trial.basis for r in cell} == {changed[5].basis}, "the last ones count"
+
+
 SCRIPT = """
 import sys, test_experiments as t
 lab = t.lab.__wrapped__(t.mt.load_pretrained("all-MiniLM-L6-v2")[1])

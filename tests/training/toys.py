@@ -17,7 +17,7 @@ def classifier(
         vocab_size=VOCAB, d_model=20, n_heads=5, n_layers=3, d_ff=28, max_len=13,
         dropout=dropout, attention_dropout=dropout, init_std=0.25,
     ).with_(**switches)  # fmt: skip
-    return mt.SequenceClassifier(mt.Encoder(config), CLASSES, pooling)
+    return mt.SequenceClassifier(mt.Encoder(config), CLASSES, pooling, seed=seed + 2)
 
 
 def toy(n: int = 60, seed: int = 0) -> mt.data.EncodedTexts:
