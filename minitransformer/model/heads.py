@@ -1,5 +1,7 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
+from typing import Any, ClassVar
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -37,7 +39,8 @@ class SequenceClassifier(nn.Module):
         dropout: on the pooled vector, by default the encoder's.
 
     Shapes: ids (batch, length) -> logits (batch, n_classes).
-    Raises: ValueError for an unknown pooling, or "cls" with an encoder that has no pooler.
+    Raises: TypeError for another model than an encoder; ValueError for an unknown pooling, or "cls"
+        with an encoder that has no pooler.
     Source: article, section 3.2; Devlin et al. 2019, section 4.1.
     """
 
@@ -46,6 +49,11 @@ class SequenceClassifier(nn.Module):
         dropout: float | None = None,
     ):  # fmt: skip
         super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise TypeError(
+                f"a SequenceClassifier needs an Encoder, not a {type(encoder).__name__}; a masked "
+                "language model has one: model.encoder"
+            )
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling={pooling!r} is not known; choose 'cls' or 'mean'")
         if pooling == "cls" and encoder.pooler is None:
@@ -129,6 +137,9 @@ class CausalLM(nn.Module):
     Source: Radford et al. 2018, section 3.1.
     """
 
+    generation_config: ClassVar[dict[str, Any]] = {}
+    """What the folder it was loaded from asks of `generate`, which does not do it by itself."""
+
     def __init__(self, decoder: Decoder):
         super().__init__()
         if decoder.cross:
@@ -156,6 +167,9 @@ class Seq2SeqLM(nn.Module):
     Shapes: source (batch, keys), target (batch, length) -> logits (batch, length, vocab).
     Source: Vaswani et al. 2017, section 3.4; Raffel et al. 2020.
     """
+
+    generation_config: ClassVar[dict[str, Any]] = {}
+    """As for `CausalLM`."""
 
     def __init__(self, encoder_decoder: EncoderDecoder):
         super().__init__()
