@@ -32,6 +32,12 @@ NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
+           "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # fmt: skip
+READS: dict[str, tuple[Any, ...] | None] = {
+    "n_inner": None, "activation_function": None, "embd_pdrop": None, "tie_word_embeddings": None,
+    "scale_attn_by_inverse_layer_idx": (False,), "is_encoder_decoder": (False,),
+}  # fmt: skip
 FREE = ("d_ff", "activation", "tie_embeddings")
 BLOCK = {
     "norm_1": "ln_1",
@@ -43,10 +49,11 @@ BLOCK = {
     "feed_forward.W_1": "mlp.c_fc",
     "feed_forward.W_2": "mlp.c_proj",
 }
-SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-MARK = "wte.weight"
+MARK, PREFIX = "wte.weight", "transformer."
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 """The four matrices that are stored (in, out)."""
+TIED = {"tie_embeddings": "tie_word_embeddings"}
 BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 """The causal mask, which old files hold among the weights."""
 
@@ -57,15 +64,21 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
     """
-    hf.require(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    hf.require(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
-    switches = hf.read_entries(config, NAMES)
-    switches["d_ff"] = config.get("n_inner") or 4 * switches["d_model"]
+    switches = hf.read_entries({"tie_word_embeddings": True} | config, NAMES | TIED)
+    embedding = {"dropout": 0.1} | hf.read_entries(config, {"dropout": "embd_pdrop"})
+    if (one := switches.get("dropout", 0.1)) != embedding["dropout"]:  # ours serves both
+        raise ValueError(
+            f"config.json: embd_pdrop {embedding['dropout']} is not supported, only {one}"
+        )
+    switches["d_ff"] = 4 * switches["d_model"]
+    if config.get("n_inner") is not None:
+        switches |= hf.read_entries(config, {"d_ff": "n_inner"})
     switches["activation"] = hf.activation(config, "activation_function", "gelu_new")
-    if switches.get("pad_id") in (switches.get("start_id", 50256), switches.get("eos_id", 50256)):
-        switches["pad_id"] = None
-    tied = config.get("tie_word_embeddings", True) and "lm_head.weight" not in state
-    return TransformerConfig.gpt2(**switches, tie_embeddings=tied)
+    ours = TransformerConfig.gpt2(**switches)
+    ends = ours.eos_id if isinstance(ours.eos_id, tuple) else (ours.eos_id,)
+    pad_id = None if ours.pad_id in (ours.start_id, *ends) else ours.pad_id
+    tied = ours.tie_embeddings and "lm_head.weight" not in state
+    return ours.with_(pad_id=pad_id, tie_embeddings=tied)
 
 
 def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
@@ -76,7 +89,7 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     """
     clean: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        key = key.removeprefix("transformer.")
+        key = key.removeprefix(PREFIX)
         if BUFFER.search(key):
             continue
         if TRANSPOSED.search(key):
@@ -103,7 +116,7 @@ def restore(state: dict[str, Tensor], model: CausalLM) -> dict[str, Tensor]:
             continue
         if TRANSPOSED.search(key):
             tensor = tensor.mT.contiguous()
-        written[key if key == "lm_head.weight" else f"transformer.{key}"] = tensor
+        written[key if key == "lm_head.weight" else f"{PREFIX}{key}"] = tensor
     return written
 
 
