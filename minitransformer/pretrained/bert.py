@@ -28,9 +28,8 @@ NAMES = {
     "pad_id": "pad_token_id",
     "tie_embeddings": "tie_word_embeddings",
 }
-ALIASES: dict[str, str] = {}
-READS: dict[str, tuple[Any, ...] | None] = {
-    "hidden_act": None, "position_embedding_type": ("absolute",), "is_encoder_decoder": (False,)
+READS: dict[str, tuple[Any, ...]] = {
+    "hidden_act": (), "position_embedding_type": ("absolute",), "is_encoder_decoder": (False,)
 }  # fmt: skip
 FREE = ("activation", "pooler")
 BLOCK = {
@@ -88,7 +87,7 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
     encoder, kind = Encoder(ours), hf.architecture(config, ARCHITECTURES)
     if kind in MASKED or (kind != CLASSIFIER and MASKED_HEAD in state):
         return MaskedLM(encoder)
-    pooling = hf.section(config, OURS).get("pooling", "cls")
+    pooling = hf.as_object(config.get(OURS) or {}, OURS).get("pooling", "cls")
     weight = state.get("classifier.weight" if pooling == "cls" else f"{OURS}.classifier.weight")
     if kind != CLASSIFIER and (weight is None or (pooling == "cls" and kind)):
         return encoder
@@ -102,7 +101,8 @@ def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerCon
             f"supported, only {SINGLE!r}"
         )
     numbers = [str(i) for i in range(len(weight))]
-    names = hf.section(config, "id2label") or {i: f"LABEL_{i}" for i in numbers}
+    names = hf.as_object(config.get("id2label") or {}, "config.json: id2label")
+    names = names or {i: f"LABEL_{i}" for i in numbers}
     if len(names) != len(weight):
         raise ValueError(f"config.json names {len(names)} labels, the classifier has {len(weight)}")
     if set(names) != {*numbers} or not all(isinstance(name, str) for name in names.values()):

@@ -18,22 +18,8 @@ from ..data.tokenizers import Tokenizer
 from ..model.compare import config_of
 from ..model.heads import CausalLM, Seq2SeqLM
 from . import bert, gpt2, t5
-from .hf_config import (
-    IDS,
-    Family,
-    check_entries,
-    generation_entries,
-    parse,
-    require,
-    section,
-    spelled,
-)
-from .hf_tokenizer import (
-    TOKENIZER_CONFIG,
-    TOKENIZER_FILES,
-    read_tokenizer,
-    write_tokenizer_config,
-)
+from .hf_config import ENTRIES, Family, check_entries, generation_entries, parse
+from .hf_tokenizer import TOKENIZER_FILES, read_tokenizer, write_tokenizer_config
 
 Model = bert.Bert | CausalLM | Seq2SeqLM
 FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
@@ -43,7 +29,8 @@ PACKAGED = {
 }
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PACKAGED_FILES = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt", "tokenizer_config.json")
-FILES = (*PACKAGED_FILES, *TOKENIZER_FILES, INDEX, "generation_config.json", "adapter_config.json")
+GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
+FILES = (*PACKAGED_FILES, *TOKENIZER_FILES, INDEX, GENERATION, ADAPTER)
 TRAINING = "training"
 """The folder inside a model's folder for the checkpoints of the run that makes it."""
 
@@ -53,9 +40,9 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
 
     Args:
         name_or_folder: a folder with `config.json`, `model.safetensors` (or its parts and their
-            index) and `tokenizer.json` (or `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data`
-            downloads; or any name on the Hugging Face hub, if `huggingface_hub` is installed and
-            there is a network.
+            index) and `tokenizer.json` (or `vocab.txt`, or `vocab.json` and `merges.txt`); or
+            "all-MiniLM-L6-v2", which `make data` downloads; or any name on the Hugging Face hub, if
+            `huggingface_hub` is installed and there is a network.
         switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
 
     Returns: the model, and a `Tokenizer`. BERT's files give an `Encoder`, or with a head a
@@ -72,23 +59,22 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
     by itself is in the language model's `generation_config`.
     """
     files, where = find_files(name_or_folder)
-    config = parse_config(files, where)
-    family = FAMILIES[config["model_type"]]
     try:
+        config = parse_config(files, where)
+        family = FAMILIES[config["model_type"]]
         state = without_prefix(read_weights(files), family)
         check_family(state, config["model_type"])
-        config, asked = spelled(config, family.ALIASES), {}
         check_entries(config, family)
-        if family is not bert and "generation_config.json" in files:
-            generation = parse(files, "generation_config.json")
-            config, asked = generation_entries(config, generation)
+        asked: dict[str, Any] = {}
+        if family is not bert and GENERATION in files:
+            config, asked = generation_entries(config, parse(files, GENERATION))
         state = family.normalise(state, config)
         ours = family.read_config(config, state).with_(**switches)
         model = family.build(config, state, ours)
         assign(model, dict(family.key_map(model)), state)
         tokenizer = read_tokenizer(files, where, ours.max_len)
-        if family is bert:
-            require(TOKENIZER_CONFIG, "padding_side", tokenizer.padding_side, ("right",))
+        if family is bert and tokenizer.padding_side == "left":  # positions would count the padding
+            raise ValueError("tokenizer_config.json: padding_side 'left' is not supported for BERT")
         if beyond := [t for t, i in tokenizer.backend.get_vocab().items() if i >= ours.vocab_size]:
             raise ValueError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {ours.vocab_size}; "
@@ -112,7 +98,7 @@ def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
         folder = download(name)
     files = {f: (folder / f).read_bytes() for f in FILES if (folder / f).is_file()}
     if WEIGHTS not in files and INDEX in files:
-        parts = set(map(str, section(parse(files, INDEX), "weight_map").values()))
+        parts = set(map(str, parse(files, INDEX, "weight_map").values()))
         there = [p for p in parts if Path(p).name == p and (folder / p).is_file()]
         files |= {p: (folder / p).read_bytes() for p in there}
     return files, str(folder)
@@ -139,25 +125,23 @@ def download(name: str) -> Path:
 
 def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """The config.json, if it is of a known family."""
-    if "adapter_config.json" in files:
+    if ADAPTER in files:
         raise ValueError(
-            f"{where} has an adapter_config.json: adapters are not read; merge them with peft first: "
+            "there is an adapter_config.json, and adapters are not read; merge it with peft first: "
             "model.merge_and_unload().save_pretrained(folder)"
         )
     if "config.json" not in files:
         raise FileNotFoundError(f"{where} has no config.json; is it a model's folder?")
-    config = parse(files, "config.json", f"{where}/")
+    config = parse(files, "config.json")
     if (name := config.get("model_type")) not in FAMILIES:
         problem = f"model_type {name!r} is not a family that can be loaded"
-        raise ValueError(f"{where}/config.json: {problem}; there are: {', '.join(FAMILIES)}")
+        raise ValueError(f"config.json: {problem}; there are: {', '.join(FAMILIES)}")
     return config
 
 
 def read_weights(files: Mapping[str, bytes]) -> dict[str, Tensor]:
     """The tensors of model.safetensors, or of the parts that its index names, in float32."""
-    where: dict[str, Any] = {}
-    if WEIGHTS not in files and INDEX in files:
-        where = section(parse(files, INDEX), "weight_map")
+    where = {} if WEIGHTS in files else parse(files, INDEX, "weight_map")
     if WEIGHTS not in files and not where:
         raise ValueError(
             "there is no model.safetensors (a pytorch_model.bin is a pickle and is not read; convert "
@@ -262,7 +246,8 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
     about_tokenizer, generation = write_tokenizer_config(tokenizer, config_of(model)), {}
     if family is not bert:
-        generation = {k: config[k] for k in IDS if k in config} | model.generation_config
+        ids = ENTRIES[GENERATION]["followed"]
+        generation = {k: config[k] for k in ids if k in config} | model.generation_config
         if family is gpt2:  # their pipelines would write past the last position
             generation["max_length"] = model.config.max_len
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -273,15 +258,17 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
         # Not save_file, which makes the file private too.
         (new / "model.safetensors").write_bytes(safetensors.torch.save(state, {"format": "pt"}))
         (new / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        written = {TOKENIZER_CONFIG: about_tokenizer, "config.json": config}
-        written |= {"generation_config.json": generation} if generation else {}
+        written = {"tokenizer_config.json": about_tokenizer, "config.json": config}
+        written |= {GENERATION: generation} if generation else {}
         for name, entries in written.items():
             (new / name).write_text(json.dumps(entries, indent=2), encoding="utf-8")
         if folder.exists():  # its other files stay
             for file in sorted(os.listdir(new), reverse=True):  # config.json last
                 os.replace(new / file, folder / file)
-            for file in {*FILES} - {"tokenizer.json", WEIGHTS, *written}:  # of the model before
-                (folder / file).unlink(missing_ok=True)
+            for file in {"special_tokens_map.json", "added_tokens.json", INDEX, GENERATION} - {
+                *written
+            }:
+                (folder / file).unlink(missing_ok=True)  # they speak of the model before
         else:
             os.replace(new, folder)
     finally:

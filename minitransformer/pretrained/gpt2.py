@@ -32,10 +32,8 @@ NAMES = {
     "eos_id": "eos_token_id",
     "pad_id": "pad_token_id",
 }
-ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions",
-           "num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}  # fmt: skip
-READS: dict[str, tuple[Any, ...] | None] = {
-    "n_inner": None, "activation_function": None, "embd_pdrop": None, "tie_word_embeddings": None,
+READS: dict[str, tuple[Any, ...]] = {
+    "n_inner": (), "activation_function": (), "embd_pdrop": (), "tie_word_embeddings": (),
     "scale_attn_by_inverse_layer_idx": (False,), "is_encoder_decoder": (False,),
 }  # fmt: skip
 FREE = ("d_ff", "activation", "tie_embeddings")

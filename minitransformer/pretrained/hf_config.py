@@ -3,8 +3,9 @@
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, Protocol, get_args, runtime_checkable
 
 import torch
@@ -22,54 +23,9 @@ ACTIVATIONS = {
 NEEDED = ("vocab_size", "d_model", "n_heads", "n_layers")
 TYPES = {f.name: get_args(f.type) or (f.type,) for f in fields(TransformerConfig)}
 KINDS = {bool: "true or false", float: "a number", int: "a whole number"}
-
-# Every entry of a file is followed, known to be harmless, or rejected by name.
-
-
-def words(text: str) -> frozenset[str]:
-    """The names in a table."""
-    return frozenset(text.split())
-
-
-FOLLOWED = words(
-    "model_type architectures id2label problem_type tokenizer_class classifier_dropout"
-)
-HARMLESS = words("""
-    transformers_version dtype torch_dtype use_cache output_attentions output_hidden_states output_past
-    return_dict torchscript use_bfloat16 gradient_checkpointing chunk_size_feed_forward label2id
-    num_labels name_or_path finetuning_task task_specific_params directionality pooler_fc_size
-    pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type n_ctx
-    summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    reorder_and_upcast_attn initializer_factor initializer_range dense_act_fn is_gated_act
-    bos_token_id eos_token_id sep_token_id
-""")
-"""Entries of config.json that change no output of a model that is loaded."""
-ONLY: dict[str, tuple[Any, ...] | None] = {
-    "is_decoder": (False,),
-    "add_cross_attention": (False,),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "auto_map": (None,),
-    "prefix": (None, ""),
-}
-"""Entries of config.json with the only values that are supported."""
-IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-IDLE = words("""
-    max_length max_new_tokens max_time use_cache transformers_version output_attentions
-    output_hidden_states output_scores output_logits return_dict_in_generate cache_implementation
-    low_memory is_assistant assistant_early_exit compile_config disable_compile prefill_chunk_size
-""")
-"""Entries of generation_config.json that change no token, or that the caller always gives."""
-NEUTRAL = {"top_k": 50} | dict.fromkeys(
-    words(
-        "num_beams num_beam_groups temperature top_p typical_p repetition_penalty length_penalty "
-        "encoder_repetition_penalty num_return_sequences"
-    ),
-    1,
-)
-"""The values of its other entries that change nothing, besides null, false, 0 and empty lists."""
+ENTRIES: dict[str, Any] = json.loads(Path(__file__).with_name("entries.json").read_text())
+"""By file, the entries that are followed, that change nothing, and those with the only values that
+are supported."""
 
 
 @runtime_checkable
@@ -78,18 +34,16 @@ class Family(Protocol):
 
     MODELS: Any
     """The classes of models that its files hold."""
+    ARCHITECTURES: tuple[str, ...]
+    """Their names in transformers."""
     MARK: str
     """A weight that every file of this family has, and no other family's."""
     PREFIX: str
-    """What stands before the names of the weights where there is a head."""
-    ARCHITECTURES: tuple[str, ...]
-    """The classes of transformers whose files can be loaded."""
+    """What begins the names of the weights where there is a head."""
     NAMES: dict[str, str]
     """Our switches and their entries in config.json."""
-    ALIASES: dict[str, str]
-    """Other spellings of entries."""
-    READS: dict[str, tuple[Any, ...] | None]
-    """Further entries that are followed, or those with the only values that are supported."""
+    READS: dict[str, tuple[Any, ...]]
+    """Further entries, with the only values that are supported if there are any here."""
 
     def read_config(self, config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
         """Our switches from a config.json and its weights; ValueError for what is not supported."""
@@ -113,23 +67,35 @@ class Family(Protocol):
 
 
 def check_entries(config: Mapping[str, Any], family: Family) -> None:
-    """Reject what config.json says and the model could not do; warn of entries that nobody knows."""
-    only = ONLY | family.READS
-    known = {*FOLLOWED, *HARMLESS, *only, *family.NAMES.values()}
-    for entry, allowed in only.items():
-        if allowed is not None and entry in config:
-            require("config.json", entry, config[entry], allowed)
-    warn_of_unknown("config.json", config, known)
+    """Reject what config.json says and the model could not do."""
+    spellings = ENTRIES["other spellings"][config["model_type"]]
+    check_table("config.json", config, family.READS, {*family.NAMES.values(), *spellings})
+    for alias, entry in spellings.items():
+        if alias in config and config[alias] != config.get(entry):
+            raise ValueError(f"config.json: {alias} must be what {entry} is, got {config[alias]!r}")
     architecture(config, family.ARCHITECTURES)
     read_entries(config, family.NAMES)  # before another file's ids take the place of some
 
 
-def spelled(config: dict[str, Any], aliases: Mapping[str, str]) -> dict[str, Any]:
-    """The config with one spelling of every entry; ValueError if two contradict each other."""
-    for alias, entry in aliases.items():
-        if alias in config and config.setdefault(entry, config[alias]) != config.pop(alias):
-            raise ValueError(f"config.json: {alias} and {entry} are one size, and differ")
-    return config
+def check_table(
+    file: str, found: Mapping[str, Any], more: Mapping[str, tuple] = {}, known: Iterable[str] = ()
+) -> None:
+    """Reject a value that is not supported; warn of the entries that nobody knows."""
+    table = ENTRIES[file]
+    supported = {e: a for e, a in (table["supported"] | more).items() if a}
+    for entry, allowed in supported.items():
+        if entry in found and not same(found[entry], allowed):
+            shown = " or ".join(map(repr, allowed))
+            raise ValueError(f"{file}: {entry} {found[entry]!r} is not supported, only {shown}")
+    known = {*table["followed"], *table["harmless"], *supported, *more, *known}
+    if unknown := [e for e in found if e not in known and not e.startswith("_")]:
+        text = f"{file} has entries that are not known and are ignored: {', '.join(unknown)}"
+        warnings.warn(text, stacklevel=5)
+
+
+def same(value: Any, allowed: Iterable[Any]) -> bool:
+    """Whether a value is one of these, of the same type: 0 is not false."""
+    return any(type(value) is type(a) and value == a for a in allowed)
 
 
 def architecture(config: Mapping[str, Any], known: Collection[str]) -> str | None:
@@ -146,39 +112,21 @@ def architecture(config: Mapping[str, Any], known: Collection[str]) -> str | Non
     return said[0]
 
 
-def warn_of_unknown(file: str, entries: Mapping[str, Any], known: Collection[str]) -> None:
-    """Name the entries that are neither followed nor known to be harmless."""
-    unknown = [
-        e for e in entries if e not in known and not e.startswith("_") and e != "minitransformer"
-    ]
-    if unknown:
-        text = f"{file} has entries that are not known and are ignored: {', '.join(unknown)}"
-        warnings.warn(text, stacklevel=4)
-
-
-def parse(files: Mapping[str, bytes], name: str, where: str = "") -> dict[str, Any]:
-    """The object that a JSON file holds; an empty one if there is no such file."""
+def parse(files: Mapping[str, bytes], name: str, entry: str | None = None) -> dict[str, Any]:
+    """The object in a JSON file, or in one entry of it; an empty one if there is none."""
     try:
         found = json.loads(files.get(name, b"{}"))
     except ValueError as error:
-        raise ValueError(f"{where}{name} is not JSON ({error})") from error
+        raise ValueError(f"{name} is not JSON ({error})") from error
+    found = as_object(found, name)
+    return found if entry is None else as_object(found.get(entry) or {}, f"{name}: {entry}")
+
+
+def as_object(found: Any, where: str) -> dict[str, Any]:
+    """What a file or an entry holds, if it is an object."""
     if not isinstance(found, dict):
-        raise ValueError(f"{where}{name} is not an object like {{...}}")
+        raise ValueError(f"{where} is not an object like {{...}}")
     return found
-
-
-def section(config: Mapping[str, Any], entry: str) -> dict[str, Any]:
-    """An entry that is an object like {...}; an empty one if there is none."""
-    if not isinstance(found := config.get(entry) or {}, dict):
-        raise ValueError(f"config.json: {entry} must be an object like {{...}}, got {found!r}")
-    return found
-
-
-def require(file: str, entry: str, value: Any, allowed: Collection[Any]) -> None:
-    """ValueError unless an entry has one of the values that are supported."""
-    if not any(type(value) is type(a) and value == a for a in allowed):
-        shown = " or ".join(repr(a) for a in allowed)
-        raise ValueError(f"{file}: {entry} {value!r} is not supported, only {shown}")
 
 
 def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -213,15 +161,21 @@ def typed(value: Any, types: Collection[Any], where: str) -> Any:
 
 
 def generation_entries(
-    config: dict[str, Any], file: dict[str, Any]
+    config: dict[str, Any], said: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The config with the ids of generation_config.json, and what else that asks of `generate`.
 
     Where there is such a file it alone says where a text ends.
     """
-    config = config | {"eos_token_id": None} | {k: file[k] for k in IDS if k in file}
-    asked = {k: v for k, v in file.items() if k not in (*IDLE, *IDS) and not k.startswith("_")}
-    return config, {k: v for k, v in asked.items() if v and v != NEUTRAL.get(k)}
+    table = ENTRIES["generation_config.json"]
+    ids, idle, usual = (table[kind] for kind in ("followed", "harmless", "supported"))
+    asked = {
+        entry: value
+        for entry, value in said.items()
+        if not entry.startswith("_") and entry not in (*ids, *idle)
+        if not same(value, usual.get(entry, (None, [], False)))
+    }
+    return config | {"eos_token_id": None} | {k: said[k] for k in ids if k in said}, asked
 
 
 def write_entries(

@@ -31,11 +31,9 @@ NAMES = {
     "eos_id": "eos_token_id",
     "start_id": "decoder_start_token_id",
 }
-ALIASES = {"hidden_size": "d_model", "num_attention_heads": "num_heads",
-           "num_hidden_layers": "num_layers", "head_dim": "d_kv"}  # fmt: skip
-READS: dict[str, tuple[Any, ...] | None] = {
-    "num_decoder_layers": None, "feed_forward_proj": None, "tie_word_embeddings": None,
-    "scale_decoder_outputs": None, "is_encoder_decoder": (True,),
+READS: dict[str, tuple[Any, ...]] = {
+    "num_decoder_layers": (), "feed_forward_proj": (), "tie_word_embeddings": (),
+    "scale_decoder_outputs": (), "is_encoder_decoder": (True,),
 }  # fmt: skip
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has a single rate for all of ours."""
