@@ -47,26 +47,27 @@ class Tokenizer:
         self, backend: Backend, max_length: int = 512, roles: dict[str, str] | None = None,
         padding_side: str | None = None, truncation_side: str | None = None,
     ):  # fmt: skip
-        sides = (a["direction"] if a else "right" for a in (backend.padding, backend.truncation))
-        self.padding_side, self.truncation_side = (
-            given or side
-            for given, side in zip((padding_side, truncation_side), sides, strict=True)
+        self.padding_side = padding_side or (backend.padding or {}).get("direction", "right")
+        self.truncation_side = truncation_side or (backend.truncation or {}).get(
+            "direction", "right"
         )
         backend.no_truncation()
         backend.no_padding()
         self.backend, self.max_length = backend, max_length
         usual = {
-            role: [t for t in names if backend.token_to_id(t) is not None][:1]
+            role: token
             for role, names in ROLES.items()
+            for token in reversed(names)
+            if backend.token_to_id(token) is not None
         }
-        usual = {role: names[0] for role, names in usual.items() if names}
         self.roles = usual if roles is None else roles
         """The special tokens by what they are for."""
-        filling = {"eos_token": usual.get("eos_token")} | usual | self.roles
-        self.pad_id = backend.token_to_id(filling.get("pad_token") or filling["eos_token"] or "")
-        if self.pad_id is None:
+        both = usual | self.roles
+        pad = both.get("pad_token") or both.get("eos_token")
+        if pad is None or (pad_id := backend.token_to_id(pad)) is None:
             known = ", ".join(ROLES["pad_token"] + ROLES["eos_token"])
             raise ValueError(f"the tokenizer has no token to pad with ({known})")
+        self.pad_id = pad_id
 
     @classmethod
     def from_json(cls, text: str, max_length: int = 512) -> "Tokenizer":

@@ -168,8 +168,7 @@ class Seq2SeqLM(nn.Module):
     Source: Vaswani et al. 2017, section 3.4; Raffel et al. 2020.
     """
 
-    generation_config: ClassVar[dict[str, Any]] = {}
-    """As for `CausalLM`."""
+    generation_config: ClassVar[dict[str, Any]] = {}  # as for `CausalLM`
 
     def __init__(self, encoder_decoder: EncoderDecoder):
         super().__init__()

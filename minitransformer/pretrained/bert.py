@@ -13,24 +13,7 @@ from . import hf_config as hf
 
 Bert = Encoder | SequenceClassifier | MaskedLM
 MODELS = Bert
-NAMES = {
-    "vocab_size": "vocab_size",
-    "d_model": "hidden_size",
-    "n_heads": "num_attention_heads",
-    "n_layers": "num_hidden_layers",
-    "d_ff": "intermediate_size",
-    "max_len": "max_position_embeddings",
-    "n_segments": "type_vocab_size",
-    "norm_eps": "layer_norm_eps",
-    "dropout": "hidden_dropout_prob",
-    "attention_dropout": "attention_probs_dropout_prob",
-    "init_std": "initializer_range",
-    "pad_id": "pad_token_id",
-    "tie_embeddings": "tie_word_embeddings",
-}
-READS: dict[str, tuple[Any, ...]] = {
-    "hidden_act": (), "position_embedding_type": ("absolute",), "is_encoder_decoder": (False,)
-}  # fmt: skip
+NAMES = hf.ENTRIES["families"]["bert"]["switches"]
 FREE = ("activation", "pooler")
 BLOCK = {
     "attention.W_Q": "attention.self.query",
@@ -45,7 +28,6 @@ BLOCK = {
 EMBEDDINGS = {"tokens": "word", "position_table": "position", "segments": "token_type"}
 MARK, PREFIX = "embeddings.word_embeddings.weight", "bert."
 CLASSIFIER, MASKED = "BertForSequenceClassification", ("BertForMaskedLM", "BertForPreTraining")
-ARCHITECTURES = ("BertModel", *MASKED, CLASSIFIER)
 MASKED_HEAD, DECODER = "cls.predictions.transform.dense.weight", "cls.predictions.decoder"
 SINGLE = "single_label_classification"
 OURS = "minitransformer"
@@ -84,7 +66,7 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
 
 def build(config: dict[str, Any], state: dict[str, Tensor], ours: TransformerConfig) -> Bert:
     """The model that the file holds: with a classifier, with a masked language model's head, or bare."""
-    encoder, kind = Encoder(ours), hf.architecture(config, ARCHITECTURES)
+    encoder, kind = Encoder(ours), hf.architecture(config)
     if kind in MASKED or (kind != CLASSIFIER and MASKED_HEAD in state):
         return MaskedLM(encoder)
     pooling = hf.as_object(config.get(OURS) or {}, OURS).get("pooling", "cls")

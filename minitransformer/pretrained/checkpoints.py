@@ -19,7 +19,7 @@ from ..model.compare import config_of
 from ..model.heads import CausalLM, Seq2SeqLM
 from . import bert, gpt2, t5
 from .hf_config import ENTRIES, Family, check_entries, generation_entries, parse
-from .hf_tokenizer import TOKENIZER_FILES, read_tokenizer, write_tokenizer_config
+from .hf_tokenizer import TOKENIZER_FILES, read_tokenizer
 
 Model = bert.Bert | CausalLM | Seq2SeqLM
 FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
@@ -64,7 +64,7 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
         family = FAMILIES[config["model_type"]]
         state = without_prefix(read_weights(files), family)
         check_family(state, config["model_type"])
-        check_entries(config, family)
+        check_entries(config)
         asked: dict[str, Any] = {}
         if family is not bert and GENERATION in files:
             config, asked = generation_entries(config, parse(files, GENERATION))
@@ -244,11 +244,18 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     config, weights = family.write_config(model), model.state_dict()
     state = {theirs: weights[mine] for mine, theirs in family.key_map(model)}
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
-    about_tokenizer, generation = write_tokenizer_config(tokenizer, config_of(model)), {}
-    if family is not bert:
+    about_tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": min(tokenizer.max_length, config_of(model).max_len),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        **tokenizer.roles,
+    }
+    generation: dict[str, Any] = {}
+    if isinstance(model, CausalLM | Seq2SeqLM):
         ids = ENTRIES[GENERATION]["followed"]
         generation = {k: config[k] for k in ids if k in config} | model.generation_config
-        if family is gpt2:  # their pipelines would write past the last position
+        if isinstance(model, CausalLM):  # their pipelines would write past the last position
             generation["max_length"] = model.config.max_len
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))

@@ -17,25 +17,7 @@ from ..model.transformer import Decoder
 from . import hf_config as hf
 
 MODELS = CausalLM
-NAMES = {
-    "vocab_size": "vocab_size",
-    "d_model": "n_embd",
-    "n_heads": "n_head",
-    "n_layers": "n_layer",
-    "max_len": "n_positions",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "resid_pdrop",
-    "attention_dropout": "attn_pdrop",
-    "init_std": "initializer_range",
-    "scale_attention": "scale_attn_weights",
-    "start_id": "bos_token_id",
-    "eos_id": "eos_token_id",
-    "pad_id": "pad_token_id",
-}
-READS: dict[str, tuple[Any, ...]] = {
-    "n_inner": (), "activation_function": (), "embd_pdrop": (), "tie_word_embeddings": (),
-    "scale_attn_by_inverse_layer_idx": (False,), "is_encoder_decoder": (False,),
-}  # fmt: skip
+NAMES = hf.ENTRIES["families"]["gpt2"]["switches"]
 FREE = ("d_ff", "activation", "tie_embeddings")
 BLOCK = {
     "norm_1": "ln_1",
@@ -48,7 +30,6 @@ BLOCK = {
     "feed_forward.W_2": "mlp.c_proj",
 }
 MARK, PREFIX = "wte.weight", "transformer."
-ARCHITECTURES = ("GPT2LMHeadModel", "GPT2Model")
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 """The four matrices that are stored (in, out)."""
 TIED = {"tie_embeddings": "tie_word_embeddings"}

@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol, get_args, runtime_checkable
 
@@ -34,16 +35,10 @@ class Family(Protocol):
 
     MODELS: Any
     """The classes of models that its files hold."""
-    ARCHITECTURES: tuple[str, ...]
-    """Their names in transformers."""
     MARK: str
     """A weight that every file of this family has, and no other family's."""
     PREFIX: str
     """What begins the names of the weights where there is a head."""
-    NAMES: dict[str, str]
-    """Our switches and their entries in config.json."""
-    READS: dict[str, tuple[Any, ...]]
-    """Further entries, with the only values that are supported if there are any here."""
 
     def read_config(self, config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
         """Our switches from a config.json and its weights; ValueError for what is not supported."""
@@ -66,28 +61,28 @@ class Family(Protocol):
         """The config.json of a model; ValueError for switches that the files cannot express."""
 
 
-def check_entries(config: Mapping[str, Any], family: Family) -> None:
+def check_entries(config: Mapping[str, Any]) -> None:
     """Reject what config.json says and the model could not do."""
-    spellings = ENTRIES["other spellings"][config["model_type"]]
-    check_table("config.json", config, family.READS, {*family.NAMES.values(), *spellings})
-    for alias, entry in spellings.items():
+    family = ENTRIES["families"][config["model_type"]]
+    check_table("config.json", config, family)
+    for alias, entry in family["other spellings"].items():
         if alias in config and config[alias] != config.get(entry):
             raise ValueError(f"config.json: {alias} must be what {entry} is, got {config[alias]!r}")
-    architecture(config, family.ARCHITECTURES)
-    read_entries(config, family.NAMES)  # before another file's ids take the place of some
+    architecture(config)
+    read_entries(config, family["switches"])  # before another file's ids take the place of some
 
 
-def check_table(
-    file: str, found: Mapping[str, Any], more: Mapping[str, tuple] = {}, known: Iterable[str] = ()
-) -> None:
+def check_table(file: str, found: Mapping[str, Any], family: Mapping[str, Any] = {}) -> None:
     """Reject a value that is not supported; warn of the entries that nobody knows."""
     table = ENTRIES[file]
-    supported = {e: a for e, a in (table["supported"] | more).items() if a}
+    supported = table["supported"] | family.get("supported", {})
     for entry, allowed in supported.items():
         if entry in found and not same(found[entry], allowed):
             shown = " or ".join(map(repr, allowed))
             raise ValueError(f"{file}: {entry} {found[entry]!r} is not supported, only {shown}")
-    known = {*table["followed"], *table["harmless"], *supported, *more, *known}
+    more = (family.get(part, {}) for part in ("followed", "other spellings"))
+    known = {*table["followed"], *table["harmless"], *supported, *chain(*more)}
+    known |= {*family.get("switches", {}).values()}
     if unknown := [e for e in found if e not in known and not e.startswith("_")]:
         text = f"{file} has entries that are not known and are ignored: {', '.join(unknown)}"
         warnings.warn(text, stacklevel=5)
@@ -98,9 +93,12 @@ def same(value: Any, allowed: Iterable[Any]) -> bool:
     return any(type(value) is type(a) and value == a for a in allowed)
 
 
-def architecture(config: Mapping[str, Any], known: Collection[str]) -> str | None:
+def architecture(config: Mapping[str, Any]) -> str | None:
     """The class whose weights the folder holds; ValueError for one that cannot be loaded."""
-    said = config.get("architectures")
+    said, known = (
+        config.get("architectures"),
+        ENTRIES["families"][config["model_type"]]["architectures"],
+    )
     if not said:
         return None
     if not isinstance(said, list) or len(said) > 1 or said[0] not in known:

@@ -8,7 +8,6 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from ..data.tokenizers import ROLES, Tokenizer, framed
-from ..model.config import TransformerConfig
 from .hf_config import ENTRIES, check_table, parse
 
 TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -42,10 +41,13 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
     if kind not in ("any", found):
         raise ValueError(f"{TOKENIZER_CONFIG}: a {named} has {kind}, the vocabulary is {found}")
     if "tokenizer.json" not in files or (
-        not named and found == IMPLIED.get(config.get("model_type"))
+        not named and found == IMPLIED.get(str(config.get("model_type")))
     ):
         kind = found
-    roles = roles_of(said, kind)
+    usual = ENTRIES["their special tokens"].get(kind, {})
+    tokens = {role: t for role, t in usual.items() if backend.token_to_id(t) is not None}
+    tokens |= {role: said[role] for role in ROLES if role in said}
+    roles = {role: as_token(t, role) for role, t in tokens.items() if t is not None}
     add_tokens(backend, said, parse(files, "added_tokens.json"), roles, "tokenizer.json" in files)
     apply_settings(backend, kind, found, said, roles, "tokenizer.json" in files)
     limit = said.get("model_max_length") or max_length
@@ -65,10 +67,7 @@ def read_vocabulary(files: Mapping[str, bytes], said: dict[str, Any]) -> tuple[B
     if "tokenizer.json" in files:
         try:
             stored = json.loads(files["tokenizer.json"])
-            for part in (
-                "padding",
-                "truncation",
-            ):  # only their sides count: batches are padded here
+            for part in ("padding", "truncation"):  # of these only the sides count
                 if about := stored.pop(part, None):
                     said.setdefault(f"{part}_side", about.get("direction", "Right").lower())
                     said.setdefault("pad_token", about["pad_token"]) if part == "padding" else None
@@ -138,22 +137,14 @@ def plan(backend: Backend) -> tuple[Any, ...]:
     return words, backend.encode("").ids
 
 
-def as_token(token: Any, special: bool = True, where: str = TOKENIZER_CONFIG) -> AddedToken:
+def as_token(token: Any, where: str = "a token", special: bool = True) -> AddedToken:
     """A token, which a file gives as a text or with its flags; ValueError for anything else."""
     given = token if isinstance(token, dict) else {"content": token}
     if not isinstance(given.get("content"), str) or not given["content"]:
-        raise ValueError(f"{where} must be a token, got {token!r}")
+        raise ValueError(f"{TOKENIZER_CONFIG}: {where} must be a text, got {token!r}")
     known = ("content", "single_word", "lstrip", "rstrip", "normalized")
     flags = {"normalized": not special} | {k: given[k] for k in known if k in given}
     return AddedToken(**flags, special=special)
-
-
-def roles_of(said: Mapping[str, Any], kind: str) -> dict[str, AddedToken]:
-    """The special tokens by what they are for: those that the files name, or the class's own."""
-    named = ENTRIES["their special tokens"].get(kind, {})
-    named = named | {role: said[role] for role in ROLES if role in said}
-    where = f"{TOKENIZER_CONFIG}: "
-    return {r: as_token(t, True, where + r) for r, t in named.items() if t is not None}
 
 
 def add_tokens(
@@ -171,23 +162,15 @@ def add_tokens(
     ]
     special = {token.content for token in (*roles.values(), *extra)}
     numbered = {
-        i: as_token(t, t["special"]) for i, t in said.get("added_tokens_decoder", {}).items()
+        i: as_token(t, special=bool(t.get("special")))
+        for i, t in said.get("added_tokens_decoder", {}).items()
     }
     if "added_tokens_decoder" not in said:
-        numbered = {i: as_token(t, t in special) for t, i in added.items() if t not in fixed}
+        numbered = {
+            i: as_token(t, special=t in special) for t, i in added.items() if t not in fixed
+        }
     for i, token in sorted((int(i), token) for i, token in numbered.items()):
         backend.add_tokens([token])
         if (got := backend.token_to_id(token.content)) != i:
             raise ValueError(f"the added token {token.content!r} should have id {i}, not {got}")
     backend.add_special_tokens([t for t in (*roles.values(), *extra) if t.content not in fixed])
-
-
-def write_tokenizer_config(tokenizer: Tokenizer, config: TransformerConfig) -> dict[str, Any]:
-    """The tokenizer_config.json: the special tokens that the tokenizer has, and where it pads and cuts."""
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": min(tokenizer.max_length, config.max_len),
-        "padding_side": tokenizer.padding_side,
-        "truncation_side": tokenizer.truncation_side,
-        **tokenizer.roles,
-    }

@@ -15,26 +15,7 @@ from ..model.transformer import EncoderDecoder
 from . import hf_config as hf
 
 MODELS = Seq2SeqLM
-NAMES = {
-    "vocab_size": "vocab_size",
-    "d_model": "d_model",
-    "n_heads": "num_heads",
-    "d_head": "d_kv",
-    "n_layers": "num_layers",
-    "d_ff": "d_ff",
-    "max_len": "n_positions",
-    "n_buckets": "relative_attention_num_buckets",
-    "max_distance": "relative_attention_max_distance",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "dropout_rate",
-    "pad_id": "pad_token_id",
-    "eos_id": "eos_token_id",
-    "start_id": "decoder_start_token_id",
-}
-READS: dict[str, tuple[Any, ...]] = {
-    "num_decoder_layers": (), "feed_forward_proj": (), "tie_word_embeddings": (),
-    "scale_decoder_outputs": (), "is_encoder_decoder": (True,),
-}  # fmt: skip
+NAMES = hf.ENTRIES["families"]["t5"]["switches"]
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has a single rate for all of ours."""
 FREE = (
@@ -51,7 +32,6 @@ ATTENTIONS = (
     ("cross_attention", "norm_cross", "EncDecAttention"),
 )
 MARK, PREFIX = "shared.weight", ""
-ARCHITECTURES = ("T5ForConditionalGeneration", "T5Model", "T5WithLMHeadModel")
 SCALED = ("scale_decoder_outputs", "tie_word_embeddings")
 TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 BUCKETS = "relative_attention_bias.weight"

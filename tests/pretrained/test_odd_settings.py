@@ -198,7 +198,7 @@ CASES = [
     ("bert", {TC: {"pad_token": "<pad>"}, MAP: {"pad_token": "[PAD]"}}, None),
     ("bert", said(mask_token={"content": "[MASK]", **TOKEN, "__type": "AddedToken"}), None),
     ("bert", said(pad_token="<new>"), "<new>"),
-    ("bert", said(pad_token=3), "pad_token must be a token, got 3"),
+    ("bert", said(pad_token=3), "pad_token must be a text, got 3"),
     ("bert", {MAP: {"additional_special_tokens": ["[E1]"]}}, None),
     ("bert", said(extra_special_tokens={"entity": "[E1]"}), None),
     ("bert", {ADDED: {"[E1]": WORDS.index("[E1]")}}, None),
