@@ -19,7 +19,7 @@ from ..model.compare import config_of
 from ..model.heads import CausalLM, Seq2SeqLM
 from . import bert, gpt2, t5
 from .hf_config import ENTRIES, Family, check_entries, generation_entries, parse
-from .hf_tokenizer import TOKENIZER_FILES, read_tokenizer
+from .hf_tokenizer import TOKENIZER_FILES, longest, read_tokenizer
 
 Model = bert.Bert | CausalLM | Seq2SeqLM
 FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
@@ -72,7 +72,7 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
         ours = family.read_config(config, state).with_(**switches)
         model = family.build(config, state, ours)
         assign(model, dict(family.key_map(model)), state)
-        tokenizer = read_tokenizer(files, where, ours.max_len)
+        tokenizer = read_tokenizer(files, where, longest(files, ours.max_len))
         if family is bert and tokenizer.padding_side == "left":  # positions would count the padding
             raise ValueError("tokenizer_config.json: padding_side 'left' is not supported for BERT")
         if beyond := [t for t, i in tokenizer.backend.get_vocab().items() if i >= ours.vocab_size]:
@@ -190,6 +190,9 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
     problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
+    problems += [
+        f"type: {key} is {t.dtype}" for key, t in found.items() if not t.is_floating_point()
+    ]
     problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in sorted(left)]
     problems += [
         f"shape: {key} is {tuple(found[key].shape)}, the config asks for {tuple(t.shape)}"

@@ -8,7 +8,7 @@ from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from tokenizers import Tokenizer as Backend
 
 from ..data.tokenizers import ROLES, Tokenizer, framed
-from .hf_config import ENTRIES, check_table, parse
+from .hf_config import ENTRIES, as_object, check_table, parse
 
 TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json"
 TOKENIZER_FILES = (TOKENIZER_CONFIG, TOKENS_MAP, "added_tokens.json", "tokenizer.json", "vocab.txt",
@@ -50,12 +50,17 @@ def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> T
     roles = {role: as_token(t, role) for role, t in tokens.items() if t is not None}
     add_tokens(backend, said, parse(files, "added_tokens.json"), roles, "tokenizer.json" in files)
     apply_settings(backend, kind, found, said, roles, "tokenizer.json" in files)
-    limit = said.get("model_max_length") or max_length
-    if type(limit) not in (int, float) or limit < 3:
-        raise ValueError(f"{TOKENIZER_CONFIG}: model_max_length {limit!r} is not a number of ids")
     names = {role: token.content for role, token in roles.items()} or None
     sides = (said.get(f"{part}_side") for part in ("padding", "truncation"))
-    return Tokenizer(backend, int(min(max_length, limit)), names, *sides)
+    return Tokenizer(backend, max_length, names, *sides)
+
+
+def longest(files: Mapping[str, bytes], max_length: int) -> int:
+    """How many ids a text may have: the model's positions, or fewer if the tokenizer's files say so."""
+    limit = parse(files, TOKENIZER_CONFIG).get("model_max_length") or max_length
+    if type(limit) not in (int, float) or limit < 3:
+        raise ValueError(f"{TOKENIZER_CONFIG}: model_max_length {limit!r} is not a number of ids")
+    return int(min(max_length, limit))
 
 
 IMPLIED = {"bert": "WordPiece", "gpt2": "BPE", "t5": "Unigram"}
@@ -156,21 +161,25 @@ def add_tokens(
     What a `complete` tokenizer.json says of its own tokens stays.
     """
     fixed = {t.content for t in backend.get_added_tokens_decoder().values()} if complete else set()
-    lists = [said.get(f"{name}_special_tokens") or [] for name in ("additional", "extra")]
-    extra = [
-        as_token(t) for many in lists for t in (many.values() if isinstance(many, dict) else many)
-    ]
+    extra: list[AddedToken] = []
+    for entry in ("additional_special_tokens", "extra_special_tokens"):
+        many = said.get(entry) or []
+        if not isinstance(many, list | dict):
+            raise ValueError(f"{TOKENIZER_CONFIG}: {entry} must be a list of tokens, got {many!r}")
+        extra += [as_token(t, entry) for t in (many.values() if isinstance(many, dict) else many)]
     special = {token.content for token in (*roles.values(), *extra)}
+    about = "added_tokens_decoder"
     numbered = {
-        i: as_token(t, special=bool(t.get("special")))
-        for i, t in said.get("added_tokens_decoder", {}).items()
+        str(i): as_token(t, about, t in special) for t, i in added.items() if t not in fixed
     }
-    if "added_tokens_decoder" not in said:
+    if about in said:
+        flags = as_object(said[about], about)
         numbered = {
-            i: as_token(t, special=t in special) for t, i in added.items() if t not in fixed
+            i: as_token(t, about, isinstance(t, dict) and bool(t.get("special")))
+            for i, t in flags.items()
         }
-    for i, token in sorted((int(i), token) for i, token in numbered.items()):
+    for i, token in sorted(numbered.items(), key=lambda item: item[0].zfill(9)):
         backend.add_tokens([token])
-        if (got := backend.token_to_id(token.content)) != i:
+        if (got := str(backend.token_to_id(token.content))) != i:
             raise ValueError(f"the added token {token.content!r} should have id {i}, not {got}")
     backend.add_special_tokens([t for t in (*roles.values(), *extra) if t.content not in fixed])

@@ -140,6 +140,12 @@ def test_a_wrappers_prefix_is_left_out_and_named(tmp_path, prefix):
     assert all(torch.equal(found[k], expected[k]) for k in expected)
 
 
+def test_weights_that_are_whole_numbers_are_refused(folder):
+    """Quantised ones, whose scales nobody would look for."""
+    edit_weights(folder, lambda s: s | {"pooler.dense.weight": torch.ones(21, 21).to(torch.int8)})
+    assert "type: pooler.dense.weight is torch.int8" in error_of(folder)
+
+
 def test_an_adapter_is_named(folder):
     (folder / "adapter_config.json").write_text("{}")
     assert "adapters are not read" in error_of(folder)

@@ -204,6 +204,11 @@ CASES = [
     ("bert", {ADDED: {"[E1]": WORDS.index("[E1]")}}, None),
     ("bert", {ADDED: {"[E1]": 9}}, "'[E1]' should have id 9"),
     ("bert", {ADDED: {"<new>": len(WORDS)}}, "<new>"),
+    ("bert", {ADDED: {"[E1]": None}}, "'[E1]' should have id None"),
+    ("bert", said(additional_special_tokens="[E1]"), "additional_special_tokens must be a list"),
+    ("bert", said(added_tokens_decoder=["[E1]"]), "added_tokens_decoder is not an object"),
+    ("bert", said(added_tokens_decoder={"x": {"content": "Ab"}}), "'Ab' should have id x"),
+    ("bert", said(added_tokens_decoder={"3": 7}), "added_tokens_decoder must be a text, got 7"),
     ("bert", said(added_tokens_decoder={"32": {"content": "Ab", "special": False}}), None),
     ("bert", {TC: {"added_tokens_decoder": {}}, MAP: {"cls_token": "<s>"}}, None),
     # --- beside a tokenizer.json
