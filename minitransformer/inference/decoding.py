@@ -40,8 +40,8 @@ class Decoding:
         if asked := model.generation_config:
             said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
             raise ValueError(
-                f"this model's generation_config.json asks for {said}, which is not done by itself; "
-                "give `generate` what you want of it, after model.generation_config.clear()"
+                f"this model's generation_config.json asks for {said}, which `generate` does not "
+                "follow; call model.generation_config.clear() and pass the options that you want"
             )
         self.model, self.config, self.max_new_tokens = model, model.config, max_new_tokens
         self.ends = as_ends(self.config.eos_id if eos_id is None else eos_id)
@@ -68,7 +68,7 @@ class Decoding:
 
     @property
     def filling(self) -> int:
-        """The token that follows the end of a text."""
+        """The token that fills up a finished text."""
         pad_id = self.config.pad_id
         return pad_id if pad_id is not None else [*self.ends, 0][0]
 
@@ -93,7 +93,7 @@ class Decoding:
     def append(self, new: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """All tokens so far, with their mask and positions continued as a cache would."""
         if self.seen is not None:
-            if self.keep is not None:  # what the model wrote is real, the padding's id too
+            if self.keep is not None:  # written tokens are real, even with the padding's id
                 self.keep = F.pad(self.keep, (0, 1), value=True)
             if self.positions is not None:
                 self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
@@ -115,7 +115,7 @@ def check_prompt(
 ) -> Bool[Tensor, "batch 1 1 length"]:
     """The mask of real tokens; ValueError or TypeError for prompts that cannot be continued.
 
-    Without a mask only runs of `pad_id` at a prompt's two ends are padding.
+    Without a mask, only runs of `pad_id` at the two ends of a prompt count as padding.
     """
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__

@@ -138,7 +138,7 @@ class CausalLM(nn.Module):
     """
 
     generation_config: ClassVar[dict[str, Any]] = {}
-    """What the folder it was loaded from asks of `generate`, which does not do it by itself."""
+    """Requests of its folder's generation_config.json that `generate` does not follow."""
 
     def __init__(self, decoder: Decoder):
         super().__init__()

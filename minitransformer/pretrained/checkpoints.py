@@ -54,9 +54,9 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
         ValueError: another family, an unsupported entry in one of the files, a damaged file, or
             weights that are missing, unexpected or of another shape; the message lists them.
 
-    Every entry of the files is followed, known to change nothing, or rejected by name; a warning
-    lists those that nobody knows. What generation_config.json asks of `generate` and it does not do
-    by itself is in the language model's `generation_config`.
+    Every entry of the JSON files is followed, known to be harmless, or rejected by name; a warning
+    lists unknown entries. Entries of generation_config.json that `generate` does not follow are kept
+    in the language model's `generation_config`.
     """
     files, where = find_files(name_or_folder)
     try:
@@ -152,12 +152,10 @@ def read_weights(files: Mapping[str, bytes]) -> dict[str, Tensor]:
         if name not in files:
             raise ValueError(f"{INDEX} names {name!r}, which is not there; get it again")
         try:
-            part = safetensors.torch.load(files[name])
+            part = safetensors.torch.load(raw := files[name])
         except safetensors.SafetensorError as error:
-            size = len(files[name])
-            raise ValueError(
-                f"{name} of {size:,} bytes is damaged or cut off ({error}); get it again"
-            ) from error
+            what = f"{name} of {len(raw):,} bytes is damaged or cut off"
+            raise ValueError(f"{what} ({error}); get it again") from error
         state |= {k: t for k, t in part.items() if where.get(k, name) == name}
     if missing := sorted(set(where) - set(state)):
         raise ValueError(f"{INDEX} names weights that its files do not hold: {missing[:3]}")
@@ -165,11 +163,11 @@ def read_weights(files: Mapping[str, bytes]) -> dict[str, Tensor]:
 
 
 def without_prefix(state: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
-    """The weights without what a wrapper such as DataParallel put before every name, with a warning."""
+    """The weights without the prefix of a wrapper such as DataParallel; a warning names it."""
     marks = [k.removesuffix(family.MARK) for k in state if k.endswith(family.MARK)]
     wrapper = min(marks, key=len, default="").removesuffix(family.PREFIX)
     if wrapper and all(k.startswith(wrapper) for k in state):
-        text = f"the names of all weights begin with {wrapper!r}, which is left out"
+        text = f"the names of all weights begin with {wrapper!r}, which is removed"
         warnings.warn(text, stacklevel=3)
         return {k.removeprefix(wrapper): t for k, t in state.items()}
     return state
@@ -275,10 +273,9 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
         if folder.exists():  # its other files stay
             for file in sorted(os.listdir(new), reverse=True):  # config.json last
                 os.replace(new / file, folder / file)
-            for file in {"special_tokens_map.json", "added_tokens.json", INDEX, GENERATION} - {
-                *written
-            }:
-                (folder / file).unlink(missing_ok=True)  # they speak of the model before
+            about_the_old = {*TOKENIZER_FILES[1:3], INDEX, GENERATION} - {*written}
+            for file in about_the_old:
+                (folder / file).unlink(missing_ok=True)
         else:
             os.replace(new, folder)
     finally:

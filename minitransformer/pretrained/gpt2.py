@@ -18,7 +18,7 @@ from . import hf_config as hf
 
 MODELS = CausalLM
 NAMES = hf.ENTRIES["families"]["gpt2"]["switches"]
-FREE = ("d_ff", "activation", "tie_embeddings")
+FREE = ("d_ff", "activation")
 BLOCK = {
     "norm_1": "ln_1",
     "attention.W_Q": "attn.c_attn.q",
@@ -32,7 +32,6 @@ BLOCK = {
 MARK, PREFIX = "wte.weight", "transformer."
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 """The four matrices that are stored (in, out)."""
-TIED = {"tie_embeddings": "tie_word_embeddings"}
 BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
 """The causal mask, which old files hold among the weights."""
 
@@ -43,12 +42,10 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
     """
-    switches = hf.read_entries({"tie_word_embeddings": True} | config, NAMES | TIED)
-    embedding = {"dropout": 0.1} | hf.read_entries(config, {"dropout": "embd_pdrop"})
-    if (one := switches.get("dropout", 0.1)) != embedding["dropout"]:  # ours serves both
-        raise ValueError(
-            f"config.json: embd_pdrop {embedding['dropout']} is not supported, only {one}"
-        )
+    config = {"embd_pdrop": 0.1, "resid_pdrop": 0.1} | config
+    if (own := config["embd_pdrop"]) != (one := config["resid_pdrop"]):  # ours serves both
+        raise ValueError(f"config.json: embd_pdrop {own!r} is not supported, only {one!r}")
+    switches = hf.read_entries(config, NAMES)
     switches["d_ff"] = 4 * switches["d_model"]
     if config.get("n_inner") is not None:
         switches |= hf.read_entries(config, {"d_ff": "n_inner"})
@@ -126,5 +123,4 @@ def write_config(model: CausalLM) -> dict[str, Any]:
         "n_inner": config.d_ff,
         "embd_pdrop": config.dropout,
         "activation_function": hf.activation_name(config.activation),
-        "tie_word_embeddings": config.tie_embeddings,
     }

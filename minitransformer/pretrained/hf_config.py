@@ -25,8 +25,7 @@ NEEDED = ("vocab_size", "d_model", "n_heads", "n_layers")
 TYPES = {f.name: get_args(f.type) or (f.type,) for f in fields(TransformerConfig)}
 KINDS = {bool: "true or false", float: "a number", int: "a whole number"}
 ENTRIES: dict[str, Any] = json.loads(Path(__file__).with_name("entries.json").read_text())
-"""By file, the entries that are followed, that change nothing, and those with the only values that
-are supported."""
+"""For each file: the entries that are followed, the harmless ones, and those with supported values."""
 
 
 @runtime_checkable
@@ -38,7 +37,7 @@ class Family(Protocol):
     MARK: str
     """A weight that every file of this family has, and no other family's."""
     PREFIX: str
-    """What begins the names of the weights where there is a head."""
+    """The prefix of the encoder's or decoder's weights in files of a model with a head."""
 
     def read_config(self, config: dict[str, Any], state: dict[str, Tensor]) -> TransformerConfig:
         """Our switches from a config.json and its weights; ValueError for what is not supported."""
@@ -62,7 +61,7 @@ class Family(Protocol):
 
 
 def check_entries(config: Mapping[str, Any]) -> None:
-    """Reject what config.json says and the model could not do."""
+    """Reject entries of config.json that the model cannot follow."""
     family = ENTRIES["families"][config["model_type"]]
     check_table("config.json", config, family)
     for alias, entry in family["other spellings"].items():
@@ -73,7 +72,7 @@ def check_entries(config: Mapping[str, Any]) -> None:
 
 
 def check_table(file: str, found: Mapping[str, Any], family: Mapping[str, Any] = {}) -> None:
-    """Reject a value that is not supported; warn of the entries that nobody knows."""
+    """Reject unsupported values; warn about unknown entries."""
     table = ENTRIES[file]
     supported = table["supported"] | family.get("supported", {})
     for entry, allowed in supported.items():
@@ -84,17 +83,17 @@ def check_table(file: str, found: Mapping[str, Any], family: Mapping[str, Any] =
     known = {*table["followed"], *table["harmless"], *supported, *chain(*more)}
     known |= {*family.get("switches", {}).values()}
     if unknown := [e for e in found if e not in known and not e.startswith("_")]:
-        text = f"{file} has entries that are not known and are ignored: {', '.join(unknown)}"
+        text = f"{file} has unknown entries, which are ignored: {', '.join(unknown)}"
         warnings.warn(text, stacklevel=5)
 
 
 def same(value: Any, allowed: Iterable[Any]) -> bool:
-    """Whether a value is one of these, of the same type: 0 is not false."""
+    """Whether a value is among these and has the same type: 0 is not false."""
     return any(type(value) is type(a) and value == a for a in allowed)
 
 
 def architecture(config: Mapping[str, Any]) -> str | None:
-    """The class whose weights the folder holds; ValueError for one that cannot be loaded."""
+    """The transformers class of the saved model; ValueError for one that cannot be loaded."""
     said, known = (
         config.get("architectures"),
         ENTRIES["families"][config["model_type"]]["architectures"],
@@ -121,7 +120,7 @@ def parse(files: Mapping[str, bytes], name: str, entry: str | None = None) -> di
 
 
 def as_object(found: Any, where: str) -> dict[str, Any]:
-    """What a file or an entry holds, if it is an object."""
+    """The JSON object that a file or an entry must be; ValueError for anything else."""
     if not isinstance(found, dict):
         raise ValueError(f"{where} is not an object like {{...}}")
     return found
@@ -143,7 +142,7 @@ def read_entries(config: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
 
 
 def typed(value: Any, types: Collection[Any], where: str) -> Any:
-    """The value, if its type is one of these; a list of ids becomes a tuple."""
+    """The value, if it has one of these types; a list of ids becomes a tuple."""
     if isinstance(value, list) and len(types) > 2 and value:
         return tuple(typed(v, (int,), where) for v in value)
     if type(value) is int and float in types:
@@ -161,9 +160,9 @@ def typed(value: Any, types: Collection[Any], where: str) -> Any:
 def generation_entries(
     config: dict[str, Any], said: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config with the ids of generation_config.json, and what else that asks of `generate`.
+    """The config with the ids of generation_config.json, and the requests that `generate` ignores.
 
-    Where there is such a file it alone says where a text ends.
+    If that file exists, it alone decides which tokens end a text.
     """
     table = ENTRIES["generation_config.json"]
     ids, idle, usual = (table[kind] for kind in ("followed", "harmless", "supported"))

@@ -1,4 +1,4 @@
-"""A folder's tokenizer: what its files say, as the class of transformers' that they name follows it."""
+"""A folder's tokenizer, set up as the transformers class that its files name would be."""
 
 import json
 from collections.abc import Mapping
@@ -14,8 +14,10 @@ TOKENIZER_CONFIG, TOKENS_MAP = "tokenizer_config.json", "special_tokens_map.json
 TOKENIZER_FILES = (TOKENIZER_CONFIG, TOKENS_MAP, "added_tokens.json", "tokenizer.json", "vocab.txt",
                    "vocab.json", "merges.txt")  # fmt: skip
 CLASSES: dict[str, str] = ENTRIES["tokenizer classes"]
-"""The classes that are followed, without "Fast", and the kind of vocabulary each has; those with any
-take tokenizer.json as it is."""
+"""The classes that can be followed (without "Fast") and their kinds of vocabulary. A class for "any"
+takes tokenizer.json as it is."""
+IMPLIED = {"bert": "WordPiece", "gpt2": "BPE", "t5": "Unigram"}
+"""The kind of the class that a family implies if none is named."""
 SETTINGS = ("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space")
 PROBE = "Éa ÀB  \tdon't 12中文\u200b\x01 İ½ ﬁ x_y"
 
@@ -23,52 +25,45 @@ PROBE = "Éa ÀB  \tdon't 12中文\u200b\x01 İ½ ﬁ x_y"
 def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
     """The tokenizer from tokenizer.json, or from vocab.txt, or from vocab.json and merges.txt.
 
-    The settings beside them are followed as transformers' AutoTokenizer does; ValueError for one that
-    cannot be, and for files that contradict each other.
+    The settings in the other files have the effect that they have on transformers' AutoTokenizer.
+    ValueError for a setting that is not supported and for files that contradict each other.
     """
+    complete = "tokenizer.json" in files
     said, config = parse(files, TOKENIZER_CONFIG), parse(files, "config.json")
     if "added_tokens_decoder" not in said:
         said |= parse(files, TOKENS_MAP)
     named = said.get("tokenizer_class") or config.get("tokenizer_class")
     kind = CLASSES.get(str(named or "TokenizersBackend").removesuffix("Fast"))
     if kind is None:
-        known = ", ".join(CLASSES)
-        raise ValueError(
-            f"{TOKENIZER_CONFIG}: tokenizer_class {named!r} is not known; known: {known}"
-        )
+        known = f"known: {', '.join(CLASSES)}"
+        raise ValueError(f"{TOKENIZER_CONFIG}: tokenizer_class {named!r} is not known; {known}")
     check_table(TOKENIZER_CONFIG, said)
     backend, found = read_vocabulary(files, said)
     if kind not in ("any", found):
         raise ValueError(f"{TOKENIZER_CONFIG}: a {named} has {kind}, the vocabulary is {found}")
-    if "tokenizer.json" not in files or (
-        not named and found == IMPLIED.get(str(config.get("model_type")))
-    ):
+    if not complete or (not named and found == IMPLIED.get(config.get("model_type", ""))):
         kind = found
     usual = ENTRIES["their special tokens"].get(kind, {})
     tokens = {role: t for role, t in usual.items() if backend.token_to_id(t) is not None}
     tokens |= {role: said[role] for role in ROLES if role in said}
     roles = {role: as_token(t, role) for role, t in tokens.items() if t is not None}
-    add_tokens(backend, said, parse(files, "added_tokens.json"), roles, "tokenizer.json" in files)
-    apply_settings(backend, kind, found, said, roles, "tokenizer.json" in files)
+    add_tokens(backend, said, parse(files, "added_tokens.json"), roles, complete)
+    apply_settings(backend, kind, found, said, roles, complete)
     names = {role: token.content for role, token in roles.items()} or None
     sides = (said.get(f"{part}_side") for part in ("padding", "truncation"))
     return Tokenizer(backend, max_length, names, *sides)
 
 
 def longest(files: Mapping[str, bytes], max_length: int) -> int:
-    """How many ids a text may have: the model's positions, or fewer if the tokenizer's files say so."""
+    """The most ids of a text: `max_length`, or fewer if the tokenizer's files say so."""
     limit = parse(files, TOKENIZER_CONFIG).get("model_max_length") or max_length
     if type(limit) not in (int, float) or limit < 3:
         raise ValueError(f"{TOKENIZER_CONFIG}: model_max_length {limit!r} is not a number of ids")
     return int(min(max_length, limit))
 
 
-IMPLIED = {"bert": "WordPiece", "gpt2": "BPE", "t5": "Unigram"}
-"""The kind of a family's own class, which is meant where none is named."""
-
-
 def read_vocabulary(files: Mapping[str, bytes], said: dict[str, Any]) -> tuple[Backend, str]:
-    """The tokenizer without the settings beside it, and its kind; ValueError if there is none."""
+    """The tokenizer before any settings, and its kind; ValueError if there is none."""
     if "tokenizer.json" in files:
         try:
             stored = json.loads(files["tokenizer.json"])
@@ -99,7 +94,7 @@ def apply_settings(
     backend: Backend, kind: str, found: str, said: Mapping[str, Any],
     roles: Mapping[str, AddedToken], complete: bool,
 ) -> None:  # fmt: skip
-    """Prepare and frame texts as the class does; ValueError if a `complete` tokenizer.json objects."""
+    """Split and frame texts as the class does; ValueError if tokenizer.json (`complete`) disagrees."""
     settings = [entry for entry in SETTINGS if entry in said]
     if kind == "any" and not settings:
         return
@@ -125,17 +120,16 @@ def apply_settings(
         last = [("</s>", backend.token_to_id(eos))]
         backend.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=last)
     if complete and (kind == "any" or not settings) and plan(backend) != before:
-        entries = (
-            ", ".join(f"{e}={said[e]!r}" for e in said if e in (*SETTINGS, *ROLES)) or "nothing"
-        )
+        entries = [f"{e}={said[e]!r}" for e in said if e in (*SETTINGS, *ROLES)]
         raise ValueError(
-            f"tokenizer.json prepares text in another way than {TOKENIZER_CONFIG} says ({entries}); let "
-            "both say the same, or name PreTrainedTokenizerFast, which takes tokenizer.json as it is"
+            f"tokenizer.json splits text in another way than {TOKENIZER_CONFIG} says "
+            f"({', '.join(entries) or 'nothing'}); make both say the same, or name the class "
+            "PreTrainedTokenizerFast, which takes tokenizer.json as it is"
         )
 
 
 def plan(backend: Backend) -> tuple[Any, ...]:
-    """What a tokenizer does with a text before it looks at its vocabulary, and its frame."""
+    """How a tokenizer splits a text before looking up its vocabulary, and the frame it adds."""
     words = PROBE if backend.normalizer is None else backend.normalizer.normalize_str(PROBE)
     if backend.pre_tokenizer is not None:
         words = [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(words)]
@@ -143,7 +137,7 @@ def plan(backend: Backend) -> tuple[Any, ...]:
 
 
 def as_token(token: Any, where: str = "a token", special: bool = True) -> AddedToken:
-    """A token, which a file gives as a text or with its flags; ValueError for anything else."""
+    """A token that a file gives as a text or with its flags; ValueError for anything else."""
     given = token if isinstance(token, dict) else {"content": token}
     if not isinstance(given.get("content"), str) or not given["content"]:
         raise ValueError(f"{TOKENIZER_CONFIG}: {where} must be a text, got {token!r}")
@@ -158,7 +152,7 @@ def add_tokens(
 ) -> None:  # fmt: skip
     """Add the tokens that the files name; ValueError if one gets another id than its file says.
 
-    What a `complete` tokenizer.json says of its own tokens stays.
+    The flags of tokens that tokenizer.json (`complete`) has already stay as they are.
     """
     fixed = {t.content for t in backend.get_added_tokens_decoder().values()} if complete else set()
     extra: list[AddedToken] = []

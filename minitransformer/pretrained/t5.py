@@ -18,15 +18,8 @@ MODELS = Seq2SeqLM
 NAMES = hf.ENTRIES["families"]["t5"]["switches"]
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has a single rate for all of ours."""
-FREE = (
-    *DROPOUTS,
-    "n_decoder_layers",
-    "gated",
-    "activation",
-    "tie_embeddings",
-    "scale_logits",
-    "init_std",
-)
+FREE = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "tie_embeddings", "scale_logits",
+        "init_std")  # fmt: skip
 ATTENTIONS = (
     ("attention", "norm_1", "SelfAttention"),
     ("cross_attention", "norm_cross", "EncDecAttention"),

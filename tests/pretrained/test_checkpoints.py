@@ -131,7 +131,7 @@ def test_weights_in_parts_are_read_as_their_index_says(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["model.", "module.", "module.model."])
-def test_a_wrappers_prefix_is_left_out_and_named(tmp_path, prefix):
+def test_a_wrappers_prefix_is_removed_and_named(tmp_path, prefix):
     folder = save(hf_model(BertForSequenceClassification, num_labels=3), tmp_path)
     expected = mt.load_pretrained(folder)[0].state_dict()
     edit_weights(folder, lambda state: {prefix + k: t for k, t in state.items()})
@@ -153,7 +153,7 @@ def test_an_adapter_is_named(folder):
 
 def test_an_entry_that_nobody_knows_is_named(folder):
     edit_config(folder, sliding_window=5, _name_or_path="x")
-    with pytest.warns(UserWarning, match="not known and are ignored: sliding_window$"):
+    with pytest.warns(UserWarning, match="unknown entries, which are ignored: sliding_window$"):
         mt.load_pretrained(folder)
 
 
