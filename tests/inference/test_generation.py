@@ -427,7 +427,7 @@ def test_a_stream_reads_only_as_far_as_it_is_asked():
     ("options", "said"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
-        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5 must be at least 1, a whole number"),
+        ({"max_new_tokens": True}, "max_new_tokens=True must be at least 1, a whole number"),
         ({"length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
         ({"max_new_tokens": 32}, "9 tokens and 32 new ones are 41, but the model has 40 positions; "
                                  "give max_new_tokens=31 or less"),
