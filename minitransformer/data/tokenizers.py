@@ -3,6 +3,7 @@
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from tokenizers import Tokenizer as Backend
@@ -12,8 +13,17 @@ from .batches import Batch, EncodedTexts, pad
 from .datasets import LabelledTexts
 from .tables import lines_of
 
-FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
-"""Padding tokens. GPT-2 has none and pads with the end of a text; only the mask tells them apart."""
+ROLES = {
+    "pad_token": ("[PAD]", "<pad>"),
+    "unk_token": ("[UNK]", "<unk>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]",),
+    "mask_token": ("[MASK]",),
+    "bos_token": ("[START]", "<|endoftext|>"),
+    "eos_token": ("[END]", "</s>", "<|endoftext|>"),
+}
+"""What special tokens are for, and their usual names. GPT-2 has no padding token and pads with the
+end of a text; only the mask tells them apart."""
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens of BERT and other encoders. Encoding adds [CLS] before a text and [SEP] after it."""
 
@@ -25,18 +35,39 @@ class Tokenizer:
         backend: a tokenizer of the `tokenizers` library. Its own truncation and padding are turned
             off: batches are padded here.
         max_length: how many ids the model has positions for, special tokens included.
+        roles: the special tokens by what they are for, such as {"pad_token": "[PAD]"}; by default
+            those with the usual names.
+        padding_side, truncation_side: where `batch` pads and long texts are cut, "right" or "left"; by
+            default as the backend would.
 
-    Raises: ValueError: a backend without one of the usual padding tokens.
+    Raises: ValueError: a backend without a token for padding or for the end of a text.
     """
 
-    def __init__(self, backend: Backend, max_length: int = 512):
+    def __init__(
+        self, backend: Backend, max_length: int = 512, roles: dict[str, str] | None = None,
+        padding_side: str | None = None, truncation_side: str | None = None,
+    ):  # fmt: skip
+        self.padding_side = padding_side or (backend.padding or {}).get("direction", "right")
+        self.truncation_side = truncation_side or (backend.truncation or {}).get(
+            "direction", "right"
+        )
         backend.no_truncation()
         backend.no_padding()
         self.backend, self.max_length = backend, max_length
-        padding = [i for i in map(backend.token_to_id, FILLING) if i is not None]
-        if not padding:
-            raise ValueError(f"the tokenizer has no padding token ({', '.join(FILLING)})")
-        self.pad_id = padding[0]
+        usual = {
+            role: token
+            for role, names in ROLES.items()
+            for token in reversed(names)
+            if backend.token_to_id(token) is not None
+        }
+        self.roles = usual if roles is None else roles
+        """The special tokens by what they are for."""
+        both = usual | self.roles
+        pad = both.get("pad_token") or both.get("eos_token")
+        if pad is None or (pad_id := backend.token_to_id(pad)) is None:
+            known = ", ".join(ROLES["pad_token"] + ROLES["eos_token"])
+            raise ValueError(f"the tokenizer has no token to pad with ({known})")
+        self.pad_id = pad_id
 
     @classmethod
     def from_json(cls, text: str, max_length: int = 512) -> "Tokenizer":
@@ -50,7 +81,7 @@ class Tokenizer:
         if missing := [t for t in BERT_SPECIAL[:4] if t not in vocab]:
             raise ValueError(f"vocab.txt has no line {', '.join(missing)}; is it BERT's?")
         backend = word_pieces(vocab, lowercase)
-        backend.post_processor = framed(vocab["[CLS]"], vocab["[SEP]"])
+        backend.post_processor = framed(backend)
         backend.add_special_tokens([t for t in BERT_SPECIAL if t in vocab])
         return cls(backend, max_length)
 
@@ -96,6 +127,10 @@ class Tokenizer:
         Raises: ValueError: a `max_length` under 3 (no room between the special tokens) or over the
             model's.
         """
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise TypeError(
+                f"a text must be a str, got {wrong[0]!r}; join a pair of texts into one"
+            )
         longest = self.max_length if max_length is None else max_length
         if not 3 <= longest <= self.max_length:
             allowed = f"at least 3 and at most {self.max_length}, the positions of the model"
@@ -104,14 +139,18 @@ class Tokenizer:
         if cut := sum(len(i) > longest for i in ids):
             text = f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut"
             warnings.warn(text, stacklevel=3)
-            self.backend.enable_truncation(longest)
+            self.backend.enable_truncation(longest, direction=self.truncation_side)
             ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
             self.backend.no_truncation()
         return ids
 
     def batch(self, texts: Sequence[str]) -> Batch:
-        """The texts as one padded batch."""
-        return pad(self.encode_all(texts), self.pad_id)
+        """The texts as one batch, padded on `padding_side`."""
+        ids = self.encode_all(texts)
+        if self.padding_side == "right":
+            return pad(ids, self.pad_id)
+        batch = pad([i[::-1] for i in ids], self.pad_id)
+        return replace(batch, ids=batch.ids.flip(-1), keep=batch.keep.flip(-1))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The token of each id, as the vocabulary spells it (`##ing` continues a word)."""
@@ -126,9 +165,9 @@ class Tokenizer:
         return self.backend.to_str(pretty=True)
 
 
-def word_pieces(vocab: dict[str, int], lowercase: bool = True) -> Backend:
+def word_pieces(vocab: dict[str, int], lowercase: bool = True, unk: str = "[UNK]") -> Backend:
     """BERT's tokenizer: split at spaces and punctuation, then into the longest pieces it knows."""
-    backend = Backend(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    backend = Backend(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.WordPiece()
@@ -143,12 +182,12 @@ def byte_pairs(model: models.BPE) -> Backend:
     return backend
 
 
-def framed(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
+def framed(backend: Backend, cls: str = "[CLS]", sep: str = "[SEP]") -> processors.PostProcessor:
     """BERT's frame: [CLS] before a text, and [SEP] after each text."""
     return processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls, sep)],
     )
 
 
@@ -163,7 +202,7 @@ def encode(
     if not plain:
         raise ValueError("there are no texts to encode")
     for number, text in enumerate(plain):
-        if not text.strip():
+        if isinstance(text, str) and not text.strip():
             raise ValueError(f"text {number} (counted from 0) is empty; remove it")
     ids = tuple(map(tuple, tokenizer.encode_all(plain, max_length)))
     if isinstance(texts, LabelledTexts):

@@ -73,7 +73,7 @@ def train_tokenizer(
         backend = learn(texts, special, vocab_size, min_count)
     backend.add_special_tokens(special)
     if bert:
-        backend.post_processor = framed(special.index("[CLS]"), special.index("[SEP]"))
+        backend.post_processor = framed(backend)
     return Tokenizer(backend, max_length)
 
 

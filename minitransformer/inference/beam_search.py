@@ -46,7 +46,7 @@ def beam_search(
         beam, token = at // vocab, at % vocab
         history = written.gather(1, beam[:, :, None].expand(-1, -1, length - 1))
         texts = torch.cat([history, token[:, :, None]], -1)
-        ends = token == (-1 if decoding.eos_id is None else decoding.eos_id)
+        ends = decoding.ended(token)
         total, order = best.masked_fill(ends, -torch.inf).topk(min(n_beams, best.shape[1]))
 
         for b in range(batch):

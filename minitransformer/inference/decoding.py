@@ -1,6 +1,9 @@
 """Next-token logits given everything read so far, with or without a cache."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
@@ -29,13 +32,19 @@ class Decoding:
         keep: Shaped[Tensor, "..."] | None,
         max_new_tokens: int,
         use_cache: bool = True,
-        eos_id: int | None = None,
+        eos_id: int | tuple[int, ...] | None = None,
     ):
         if not isinstance(model, CausalLM | Seq2SeqLM):
             which = "CausalLM(decoder) and Seq2SeqLM(encoder_decoder)"
             raise TypeError(f"{type(model).__name__} does not write; {which} do")
+        if asked := model.generation_config:
+            said = ", ".join(f"{name}={value!r}" for name, value in asked.items())
+            raise ValueError(
+                f"this model's generation_config.json asks for {said}, which `generate` does not "
+                "follow; call model.generation_config.clear() and pass the options that you want"
+            )
         self.model, self.config, self.max_new_tokens = model, model.config, max_new_tokens
-        self.eos_id = self.config.eos_id if eos_id is None else eos_id
+        self.ends = as_ends(self.config.eos_id if eos_id is None else eos_id)
         self.cache = KeyValueCache() if use_cache else None
         self.seen: Tensor | None = None  # all tokens so far, if there is no cache
         self.memory: Tensor | None = None
@@ -53,16 +62,19 @@ class Decoding:
             self.ids = ids.new_full((len(ids), 1), self.config.start_id)
         else:
             self.decoder = model.decoder
-            self.ids, keep = align(ids, keep, "right")
-            if not keep.all():
-                self.keep, self.positions = keep, token_positions(keep)
+            self.ids, self.keep = align(ids, keep, "right")
+            self.positions = None if self.keep.all() else token_positions(self.keep)
         check_room(self.config, self.ids.shape[1], max_new_tokens)
 
     @property
     def filling(self) -> int:
-        """The token that follows the end of a text."""
+        """The token that fills up a finished text."""
         pad_id = self.config.pad_id
-        return pad_id if pad_id is not None else self.eos_id or 0
+        return pad_id if pad_id is not None else [*self.ends, 0][0]
+
+    def ended(self, token: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Whether each token ends its text."""
+        return torch.isin(token, token.new_tensor(self.ends))
 
     def next_logits(self, new: Int[Tensor, "batch new"]) -> Float[Tensor, "batch vocab"]:
         """The logits of the token that follows `new`, which itself follows all earlier tokens."""
@@ -81,8 +93,9 @@ class Decoding:
     def append(self, new: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """All tokens so far, with their mask and positions continued as a cache would."""
         if self.seen is not None:
-            if self.keep is not None and self.positions is not None:
-                self.keep = torch.cat([self.keep, padding_mask(new, self.config.pad_id)], -1)
+            if self.keep is not None:  # written tokens are real, even with the padding's id
+                self.keep = F.pad(self.keep, (0, 1), value=True)
+            if self.positions is not None:
                 self.positions = torch.cat([self.positions, self.positions[:, -1:] + 1], 1)
             new = torch.cat([self.seen, new], 1)
         self.seen = new
@@ -100,7 +113,10 @@ class Decoding:
 def check_prompt(
     ids: Tensor, keep: Tensor | None, pad_id: int | None
 ) -> Bool[Tensor, "batch 1 1 length"]:
-    """The mask of real tokens; ValueError or TypeError for prompts that cannot be continued."""
+    """The mask of real tokens; ValueError or TypeError for prompts that cannot be continued.
+
+    Without a mask, only runs of `pad_id` at the two ends of a prompt count as padding.
+    """
     if not isinstance(ids, Tensor) or ids.dim() != 2:
         got = tuple(ids.shape) if isinstance(ids, Tensor) else type(ids).__name__
         advice = "torch.tensor([ids]) makes a batch of one"
@@ -111,7 +127,9 @@ def check_prompt(
             "the tokenizer's start of text: torch.tensor([[start_id]])"
         )
     shape = (len(ids), 1, 1, ids.shape[1])
-    keep = padding_mask(ids, pad_id) if keep is None else keep
+    if keep is None:
+        real = padding_mask(ids, pad_id).long()
+        keep = (real.cumsum(-1) > 0) & (real.flip(-1).cumsum(-1).flip(-1) > 0)
     check_keep(keep, shape)
     if empty := (~keep.expand(shape).any(-1)).flatten().nonzero().flatten().tolist():
         padding = f"the prompts {empty} are all padding (id {pad_id})"
@@ -119,10 +137,15 @@ def check_prompt(
     return keep.expand(shape)
 
 
+def as_ends(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The ids that end a text, as a tuple."""
+    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id or ())
+
+
 def check_room(config: TransformerConfig, length: int, max_new_tokens: int) -> None:
     """Raise ValueError before writing if the text would outgrow the model's positions."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be at least 1")
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens!r} must be at least 1, a whole number")
     room = config.max_len if config.positions in ("learned", "sinusoidal") else None
     if room is not None and length + max_new_tokens > room:
         raise ValueError(
@@ -135,7 +158,7 @@ def check_room(config: TransformerConfig, length: int, max_new_tokens: int) -> N
 def align(
     ids: Int[Tensor, "batch length"], keep: Bool[Tensor, "batch 1 1 length"], side: str
 ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch 1 1 length"]]:
-    """Move the real tokens to one side, in their order, and the padding to the other.
+    """Shift each text to one side: its padding there moves to the other; holes inside stay.
 
     A decoder continues at the last place, so its prompts must end there.
 
@@ -144,6 +167,7 @@ def align(
     """
     if keep.all():
         return ids, keep
-    real = keep[:, 0, 0]
-    order = (real if side == "right" else ~real).long().argsort(stable=True, dim=-1)
-    return ids.gather(1, order), real.gather(1, order)[:, None, None]
+    real, n = keep[:, 0, 0].int(), ids.shape[1]
+    shift = -real.flip(-1).argmax(-1) if side == "right" else real.argmax(-1)
+    order = (torch.arange(n, device=ids.device) + shift[:, None]) % n
+    return ids.gather(1, order), keep[:, 0, 0].gather(1, order)[:, None, None]

@@ -32,7 +32,7 @@ def generate(
     top_p: float | None = None,
     n_beams: int = 1,
     length_penalty: float = 1.0,
-    eos_id: int | None = None,
+    eos_id: int | tuple[int, ...] | None = None,
     seed: int = 0,
     use_cache: bool = True,
 ) -> Int[Tensor, "batch new_length"]:
@@ -41,14 +41,14 @@ def generate(
     Args:
         ids: prompts of a `CausalLM`, or sources of a `Seq2SeqLM`. Shorter ones are padded on either
             side; the result is padded on the left.
-        keep: which of `ids` are real tokens, (batch, 1, 1, length); by default all but
-            `config.pad_id`.
+        keep: which of `ids` are real tokens, (batch, 1, 1, length). By default all but the runs of
+            `config.pad_id` at both ends. What the model writes is real, whatever its id.
         temperature: $T$ in `next_token_probabilities`; 0, the limit, is greedy.
         top_k: sample only from the `top_k` likeliest tokens.
         top_p: sample only from the smallest set of likeliest tokens whose probabilities sum to `top_p`.
         n_beams: a number above 1 selects `beam_search`, with `length_penalty`.
-        eos_id: the token that ends a text, by default `config.eos_id`. A finished text is filled
-            with `config.pad_id` (or `eos_id` if there is none) until all have finished.
+        eos_id: the token or tokens that end a text, by default `config.eos_id`. A finished text is
+            filled with `config.pad_id` (or the first `eos_id` if there is none) until all have finished.
         seed: seed for sampling. Torch's own random state is neither used nor changed.
         use_cache: keep the keys and values of earlier tokens instead of computing them again.
 
@@ -63,6 +63,8 @@ def generate(
     """
     if n_beams < 1:
         raise ValueError(f"n_beams={n_beams} must be at least 1; 1 is no beam search")
+    if n_beams == 1 and length_penalty != 1.0:
+        raise ValueError(f"length_penalty={length_penalty} is for beam search; give n_beams too")
     if n_beams > 1 and (temperature or top_k is not None or top_p is not None):
         raise ValueError(
             "beam search does not sample: leave out temperature, top_k and top_p, or n_beams"
@@ -84,7 +86,7 @@ def stream(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
-    eos_id: int | None = None,
+    eos_id: int | tuple[int, ...] | None = None,
     seed: int = 0,
     use_cache: bool = True,
 ) -> Iterator[Int[Tensor, "batch"]]:
@@ -108,16 +110,15 @@ def stream(
 
 def write_steps(decoding: Decoding, choose: Choice) -> Iterator[Int[Tensor, "batch 1"]]:
     """Choose one new token per text at a time, until every text has ended."""
-    eos_id, new = decoding.eos_id, decoding.ids
+    new = decoding.ids
     ended = torch.zeros_like(new[:, :1], dtype=torch.bool)
     with eval_mode(decoding.model):
         for _ in range(decoding.max_new_tokens):
             new = choose(decoding.next_logits(new))
-            if eos_id is not None:
-                new = new.masked_fill(ended, decoding.filling)
-                ended = ended | (new == eos_id)
+            new = new.masked_fill(ended, decoding.filling)
+            ended = ended | decoding.ended(new)
             yield new
-            if eos_id is not None and ended.all():
+            if decoding.ends and ended.all():
                 return
 
 
@@ -173,7 +174,9 @@ def next_token_probabilities(
     [[0.625, 0.375, 0.0]]
     """
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    scores = (wide - wide.amax(-1, keepdim=True)) / temperature  # no overflow near T = 0
+    # Neither an overflow nor 0 / 0 near T = 0.
+    least = torch.finfo(wide.dtype).tiny
+    scores = (wide - wide.amax(-1, keepdim=True)) / max(temperature, least)
     if top_k is None and top_p is None:
         return scores.softmax(-1)
     ordered, order = scores.sort(stable=True, dim=-1, descending=True)

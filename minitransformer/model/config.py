@@ -76,8 +76,8 @@ class TransformerConfig:
     pad_id: int | None = 0
     start_id: int | None = None
     """The token that a decoder reads first."""
-    eos_id: int | None = None
-    """The token that ends a text."""
+    eos_id: int | tuple[int, ...] | None = None
+    """The token or tokens that end a text."""
     ops: Literal["formula", "fused"] = "fused"
     """The set of operations: formulas written out, or torch's kernels."""
 

@@ -1,6 +1,7 @@
 """What stands on top: a classifier of sequences; the causal, the masked and the seq2seq language model."""
 
 import copy
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,7 +43,8 @@ class SequenceClassifier(nn.Module):
         seed: of the head's weights, whatever torch's random state.
 
     Shapes: ids (batch, length) -> logits (batch, n_classes).
-    Raises: ValueError for an unknown pooling, or "cls" with an encoder that has no pooler.
+    Raises: TypeError for another model than an encoder; ValueError for an unknown pooling, or "cls"
+        with an encoder that has no pooler.
     Source: article, section 3.2; Devlin et al. 2019, section 4.1.
     """
 
@@ -51,6 +53,11 @@ class SequenceClassifier(nn.Module):
         dropout: float | None = None, seed: int = 0,
     ):  # fmt: skip
         super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise TypeError(
+                f"a SequenceClassifier needs an Encoder, not a {type(encoder).__name__}; a masked "
+                "language model has one: model.encoder"
+            )
         if pooling not in ("cls", "mean"):
             raise ValueError(f"pooling={pooling!r} is not known; choose 'cls' or 'mean'")
         if pooling == "cls" and encoder.pooler is None:
@@ -136,6 +143,9 @@ class CausalLM(nn.Module):
     Source: Radford et al. 2018, section 3.1.
     """
 
+    generation_config: ClassVar[dict[str, Any]] = {}
+    """Requests of its folder's generation_config.json that `generate` does not follow."""
+
     def __init__(self, decoder: Decoder):
         super().__init__()
         if decoder.cross:
@@ -163,6 +173,8 @@ class Seq2SeqLM(nn.Module):
     Shapes: source (batch, keys), target (batch, length) -> logits (batch, length, vocab).
     Source: Vaswani et al. 2017, section 3.4; Raffel et al. 2020.
     """
+
+    generation_config: ClassVar[dict[str, Any]] = {}  # as for `CausalLM`
 
     def __init__(self, encoder_decoder: EncoderDecoder):
         super().__init__()

@@ -89,6 +89,8 @@ class KeyValueCache:
         """Of cross-attention, by layer."""
         self.keep: Tensor | None = None
         """Which tokens so far may be attended to, (batch, 1, 1, length); None: all."""
+        self.masked = False
+        """Whether a mask was given; if so, later tokens count as real whatever their ids."""
         self.next: Tensor | None = None
         """The position of the next token, (batch, 1), if positions were given."""
 

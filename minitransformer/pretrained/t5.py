@@ -15,32 +15,18 @@ from ..model.transformer import EncoderDecoder
 from . import hf_config as hf
 
 MODELS = Seq2SeqLM
-NAMES = {
-    "vocab_size": "vocab_size",
-    "d_model": "d_model",
-    "n_heads": "num_heads",
-    "d_head": "d_kv",
-    "n_layers": "num_layers",
-    "d_ff": "d_ff",
-    "max_len": "n_positions",
-    "n_buckets": "relative_attention_num_buckets",
-    "max_distance": "relative_attention_max_distance",
-    "norm_eps": "layer_norm_epsilon",
-    "dropout": "dropout_rate",
-    "pad_id": "pad_token_id",
-    "eos_id": "eos_token_id",
-}
+NAMES = hf.ENTRIES["families"]["t5"]["switches"]
 DROPOUTS = ("attention_dropout", "feed_forward_dropout", "final_dropout")
 """T5 has a single rate for all of ours."""
-FREE = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "start_id", "tie_embeddings",
-        "scale_logits", "init_std")  # fmt: skip
+FREE = (*DROPOUTS, "n_decoder_layers", "gated", "activation", "tie_embeddings", "scale_logits",
+        "init_std")  # fmt: skip
 ATTENTIONS = (
     ("attention", "norm_1", "SelfAttention"),
     ("cross_attention", "norm_cross", "EncDecAttention"),
 )
-SPECIAL_TOKENS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-MARK = "shared.weight"
-ALIASES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+MARK, PREFIX = "shared.weight", ""
+SCALED = ("scale_decoder_outputs", "tie_word_embeddings")
+TABLES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
 BUCKETS = "relative_attention_bias.weight"
 UNUSED = f"decoder.block.0.layer.1.EncDecAttention.{BUCKETS}"
 """Left in the first files by a bug: cross-attention has no relative positions."""
@@ -52,23 +38,24 @@ def read_config(config: dict[str, Any], state: dict[str, Tensor]) -> Transformer
     New files have `scale_decoder_outputs` for scaled logits (and `tie_word_embeddings` is true even
     for v1.1); in old ones `tie_word_embeddings: false` means that logits are not scaled.
     """
-    hf.require(config, is_encoder_decoder=True)
+    config = {"d_kv": 64, "decoder_start_token_id": config.get("pad_token_id", 0)} | config
     switches = hf.read_entries(config, NAMES)
-    if config.get("num_decoder_layers") not in (None, switches["n_layers"]):
-        switches |= hf.read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
-    projection = config.get("feed_forward_proj", "relu")
+    depth = hf.read_entries(config, {"n_decoder_layers": "num_decoder_layers"})
+    if depth and depth["n_decoder_layers"] != switches["n_layers"]:
+        switches |= depth
+    projection = str(config.get("feed_forward_proj", "relu"))
     gated = projection.startswith("gated-")
     # "gated-gelu" means the tanh approximation, although "gelu" elsewhere does not.
     inner = "gelu_new" if projection == "gated-gelu" else projection.removeprefix("gated-")
-    scaled = config.get("tie_word_embeddings", True) is not False
+    scale = next((e for e in SCALED if e in config), None)
+    scaled = hf.read_entries(config, {"scale_logits": scale}) if scale else {}
     return TransformerConfig.t5(
         **switches,
         **dict.fromkeys(DROPOUTS, config.get("dropout_rate", 0.1)),
         gated=gated,
         activation=hf.activation({"feed_forward_proj": inner}, "feed_forward_proj", "relu"),
-        start_id=config.get("decoder_start_token_id", config.get("pad_token_id", 0)),
         tie_embeddings="lm_head.weight" not in state,
-        scale_logits=config.get("scale_decoder_outputs", scaled),
+        **scaled,
     )
 
 
@@ -78,10 +65,10 @@ def normalise(state: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Ten
     A last map with numbers of its own stays, as `lm_head.weight`.
     """
     clean = {key: tensor for key, tensor in state.items() if key != UNUSED}
-    for alias in ALIASES:
+    for alias in TABLES:
         if alias in clean:
             clean.setdefault(MARK, clean[alias])
-    for alias in (*ALIASES, "lm_head.weight"):
+    for alias in (*TABLES, "lm_head.weight"):
         hf.drop_alias(clean, alias, MARK)
     return clean
 
@@ -143,7 +130,6 @@ def write_config(model: Seq2SeqLM) -> dict[str, Any]:
         **entries,
         "num_decoder_layers": c.n_decoder_layers or c.n_layers,
         "feed_forward_proj": f"gated-{inner.removesuffix('_new')}" if c.gated else inner,
-        "decoder_start_token_id": c.start_id,
         "tie_word_embeddings": c.scale_logits,  # says only whether logits are scaled
         "scale_decoder_outputs": c.scale_logits,
     }

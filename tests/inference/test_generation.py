@@ -5,12 +5,13 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from random_writers import differences
 from tokenizers import Tokenizer, models
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 from untyped import untyped
 
 import minitransformer as mt
-from minitransformer.inference.decoding import Decoding, check_prompt
+from minitransformer.inference.decoding import Decoding, align, check_prompt
 from minitransformer.inference.generation import next_token_probabilities
 
 VOCAB, EOS, PAD = 41, 40, 0
@@ -131,6 +132,58 @@ def test_beam_search_equals_transformers(pairs, family, n_beams, length_penalty,
             assert written.shape == expected.shape
         ended |= set((written[:, start:] == end).any(1).tolist())
     assert True in ended
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_models_write_what_transformers_writes(seed):
+    """With a padding id of their own, which they write themselves; random_writers.py tries 1,000."""
+    assert not differences(seed)[1]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("n_beams", [1, 3])
+def test_a_mask_that_was_given_decides(use_cache, n_beams):
+    """A token with the padding's id is real, in the prompt and in what the model writes."""
+    model = randomise(mt.CausalLM(mt.Decoder(CONFIG)), 0.4)
+    pad = int(mt.generate(model, prompts()[0], 8)[0, -5])
+    model.config = model.decoder.config = CONFIG.with_(pad_id=pad)
+    ids = torch.tensor([[5, pad, 9, 7, pad], [3, 8, pad, pad, 2]])
+    keep = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    written = mt.generate(model, ids, 8, keep, n_beams=n_beams, use_cache=use_cache)
+    expected = copy.deepcopy(model)
+    expected.config = expected.decoder.config = CONFIG.with_(pad_id=None)
+    assert torch.equal(written, mt.generate(expected, ids, 8, n_beams=n_beams))
+    assert (written[:, 5:] == pad).any()
+
+
+def test_without_a_mask_only_the_ends_of_a_prompt_are_padding():
+    keep = check_prompt(torch.tensor([[0, 5, 0, 7, 0, 0], [3, 0, 0, 0, 0, 4]]), None, PAD)
+    assert keep[:, 0, 0].int().tolist() == [[0, 1, 1, 1, 0, 0], [1] * 6]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_holes_in_a_mask_stay_where_they_are(side):
+    """They are hidden, and relative positions count them as the model itself does."""
+    ids = torch.tensor([[0, 5, 6, 7, 8, 0], [4, 5, 6, 7, 8, 9]])
+    keep = torch.tensor([[0, 1, 0, 1, 1, 0], [1, 1, 0, 1, 0, 1]]).bool()[:, None, None]
+    moved, real = align(ids, keep, side)
+    assert moved[0].tolist() == ([0, 0, 5, 6, 7, 8] if side == "right" else [5, 6, 7, 8, 0, 0])
+    assert torch.equal(moved[1], ids[1]) and torch.equal(real[1], keep[1])
+    assert moved[0][real[0, 0, 0]].tolist() == [5, 7, 8]
+    model = randomise(mt.Seq2SeqLM(mt.EncoderDecoder(CONFIG.with_(**RELATIVE))), 0.4)
+    first = mt.generate(model, ids[1:], 1, keep[1:])[0, -1]
+    assert first == model(ids[1:], torch.tensor([[1]]), keep[1:])[0, -1].argmax()
+
+
+def test_several_tokens_may_end_a_text():
+    model = randomise(mt.CausalLM(mt.Decoder(CONFIG)), 0.4)
+    ids = prompts()[0]
+    free = mt.generate(model, ids, 12)[:, 9:].tolist()
+    ends = free[0][3], free[1][5]
+    written = mt.generate(model, ids, 12, eos_id=ends)[:, 9:].tolist()
+    for row, whole in zip(written, free, strict=True):
+        stop = min((whole.index(e) + 1 for e in ends if e in whole), default=len(whole))
+        assert row == (whole[:stop] + [PAD] * 12)[: len(row)]
 
 
 # --- The cache, the batch, the modes ------------------------------------------------------------
@@ -327,7 +380,8 @@ def test_exactly_the_right_tokens_are_kept(p, options, kept, dtype):
 
 def test_a_low_temperature_is_greedy_and_does_not_overflow():
     logits = torch.tensor([[3.0, 90.0, 89.0]])
-    assert next_token_probabilities(logits, 1e-30).tolist() == [[0, 1, 0]]
+    for temperature in (1e-30, 1e-45, 1e-320):
+        assert next_token_probabilities(logits, temperature).tolist() == [[0, 1, 0]]
     assert next_token_probabilities(logits.bfloat16(), 0.5).dtype == torch.float32
 
 
@@ -378,6 +432,8 @@ def test_a_stream_reads_only_as_far_as_it_is_asked():
     ("options", "said"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"max_new_tokens": True}, "max_new_tokens=True must be at least 1, a whole number"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0 is for beam search"),
         ({"max_new_tokens": 32}, "9 tokens and 32 new ones are 41, but the model has 40 positions; "
                                  "give max_new_tokens=31 or less"),
         ({"ids": torch.zeros(2, 0, dtype=torch.long)}, "the prompt is empty"),

@@ -215,6 +215,20 @@ def test_masked_language_model_equals_transformers_both_ways(tmp_path, cls, padd
             torch.testing.assert_close(mine[real], logits[real], atol=1e-9, rtol=0)
 
 
+def test_a_head_of_its_own_equals_transformers_both_ways(tmp_path):
+    hf = hf_model(BertForMaskedLM, tie_word_embeddings=False).double()
+    ours, tokenizer = mt.load_pretrained(save(hf, tmp_path / "hf"))
+    assert ours.head.weight is not None and not ours.config.tie_embeddings
+    folder = mt.save_pretrained(ours, tokenizer, tmp_path / "ours")
+    again = BertForMaskedLM.from_pretrained(folder, attn_implementation="eager").double().eval()
+    ids, real, _ = batch("left")
+    with torch.no_grad():
+        mine = ours.double()(ids)[real]
+        for theirs in (hf, again):
+            logits = theirs(ids, attention_mask=real.long()).logits[real]
+            torch.testing.assert_close(mine, logits, atol=1e-9, rtol=0)
+
+
 def test_a_head_that_is_not_tied_is_refused(tmp_path):
     def untie(state):
         return state | {"cls.predictions.decoder.weight": torch.ones(VOCAB, 21)}

@@ -1,5 +1,6 @@
 """Folders that are broken, foreign or only half there; and saving that never leaves one behind."""
 
+import json
 import os
 import sys
 
@@ -7,7 +8,7 @@ import huggingface_hub
 import pytest
 import torch
 from tiny_bert import PIECES, edit_config, edit_weights, hf_model, save
-from transformers import BertForSequenceClassification
+from transformers import AutoTokenizer, BertForSequenceClassification
 
 import minitransformer as mt
 from minitransformer.pretrained import checkpoints
@@ -96,6 +97,96 @@ def test_files_that_are_missing_are_named(folder):
     assert "has no config.json" in error_of(folder, FileNotFoundError)
 
 
+def test_weights_in_parts_are_read_as_their_index_says(tmp_path):
+    hf = hf_model(BertForSequenceClassification, num_labels=3)
+    folder = save(hf, tmp_path / "parts", max_shard_size="20KB")
+    parts = sorted(p.name for p in folder.glob("model-*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    assert len(parts) > 2 and not (folder / "model.safetensors").exists()
+    ours, tokenizer = mt.load_pretrained(folder)
+    ids = torch.tensor([[2, 7, 9, 3]])
+    torch.testing.assert_close(ours(ids), hf(ids).logits)
+    mt.save_pretrained(ours, tokenizer, folder)
+    assert not index.exists(), "it speaks of the weights before"
+    (folder / "model.safetensors").unlink()
+    save(hf, folder, max_shard_size="20KB")
+    raw = (folder / parts[1]).read_bytes()
+    (folder / parts[1]).write_bytes(raw[:-50])
+    assert f"{parts[1]} of" in error_of(folder) and "damaged or cut off" in error_of(folder)
+    (folder / parts[1]).unlink()
+    assert f"names '{parts[1]}', which is not there" in error_of(folder)
+    weights = json.loads(index.read_text())["weight_map"]
+    stranger = weights | {next(iter(weights)): "../secret.safetensors"}
+    for wrong, message in (
+        (stranger, "names '../secret.safetensors', which is not there"),
+        (
+            weights | {"bert.more": parts[0]},
+            "names weights that its files do not hold: ['bert.more']",
+        ),
+        (["a"], "weight_map is not an object"),
+    ):
+        (folder / parts[1]).write_bytes(raw)
+        index.write_text(json.dumps({"weight_map": wrong}))
+        assert message in error_of(folder)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "module.", "module.model."])
+def test_a_wrappers_prefix_is_removed_and_named(tmp_path, prefix):
+    folder = save(hf_model(BertForSequenceClassification, num_labels=3), tmp_path)
+    expected = mt.load_pretrained(folder)[0].state_dict()
+    edit_weights(folder, lambda state: {prefix + k: t for k, t in state.items()})
+    with pytest.warns(UserWarning, match=f"begin with '{prefix}'"):
+        found = mt.load_pretrained(folder)[0].state_dict()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+
+
+def test_weights_that_are_whole_numbers_are_refused(folder):
+    """Quantised ones, whose scales nobody would look for."""
+    edit_weights(folder, lambda s: s | {"pooler.dense.weight": torch.ones(21, 21).to(torch.int8)})
+    assert "type: pooler.dense.weight is torch.int8" in error_of(folder)
+
+
+def test_an_adapter_is_named(folder):
+    (folder / "adapter_config.json").write_text("{}")
+    assert "adapters are not read" in error_of(folder)
+
+
+def test_an_entry_that_nobody_knows_is_named(folder):
+    edit_config(folder, sliding_window=5, _name_or_path="x")
+    with pytest.warns(UserWarning, match="unknown entries, which are ignored: sliding_window$"):
+        mt.load_pretrained(folder)
+
+
+def test_files_that_speak_of_another_model_go(folder):
+    """A map of special tokens would rename those of the model that takes the folder."""
+    encoder, _ = mt.load_pretrained(folder)
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "[MASK]"}')
+    own = mt.data.train_tokenizer(["a b c"], "characters", bert=True)
+    mt.save_pretrained(encoder, own, folder)
+    assert mt.load_pretrained(folder)[1].roles == own.roles
+
+
+@pytest.mark.parametrize("family", ["gpt2", "t5"])
+def test_a_saved_folder_names_only_tokens_that_its_tokenizer_has(tmp_path, family):
+    own = mt.data.train_tokenizer(["the film"], "bytes", 270, extra=["<extra_id_0>"])
+    ids = dict(pad_id=0, start_id=3, eos_id=3, vocab_size=own.vocab_size)
+    sizes = dict(d_model=8, n_heads=2, n_layers=1, d_ff=9)
+    config = getattr(mt.TransformerConfig, family)(**ids, **sizes)
+    if family == "gpt2":
+        model = mt.CausalLM(mt.Decoder(config))
+    else:
+        model = mt.Seq2SeqLM(mt.EncoderDecoder(config))
+    folder = mt.save_pretrained(model, own, tmp_path / family)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert len(theirs) == own.vocab_size
+    names = theirs.pad_token, theirs.unk_token, theirs.bos_token, theirs.eos_token
+    assert names == ("[PAD]", "[UNK]", "[START]", "[END]") and theirs.pad_token_id == 0
+    assert (
+        theirs(["the", "a film"], padding=True)["input_ids"]
+        == own.batch(["the", "a film"]).ids.tolist()
+    )
+
+
 def test_a_config_without_its_sizes_names_the_entry(folder):
     (folder / "config.json").write_text('{"model_type": "bert", "vocab_size": 41}')
     assert "config.json has no entry 'hidden_size'" in error_of(folder)
@@ -149,6 +240,13 @@ def test_no_network_and_no_cache_say_what_to_do(tmp_path, monkeypatch):
     assert "pip install huggingface_hub" in error_of("someone/some-model", FileNotFoundError)
     monkeypatch.setenv("MINITRANSFORMER_DATA", str(tmp_path))
     assert "run `make data`" in error_of("all-MiniLM-L6-v2", FileNotFoundError)
+
+
+def test_a_folder_without_segments_is_refused(folder, tmp_path):
+    encoder, tokenizer = mt.load_pretrained(folder)
+    none = mt.Encoder(encoder.config.with_(n_segments=0))
+    with pytest.raises(ValueError, match="cannot express n_segments=0"):
+        mt.save_pretrained(none, tokenizer, tmp_path / "none")
 
 
 def test_save_refuses_what_bert_cannot_express_and_foreign_folders(folder, tmp_path):
@@ -217,7 +315,7 @@ def test_every_switch_of_the_config_survives_a_round_trip(folder, tmp_path):
     config = mt.TransformerConfig.bert(
         vocab_size=43, d_model=22, n_heads=11, n_layers=2, d_ff=26, max_len=19, n_segments=3,
         norm_eps=1e-7, activation="gelu_tanh", dropout=0.25, attention_dropout=0.35, init_std=0.05,
-        pad_id=4, pooler=False,
+        pad_id=4, pooler=False, tie_embeddings=False,
     )  # fmt: skip
     usual = mt.TransformerConfig.bert()
     same = {n for n, value in vars(config).items() if value == getattr(usual, n)}
@@ -225,7 +323,6 @@ def test_every_switch_of_the_config_survives_a_round_trip(folder, tmp_path):
         "bias", "embedding_norm", "eos_id", "feed_forward_dropout", "final_dropout", "gated", "init",
         "max_distance", "n_buckets", "n_decoder_layers", "norm", "norm_position", "ops",
         "positions", "scale_attention", "scale_embeddings", "scale_logits", "start_id",
-        "tie_embeddings",
     }  # fmt: skip
     saved = mt.save_pretrained(mt.Encoder(config), tokenizer, tmp_path / "new")
     assert mt.load_pretrained(saved)[0].config == config

@@ -158,7 +158,7 @@ def test_old_files_load(tmp_path):
 
     def old(state):
         table = state["shared.weight"]
-        aliases = (*t5.ALIASES, "lm_head.weight")
+        aliases = (*t5.TABLES, "lm_head.weight")
         return state | {k: table.clone() for k in aliases} | {t5.UNUSED: torch.ones(8, 3)}
 
     edit_weights(save(hf, tmp_path), old)

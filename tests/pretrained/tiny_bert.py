@@ -25,12 +25,10 @@ def hf_model(cls=BertModel, seed: int = 0, **changes):
     return model.eval()
 
 
-def save(model, folder, **extra):
+def save(model, folder, **options):
     """A folder as transformers writes it, with a vocab.txt."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, **options)
     (folder / "vocab.txt").write_text("\n".join(PIECES))
-    if extra:
-        edit_config(folder, **extra)
     return folder
 
 
