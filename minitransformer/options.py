@@ -36,9 +36,10 @@ class Range(NamedTuple):
         bound = f"more than {self.least:g}" if self.above else f"at least {self.least:g}"
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return "must be a whole number" if self.whole else "must be a number"
-        if not self.least <= value or (self.above and value == self.least):
+        number = float(value)
+        if not number >= self.least or (self.above and number == self.least):
             return f"must be {bound}"
-        return None if value <= self.most else f"must be at most {self.most:g}"
+        return None if number <= self.most else f"must be at most {self.most:g}"
 
 
 COUNT = Range(1, 2**31 - 1)

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .batches import Batch, EncodedTexts, pad
 from .datasets import LabelledTexts
-from .tables import lines_of
+from .tables import half_character, lines_of
 
 FILLING = ("[PAD]", "<pad>", "<|endoftext|>")
 """Padding tokens. GPT-2 has none and pads with the end of a text; only the mask tells them apart."""
@@ -32,6 +32,7 @@ class Tokenizer:
     def __init__(self, backend: Backend, max_length: int = 512):
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # [SEP] in a user's text is text
         self.backend, self.max_length = backend, max_length
         padding = [i for i in map(backend.token_to_id, FILLING) if i is not None]
         if not padding:
@@ -83,35 +84,62 @@ class Tokenizer:
             raise KeyError(f"the vocabulary has no token {token!r}")
         return found
 
-    def encode(self, text: str, max_length: int | None = None) -> list[int]:
-        """The ids of one text, as in `encode_all`."""
-        return self.encode_all([text], max_length)[0]
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for all that the vocabulary cannot say, if it has one."""
+        token = getattr(self.backend.model, "unk_token", None) or "<unk>"
+        return self.backend.token_to_id(token)
 
-    def encode_all(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    @cached_property
+    def parsing(self) -> Backend:
+        """The same tokenizer, but the name of a special token in a text stands for this token."""
+        return Backend.from_str(self.backend.to_str())
+
+    def encode(self, text: str, max_length: int | None = None, special: bool = False) -> list[int]:
+        """The ids of one text, as in `encode_all`."""
+        return self.encode_all([text], max_length, special)[0]
+
+    def encode_all(
+        self, texts: Sequence[str], max_length: int | None = None, special: bool = False
+    ) -> list[list[int]]:
         """The ids of each text, special tokens included, cut to `max_length` (by default the model's).
 
-        The end of a long text is cut off, but its last special token stays; a warning says how many
-        texts were cut.
+        The end of a long text is cut off, but its last special token stays. Warnings say how many
+        texts were cut, and how much the vocabulary cannot say.
 
-        Raises: ValueError: a `max_length` under 3 (no room between the special tokens) or over the
-            model's.
+        Args:
+            special: read the names of special tokens in a text, such as [MASK], as these tokens; they
+                are text otherwise, since anybody may write them.
+
+        Raises:
+            ValueError: a `max_length` under 3 (no room between the special tokens) or over the
+                model's, or a text that is none.
         """
         longest = self.max_length if max_length is None else max_length
         if not 3 <= longest <= self.max_length:
             allowed = f"at least 3 and at most {self.max_length}, the positions of the model"
             raise ValueError(f"max_length={longest} must be {allowed}")
-        ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
+        refuse_no_texts(texts)
+        backend = self.parsing if special else self.backend
+        ids = [e.ids for e in backend.encode_batch_fast(list(texts))]
         if cut := sum(len(i) > longest for i in ids):
             text = f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut"
             warnings.warn(text, stacklevel=3)
-            self.backend.enable_truncation(longest)
-            ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
-            self.backend.no_truncation()
+            backend.enable_truncation(longest)
+            ids = [e.ids for e in backend.encode_batch_fast(list(texts))]
+            backend.no_truncation()
+        unknown = -1 if self.unknown_id is None else self.unknown_id
+        if hit := [n for i in ids if (n := i.count(unknown))]:
+            warnings.warn(
+                f"{len(hit)} of {len(ids)} texts have words or characters that the vocabulary lacks: "
+                f"{sum(hit)} of {sum(map(len, ids))} tokens are unknown to the model",
+                stacklevel=3,
+            )
         return ids
 
-    def batch(self, texts: Sequence[str]) -> Batch:
-        """The texts as one padded batch."""
-        return pad(self.encode_all(texts), self.pad_id)
+    def batch(self, texts: Sequence[str], special: bool = False) -> Batch:
+        """The texts as one padded batch; `special` as in `encode_all`."""
+        return pad(self.encode_all(texts, special=special), self.pad_id)
 
     def tokens(self, ids: Sequence[int]) -> list[str]:
         """The token of each id, as the vocabulary spells it (`##ing` continues a word)."""
@@ -124,6 +152,18 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
+
+
+def refuse_no_texts(texts: Sequence[str]) -> None:
+    """Reject what is no text: pairs, numbers, halves of characters."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"text {number} (counted from 0) is a {type(text).__name__}, not a text; join a pair of "
+                "texts into one"
+            )
+        if problem := half_character(text):
+            raise ValueError(f"text {number} (counted from 0) {problem}")
 
 
 def word_pieces(vocab: dict[str, int], lowercase: bool = True) -> Backend:
@@ -157,14 +197,17 @@ def encode(
 ) -> EncodedTexts:
     """Tokenise many texts, with their labels if they have any.
 
-    Raises: ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
+    Raises: ValueError: no texts, one text instead of many, an empty text, or as
+        `Tokenizer.encode_all`.
     """
     plain = texts.texts if isinstance(texts, LabelledTexts) else texts
-    if not plain:
+    if isinstance(plain, str):
+        raise ValueError("give a list of texts; a single one is tokenizer.encode(text)")
+    if not len(plain):
         raise ValueError("there are no texts to encode")
-    for number, text in enumerate(plain):
-        if not text.strip():
-            raise ValueError(f"text {number} (counted from 0) is empty; remove it")
+    refuse_no_texts(plain)
+    if blank := [number for number, text in enumerate(plain) if not text.strip()]:
+        raise ValueError(f"text {blank[0]} (counted from 0) is empty; remove it")
     ids = tuple(map(tuple, tokenizer.encode_all(plain, max_length)))
     if isinstance(texts, LabelledTexts):
         return EncodedTexts(ids, texts.labels, tokenizer.pad_id, texts.label_names)

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..data.batches import EncodedTexts
 from ..formulas import ops
 from ..model.heads import SequenceClassifier
 from ..model.layers import eval_mode
 from ..options import check_numbers
+from ..progress import progress_bar
 from .frozen_cache import FrozenPrefix
 from .precision import Precision, matmul_precision
 
@@ -97,8 +97,8 @@ class Metrics:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text on one line of at most this width."""
-    line = " ".join(text.split())
+    """A text on one line of at most this width, without what would steer a terminal."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
@@ -139,7 +139,8 @@ def predict(
     check_numbers(batch_size=batch_size)
     if not len(data):
         raise ValueError("the data has no texts; give at least one")
-    rows, bar = torch.zeros(len(data), model.n_classes), tqdm(total=len(data), disable=not progress)
+    rows = torch.zeros(len(data), model.n_classes)
+    bar = progress_bar(len(data), " texts", progress)
     with eval_mode(model), matmul_precision(precision), bar:
         for batch in data.batches(batch_size):
             logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
@@ -163,7 +164,7 @@ def evaluate(
         raise ValueError("the data has no labels to evaluate against; use predict for new texts")
     refuse_unlike("the data", data, model.n_classes)
     theirs, known = data.label_names, model.labels
-    if theirs not in ((), known) and known != tuple(map(str, range(model.n_classes))):
+    if theirs != known[: len(theirs)] and known != tuple(map(str, range(model.n_classes))):
         raise ValueError(
             f"the data names its labels {theirs}, the model {known}: equal numbers would mean "
             "different labels; read the data with read_table(path, label_names=model.labels)"
@@ -172,7 +173,7 @@ def evaluate(
     targets = torch.tensor(data.labels)
     loss = ops.FUSED.cross_entropy(logits, targets).item()
     accuracy = (logits.argmax(-1) == targets).double().mean().item()
-    return Metrics(loss, accuracy, logits, targets.numpy(), theirs or known)
+    return Metrics(loss, accuracy, logits, targets.numpy(), theirs + known[len(theirs) :])
 
 
 def a_classifier(model: nn.Module, use: str) -> SequenceClassifier:
@@ -208,9 +209,9 @@ def refuse_unlike(name: str, data: EncodedTexts, n_classes: int) -> None:
             f"{name} has label {largest}, the model only {n_classes} classes "
             f"(counted from 0): SequenceClassifier(encoder, n_classes={largest + 1})"
         )
-    if data.label_names and len(data.label_names) != n_classes:
+    if len(data.label_names) > n_classes:
         raise ValueError(
-            f"{name} names {len(data.label_names)} labels, {data.label_names}, the model has "
-            f"{n_classes} classes: SequenceClassifier(encoder, n_classes={len(data.label_names)}), or "
-            "read the data with read_table(path, label_names=model.labels)"
+            f"{name} has {len(data.label_names)} labels, the model only {n_classes} classes: "
+            f"SequenceClassifier(encoder, n_classes={len(data.label_names)}), or read the data with "
+            "read_table(path, label_names=model.labels)"
         )

@@ -1,5 +1,6 @@
 """Fine-tuning: the article's five steps in one call."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
@@ -80,7 +81,7 @@ def finetune(
         lr=strategy.learning_rate if lr is None else lr, warmup=warmup, weight_decay=weight_decay,
         clip=clip, seed=seed, precision=precision,
     )  # fmt: skip
-    model.labels = train.label_names or model.labels  # what `predict` will call the classes
+    model.labels = names_of_classes(train.label_names, model.labels)
     valid_prefix, train_prefix = prefixes(model, (valid, train), cache_mib)
     rows = RowsInUse(model.encoder.embeddings, train)
 
@@ -98,6 +99,17 @@ def finetune(
             model, train, lambda batch: classification_loss(model, batch, train_prefix, weights), validate,
             strategy, recipe, progress=progress, on_freeze=on_freeze, n_targets=len,
         )  # fmt: skip
+
+
+def names_of_classes(names: tuple[str, ...], before: tuple[str, ...]) -> tuple[str, ...]:
+    """What `predict` will call the classes: the labels of the data, and numbers for any others."""
+    if names and len(names) < len(before):
+        warnings.warn(
+            f"the model has {len(before)} classes, the data only the labels {names}", stacklevel=3
+        )
+    rest = range(len(names), len(before))
+    kept = [str(i) if before[i] in names else before[i] for i in rest]
+    return (*names, *kept)
 
 
 def weights_of_classes(

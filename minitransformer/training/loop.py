@@ -11,9 +11,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..options import Number, Precision, check_numbers
+from ..progress import progress_bar
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .optim import SCHEDULES, make_adamw
@@ -111,7 +111,7 @@ def fit(
     with (
         strategy.applied(model, recipe.seed),
         contextlib.ExitStack() as afterwards,
-        tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent) as bar,
+        progress_bar(steps * recipe.batch_size, " examples", not silent) as bar,
         reproducible(recipe.seed + rank),
     ):
         afterwards.callback(lambda: model.requires_grad_(True).eval())  # however training ends
@@ -148,8 +148,8 @@ def fit(
             history.add({"step": step, "loss": loss, "lr": lr})
             if last:
                 bar.total = bar.n + len(batch)  # an epoch's last batch may be smaller
+            bar.set_postfix_str(f"step {done}/{steps}, loss {loss:.3f}", refresh=False)
             bar.update(len(batch))
-            bar.set_postfix_str(f"step {done}/{steps}, loss {loss:.3f}")
             if last or done % recipe.validate_every == 0:
                 passed = done / steps_per_epoch(train, recipe.batch_size)
                 entry = {"step": done, "epoch": passed, "loss": history.recent_loss()}
