@@ -21,6 +21,11 @@ STRATEGIES = (
 Number = float | int
 
 
+def number(text: str) -> Number:
+    """A number from the command line; 1 is whole and may count steps, 1.0 is not."""
+    return int(text) if text.strip().isdigit() else float(text)
+
+
 class Range(NamedTuple):
     """The numbers that an option accepts."""
 
@@ -33,13 +38,13 @@ class Range(NamedTuple):
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value; None if nothing is."""
-        bound = f"more than {self.least:g}" if self.above else f"at least {self.least:g}"
+        bound = f"more than {self.least}" if self.above else f"at least {self.least}"
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return "must be a whole number" if self.whole else "must be a number"
         number = float(value)
         if not number >= self.least or (self.above and number == self.least):
             return f"must be {bound}"
-        return None if number <= self.most else f"must be at most {self.most:g}"
+        return None if number <= self.most else f"must be at most {self.most}"
 
 
 COUNT = Range(1, 2**31 - 1)

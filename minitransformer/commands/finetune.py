@@ -4,7 +4,7 @@ import argparse
 from shlex import quote
 from typing import Any, get_args
 
-from ..options import STRATEGIES, Pooling, Precision
+from ..options import STRATEGIES, Pooling, Precision, number
 from .inputs import LABELLED, load_encoder, read_labelled, writable
 
 ENOUGH = 30
@@ -25,7 +25,7 @@ def add(commands: Any) -> None:
                    help=f"which layers learn: {', '.join(STRATEGIES)}; last-layers:2 is the last two, lora:8 rank 8")  # fmt: skip
     p.add_argument("--pooling", choices=get_args(Pooling), default="mean",
                    help="the sentence's vector; a cls model also opens in transformers as a classifier")  # fmt: skip
-    p.add_argument("--epochs", type=float, default=3, help="passes over the data; 1.5 is one and a half")  # fmt: skip
+    p.add_argument("--epochs", type=number, default=3, help="passes over the data; 1.5 is one and a half")  # fmt: skip
     p.add_argument("--lr", type=float, help="learning rate; the strategy's own if not given")
     p.add_argument("--batch-size", type=int, default=32, help="texts in a batch")
     p.add_argument("--max-length", type=int, help="cut texts to this many tokens; the model's if not given")  # fmt: skip
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         batch_size=args.batch_size, seed=args.seed, precision=args.precision,
         class_weights="balanced" if args.balance else None,
     )  # fmt: skip
-    print(history)
+    print(f"{history}\n(always the most frequent label: accuracy {valid.majority:.3f})")
     folder = save_pretrained(model, tokenizer, args.out)
     metrics = evaluate(model, encoded[2])
     print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")

@@ -51,7 +51,7 @@ def writable(out: str, make_folders: bool = True) -> Path:
         except OSError as error:
             problem = error.strerror
     if problem:
-        raise ValueError(f"--out {out} cannot be written: {problem}; choose another place")
+        raise ValueError(f"--out {out!r} cannot be written: {problem}; choose another place")
     return path
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from ..data.domains import DOMAINS, load
 from ..data.tables import TABLES, lines_of, read_text, read_texts
-from ..options import Objective, Precision, Schedule, TokenizerKind
+from ..options import Objective, Precision, Schedule, TokenizerKind, number
 from .inputs import writable
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add(commands: Any) -> None:
     p.add_argument("--accumulate", type=int, default=1, help="parts to work through a batch in, for less memory")  # fmt: skip
     p.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     p.add_argument("--schedule", choices=get_args(Schedule), default="linear", help="how it falls")
-    p.add_argument("--warmup", type=float, default=0.1, help="share of the steps over which it rises, or their number")  # fmt: skip
+    p.add_argument("--warmup", type=number, default=0.1, help="share of the steps over which it rises, or their number")  # fmt: skip
     p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints")  # fmt: skip
     p.add_argument("--precision", choices=get_args(Precision), default="auto", help="as in finetune")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="of the initial weights, order, masks and dropout")  # fmt: skip

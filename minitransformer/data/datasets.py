@@ -19,6 +19,11 @@ def same(text: str) -> str:
     return "".join(c for c in plain if c.isalnum())
 
 
+def listed(names: Sequence[str], most: int = 20) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join([*names[:most], *[f"and {len(names) - most} more"] * (len(names) > most)])
+
+
 @dataclass(frozen=True)
 class LabelledTexts:
     """Texts with the index of each one's label; `label_names[labels[i]]` is its name.
@@ -49,7 +54,7 @@ class LabelledTexts:
 
     def __repr__(self) -> str:
         counts = Counter(self.labels)
-        shares = ", ".join(f"{n} {counts[i]}" for i, n in enumerate(self.label_names))
+        shares = listed([f"{n:.40} {counts[i]}" for i, n in enumerate(self.label_names)])
         return f"{len(self)} texts from {self.source} ({shares})"
 
     @property
@@ -66,7 +71,7 @@ class LabelledTexts:
         """The same labels, numbered as in `names`; ValueError for a label that has another name."""
         used = {y: self.label_names[y] for y in sorted(set(self.labels))}
         if other := [name for name in used.values() if name not in names]:
-            known = ", ".join(map(repr, names))
+            known = listed([repr(name) for name in names])
             raise ValueError(f"{self.source} has the label {other[0]!r}; known labels: {known}")
         number = {y: list(names).index(name) for y, name in used.items()}
         labels = tuple(number[y] for y in self.labels)

@@ -14,7 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from .datasets import LabelledTexts, same
+from .datasets import LabelledTexts, listed, same
 from .downloads import data_folder
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -66,7 +66,7 @@ def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> La
         if row["label"] not in index:
             raise ValueError(
                 f"{path}, line {line}: the label {row['label']!r} was not in the training data; "
-                f"known labels: {', '.join(map(repr, names))}"
+                f"known labels: {listed([repr(name) for name in names])}"
             )
     count = Counter(row["label"] for _, row in rows)
     if label_names is None:
@@ -115,10 +115,11 @@ def warn_of_doubts(
                 f"{path}: the labels {said} are different classes; write them alike if they are one"
             )
             warnings.warn(text, stacklevel=3)
-    labels: dict[str, set[str]] = {}
+    labels: dict[str, tuple[str, set[str]]] = {}
     for _, row in rows:
-        labels.setdefault(same(row["text"]) or row["text"], set()).add(row["label"])
-    if several := [text for text, given in labels.items() if len(given) > 1]:
+        text = row["text"]
+        labels.setdefault(same(text) or text, (text, set()))[1].add(row["label"])
+    if several := [text for text, given in labels.values() if len(given) > 1]:
         text = f"{path}: {len(several)} texts have more than one label, such as {several[0][:60]!r}"
         warnings.warn(text, stacklevel=3)
 
@@ -209,7 +210,9 @@ def parse_csv(path: str | Path, text: str, kind: str) -> Iterator[tuple[int, dic
     """(line number, row) for each row of a CSV or TSV."""
     lines = io.StringIO(text)
     first = lines.readline()
-    skipped = first.lower().startswith("sep=") and len(first.strip()) == 5  # Excel's own mark
+    skipped = (
+        first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5
+    )  # Excel's own mark
     delimiter = first[4] if skipped else delimiter_of(first, kind)
     lines.seek(len(first) if skipped else 0)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)

@@ -112,8 +112,9 @@ class Tokenizer:
                 are text otherwise, since anybody may write them.
 
         Raises:
+            TypeError: a text that is no string, such as a pair.
             ValueError: a `max_length` under 3 (no room between the special tokens) or over the
-                model's, or a text that is none.
+                model's, or a text with half a character.
         """
         longest = self.max_length if max_length is None else max_length
         if not 3 <= longest <= self.max_length:
@@ -158,9 +159,9 @@ def refuse_no_texts(texts: Sequence[str]) -> None:
     """Reject what is no text: pairs, numbers, halves of characters."""
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise ValueError(
-                f"text {number} (counted from 0) is a {type(text).__name__}, not a text; join a pair of "
-                "texts into one"
+            raise TypeError(
+                f"text {number} (counted from 0) must be a str, got {text!r:.60}; join a pair of texts "
+                "into one"
             )
         if problem := half_character(text):
             raise ValueError(f"text {number} (counted from 0) {problem}")

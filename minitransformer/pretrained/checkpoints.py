@@ -61,7 +61,7 @@ def load_pretrained(name_or_folder: str | Path, **switches: Any) -> tuple[Model,
         ours = family.read_config(config, state).with_(**switches)
         model = family.build(config, state, ours)
         assign(model, dict(family.key_map(model)), state)
-        tokenizer = read_tokenizer(files, where, ours.max_len)
+        tokenizer = read_tokenizer(files, where, length_for(files, ours.max_len))
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
     if tokenizer.vocab_size > ours.vocab_size:
@@ -164,6 +164,12 @@ def assign(model: nn.Module, names: Mapping[str, str], state: dict[str, Tensor])
     model.load_state_dict(found)
 
 
+def length_for(files: Mapping[str, bytes], positions: int) -> int:
+    """Where texts are cut: as the tokenizer's config says, and at the model's positions at most."""
+    said = json.loads(files.get("tokenizer_config.json", b"{}")).get("model_max_length")
+    return int(min(said, positions)) if isinstance(said, int | float) and said >= 3 else positions
+
+
 def read_tokenizer(files: Mapping[str, bytes], where: str, max_length: int) -> Tokenizer:
     """The tokenizer from tokenizer.json, or from vocab.txt, or from vocab.json and merges.txt."""
     if "tokenizer.json" in files:
@@ -228,7 +234,7 @@ def save_pretrained(model: Model, tokenizer: Tokenizer, folder: str | Path) -> P
     state = {k: t.detach().cpu().contiguous() for k, t in family.restore(state, model).items()}
     about_tokenizer = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": config_of(model).max_len,
+        "model_max_length": min(tokenizer.max_length, config_of(model).max_len),
         **family.SPECIAL_TOKENS,
     }
     folder.parent.mkdir(parents=True, exist_ok=True)

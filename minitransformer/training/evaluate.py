@@ -39,9 +39,10 @@ class Metrics:
     @property
     def confusion(self) -> Int[np.ndarray, "classes classes"]:
         """One row per actual class, one column per predicted class."""
-        n = len(self.label_names)
-        pairs = self.targets * n + self.predictions
-        return np.bincount(pairs, minlength=n * n).reshape(n, n)
+        from sklearn.metrics import confusion_matrix  # here, since it takes a second to load
+
+        classes = list(range(len(self.label_names)))
+        return confusion_matrix(self.targets, self.predictions, labels=classes)
 
     @property
     def majority(self) -> float:
@@ -60,24 +61,26 @@ class Metrics:
         With more than `SHOWN` classes these are the most frequent confusions and classes. A class
         without examples does not count in the averages.
         """
+        from sklearn.metrics import precision_recall_fscore_support
+
         table = self.confusion
         names = [shortened(name, 20) for name in self.label_names]
         few = len(names) <= SHOWN
         text = matrix(names, table) if few else confusions(names, table)
-        right, actual, said = table.diagonal(), table.sum(1), table.sum(0)
-        scores = np.stack(
-            [right / said.clip(1), right / actual.clip(1), 2 * right / (actual + said).clip(1)]
-        )
-        order = range(len(names)) if few else np.argsort(-actual, kind="stable")[:SHOWN]
+        actual, classes = table.sum(1), list(range(len(names)))
+        scores = np.stack(precision_recall_fscore_support(
+            self.targets, self.predictions, labels=classes, zero_division=0
+        )[:3])  # fmt: skip
+        order = classes if few else np.argsort(-actual, kind="stable")[:SHOWN]
         rows = [(names[i], scores[:, i], actual[i]) for i in order]
         rows += [
-            ("macro average", scores[:, actual > 0].mean(1), actual.sum()),
-            ("weighted average", (scores * actual).sum(1) / actual.sum(), actual.sum()),
+            ("macro avg", scores[:, actual > 0].mean(1), actual.sum()),
+            ("weighted avg", (scores * actual).sum(1) / actual.sum(), actual.sum()),
         ]
         width = max(len(name) for name, *_ in rows)
-        text += f"\n{'':{width}}  precision  recall      F1  examples\n"
+        text += f"\n{'':{width}}  precision  recall  f1-score  support\n"
         for name, (precision, recall, f1), n in rows:
-            text += f"{name:>{width}}  {precision:9.3f}  {recall:6.3f}  {f1:6.3f}  {n:8}\n"
+            text += f"{name:>{width}}  {precision:9.3f}  {recall:6.3f}  {f1:8.3f}  {n:7}\n"
         return text + self.warning()
 
     def warning(self) -> str:
@@ -90,7 +93,7 @@ class Metrics:
         if share > 1.5 / len(np.unique(self.targets)):
             text += (
                 f"The classes are imbalanced: {share:.0%} of the examples have this one, so its share "
-                "looks like accuracy. Compare the macro average of F1, and weight the classes: "
+                "looks like accuracy. Compare the macro avg of f1-score, and weight the classes: "
                 'class_weights="balanced" (on the command line --balance).\n'
             )
         return text + "Try a lower learning rate, more epochs, or another seed.\n"

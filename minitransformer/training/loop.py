@@ -77,7 +77,7 @@ class Recipe:
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
         # a warm-up in steps becomes a share, which the schedule rounds up to steps again
-        share = self.warmup if self.warmup < 1 else (self.warmup - 0.5) / self.steps
+        share = float(self.warmup if self.warmup < 1 else (self.warmup - 0.5) / self.steps)
         return self.lr * SCHEDULES[self.schedule](step, self.steps, share)
 
 
