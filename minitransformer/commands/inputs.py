@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ..data.datasets import LabelledTexts
 from ..data.domains import DOMAINS, load
-from ..data.tables import read_table
+from ..data.tables import existing, read_table
 
 if TYPE_CHECKING:
     from ..data import Tokenizer
@@ -17,12 +17,17 @@ TABLE = "a .csv, .tsv or .jsonl file with the columns text and label"
 LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
 
 
+def is_domain(source: str) -> bool:
+    """Whether it is the name of a domain; FileNotFoundError if it is neither that nor a file."""
+    if source not in DOMAINS and source.isidentifier() and not Path(source).exists():
+        names = ", ".join(DOMAINS)
+        raise FileNotFoundError(f"there is no file {source}, and no such domain: {names}")
+    return source in DOMAINS or not existing(source)
+
+
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
     """The texts of a file, or of a domain by its name."""
-    if source not in DOMAINS:
-        if source.isidentifier() and not Path(source).exists():
-            names = ", ".join(DOMAINS)
-            raise FileNotFoundError(f"there is no file {source}, and no such domain: {names}")
+    if not is_domain(source):
         return read_table(source, label_names)
     domain = load(source)
     if label_names not in (None, domain.label_names):

