@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
             print(history)
             save_pretrained(model, tokenizer, out)
             print(f"trained in {history.seconds:.0f} s; the model is in {out}; to open it:")
-            print(f'  model, tokenizer = mt.load_pretrained("{out}")')
+            print(f'  import minitransformer as mt; model, tokenizer = mt.load_pretrained("{out}")')
     return 0
 
 

@@ -4,7 +4,6 @@ import codecs
 import csv
 import io
 import json
-import math
 import re
 import sys
 import warnings
@@ -20,6 +19,7 @@ from .downloads import data_folder
 
 TABLES = (".csv", ".tsv", ".jsonl")
 """Files with columns; any other file has one text per line."""
+HERE = Path(__file__)
 CSV = "save it as CSV (in a spreadsheet: Save as, CSV UTF-8)"
 UNPACK = "unpack it first"
 OTHER_KINDS = (
@@ -38,13 +38,8 @@ OTHER_KINDS = (
 
 def samples() -> LabelledTexts:
     """A few dozen sentences of our own, for a first try without a download."""
-    name = Path("samples", "reviews.csv")
-    shared = (
-        Path(base, "share/minitransformer") for base in (sys.prefix, Path(__file__).parents[2])
-    )
-    places = [
-        folder / name for folder in (data_folder(), *shared)
-    ]  # a checkout, an installed wheel
+    installed = (Path(base, "share/minitransformer") for base in (sys.prefix, HERE.parents[2]))
+    places = [folder / "samples/reviews.csv" for folder in (data_folder(), *installed)]
     return read_table(next(filter(Path.is_file, places), places[0]))
 
 
@@ -76,60 +71,54 @@ def read_table(path: str | Path, label_names: Sequence[str] | None = None) -> La
                 f"{path}, line {line}: the label {row['label']!r} was not in the training data; "
                 f"known labels: {listed([repr(name) for name in names])}"
             )
-    count = Counter(row["label"] for _, row in rows)
     if label_names is None:
-        refuse_amounts(path, count)
-    warn_of_doubts(path, rows, count)
+        refuse_amounts(path, Counter(row["label"] for _, row in rows))
+    warn_of_doubts(path, [(row["text"], row["label"]) for _, row in rows])
     texts, labels = zip(*((row["text"], index[row["label"]]) for _, row in rows), strict=True)
     return LabelledTexts(texts, labels, names, str(path))
 
 
 def refuse_amounts(path: str | Path, count: Counter[str]) -> None:
     """Reject labels that are amounts: numbers, most of them seen once, or many with fractions."""
-    numbers = {number_in(name) for name in count}
-    fractions = any(number and number % 1 for number in numbers)
-    often = 10 if fractions else count.total() / 2
-    if None not in numbers and len(count) > max(5, min(often, count.total() / 2)):
+    numbers, rows = {number_in(name) for name in count}, count.total()
+    many = 10 if any(number and number % 1 for number in numbers) else rows / 2
+    if None not in numbers and len(count) > max(5, min(many, rows / 2)):
         raise ValueError(
-            f"{path}: the column label has {len(count)} different numbers in {count.total()} rows; "
-            "this looks like a regression, and a classifier takes each number for a class of its "
-            "own: give each range of numbers a name, such as low and high"
+            f"{path}: the column label has {len(count)} different numbers in {rows} rows; this looks "
+            "like a regression, and a classifier takes each number for a class of its own: give each "
+            "range of numbers a name, such as low and high"
         )
 
 
 def number_in(text: str) -> float | None:
     """The number that a text writes, with a decimal point or comma; None if it is none."""
     try:
-        value = float(text.replace(",", "."))
+        return float(text.replace(",", "."))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
-def warn_of_doubts(
-    path: str | Path, rows: list[tuple[int, dict[str, str]]], count: Counter[str]
-) -> None:
-    """Say which labels are perhaps one, and how many texts have several."""
+def warn_of_doubts(path: str | Path, given: Sequence[tuple[str, str]]) -> None:
+    """Say which labels are perhaps one, and how many texts have several; `given` has both in pairs."""
+    count = Counter(label for _, label in given)
     alike: dict[Any, list[str]] = {}
-    for name in count:
+    for name in sorted(count):
         number = number_in(name)
-        alike.setdefault(
-            " ".join(name.casefold().split()) if number is None else number, []
-        ).append(name)
-    for group in alike.values():
-        if len(group) > 1:
-            said = ", ".join(f"{name!r} ({count[name]} rows)" for name in sorted(group))
-            text = (
-                f"{path}: the labels {said} are different classes; write them alike if they are one"
-            )
-            warnings.warn(text, stacklevel=3)
-    labels: dict[str, tuple[str, set[str]]] = {}
-    for _, row in rows:
-        text = row["text"]
-        labels.setdefault(same(text) or text, (text, set()))[1].add(row["label"])
-    if several := [text for text, given in labels.values() if len(given) > 1]:
-        text = f"{path}: {len(several)} texts have more than one label, such as {several[0][:60]!r}"
-        warnings.warn(text, stacklevel=3)
+        key = " ".join(name.casefold().split()) if number is None else number
+        alike.setdefault(key, []).append(f"{name!r} ({count[name]} rows)")
+    doubts = [
+        f"the labels {', '.join(names)} are different classes; write them alike if they are one"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+    labels: dict[str, set[str]] = {}
+    for text, label in given:
+        labels.setdefault(same(text) or text, set()).add(label)
+    if several := [text for text, _ in given if len(labels[same(text) or text]) > 1]:
+        n = sum(len(found) > 1 for found in labels.values())
+        doubts.append(f"{n} texts have more than one label, such as {several[0][:60]!r}")
+    for doubt in doubts:
+        warnings.warn(f"{path}: {doubt}", stacklevel=3)
 
 
 def read_texts(path: str | Path) -> list[str]:
@@ -211,25 +200,18 @@ def problem_of(column: str, value: Any, text: str) -> str | None:
 def half_character(text: str) -> str | None:
     """What is wrong with a text that no file can hold; None for any other."""
     odd = re.search("[\ud800-\udfff]", text)
-    return (
-        f"has the broken character {odd[0]!a} (half of a pair, or a byte that is not UTF-8); remove it"
-        if odd
-        else None
-    )
+    cause = "half of a pair, or a byte that is not UTF-8"
+    return f"has the broken character {odd[0]!a} ({cause}); remove it" if odd else None
 
 
 def parse_csv(path: str | Path, text: str, kind: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, row) for each row of a CSV or TSV."""
-    lines = io.StringIO(text)
-    first = lines.readline()
-    skipped = (
-        first.lower().startswith("sep=") and len(first.rstrip("\r\n")) == 5
-    )  # Excel's own mark
-    delimiter = first[4] if skipped else delimiter_of(first, kind)
-    lines.seek(len(first) if skipped else 0)
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    mark = re.match(r"sep=(.)\r?\n", text, re.IGNORECASE)  # Excel's own
+    text, skipped = (text[mark.end() :], 1) if mark else (text, 0)
+    delimiter = mark[1] if mark else delimiter_of(text.partition("\n")[0], kind)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     csv.field_size_limit(2**31 - 1)  # a text may be a book
-    line = int(skipped)
+    line = skipped
     try:
         header = [name.strip() for name in next(reader, [])]
         if "text" not in header:
@@ -290,13 +272,9 @@ def lines_of(text: str) -> list[str]:
 
 def existing(path: str | Path) -> Path:
     """The path, if there is a file; otherwise FileNotFoundError."""
-    if not str(path).strip():
-        raise FileNotFoundError("the name of the file is empty; give a file")
-    if Path(path).exists() and not Path(path).is_file():
-        kind = "a folder" if Path(path).is_dir() else "no ordinary file; save its content in one"
-        raise FileNotFoundError(f"there is no file {path}: it is {kind}")
     if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}; check the name and the folder")
+        advice = "it is a folder" if Path(path).is_dir() else "check the name and the folder"
+        raise FileNotFoundError(f"there is no file {str(path) or repr('')}; {advice}")
     return Path(path)
 
 
@@ -307,7 +285,7 @@ def read_text(path: str | Path) -> str:
     for start, endings, advice in OTHER_KINDS:
         if path.suffix.lower() in endings or (start and raw.startswith(start)):
             raise ValueError(f"{path} is {advice}; give a .csv, .tsv or .jsonl file, or plain text")
-    text = decode_utf16(raw, path) or decode(raw, path)
+    text = decode(raw, path)
     if not text.strip():
         raise ValueError(f"{path} is empty; put texts into it")
     if "\r" in text.strip() and "\n" not in text:
@@ -318,26 +296,19 @@ def read_text(path: str | Path) -> str:
     return text
 
 
-def decode_utf16(raw: bytes, path: Path) -> str | None:
-    """The text of a file in UTF-16, as Excel writes "Unicode text"; None for another encoding."""
+def encoding_of(raw: bytes) -> str:
+    """UTF-16, as Excel's "Unicode text", told by its mark or its many zeros; otherwise UTF-8."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        encoding = "utf-16"
-    elif 10 * raw.count(0) > len(raw):  # every other byte of most letters is 0
-        encoding = "utf-16-le" if raw[1::2].count(0) > raw[::2].count(0) else "utf-16-be"
-    else:
-        return None
-    try:
-        return raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is neither UTF-8 nor UTF-16 ({error.reason}); save it as UTF-8"
-        ) from None
+        return "utf-16"
+    if 10 * raw.count(0) > len(raw):  # every other byte of most letters
+        return "utf-16-le" if raw[1::2].count(0) > raw[::2].count(0) else "utf-16-be"
+    return "utf-8-sig"
 
 
 def decode(raw: bytes, path: Path, first: int = 1) -> str:
     """The text of a file from its line `first` on; an error names the line of the first bad byte."""
     try:
-        return raw.decode("utf-8-sig" if first == 1 else "utf-8")
+        return raw.decode(encoding_of(raw) if first == 1 else "utf-8")
     except UnicodeDecodeError as error:
         bad = error.object  # without the mark at the start of the file
         line, byte = first + bad[: error.start].count(b"\n"), bad[error.start]

@@ -44,29 +44,30 @@ class Metrics:
         classes = list(range(len(self.label_names)))
         return confusion_matrix(self.targets, self.predictions, labels=classes)
 
-    @property
-    def majority(self) -> float:
-        """The accuracy of always answering with the most frequent class."""
-        return float(np.bincount(self.targets).max()) / len(self.targets)
-
     def __repr__(self) -> str:
+        most = np.bincount(self.targets).max() / len(self.targets)
         return (
-            f"accuracy {self.accuracy:.3f} (always the most frequent class: {self.majority:.3f}), "
-            f"loss {self.loss:.3f}, {len(self.targets)} examples"
+            f"accuracy {self.accuracy:.3f} (always the most frequent class: {most:.3f}), loss "
+            f"{self.loss:.3f}, {len(self.targets)} examples"
         )
 
     def report(self) -> str:
         """The confusion matrix, and precision, recall and F1 of each class, as text.
 
-        With more than `SHOWN` classes these are the most frequent confusions and classes. A class
+        With more than `SHOWN` classes there is no matrix, and only the most frequent are shown. A class
         without examples does not count in the averages.
         """
         from sklearn.metrics import precision_recall_fscore_support
 
-        table = self.confusion
-        names = [shortened(name, 20) for name in self.label_names]
-        few = len(names) <= SHOWN
-        text = matrix(names, table) if few else confusions(names, table)
+        table, names = self.confusion, [shortened(name, 20) for name in self.label_names]
+        few, width = len(names) <= SHOWN, max(9, *map(len, names)) + 1
+        text = f"the most frequent {SHOWN} of {len(names)} classes\n"
+        if few:
+            text = " " * (width + 8) + "predicted\n" + " " * (width + 7)
+            text += "".join(f"{n:>{width}}" for n in names) + "\n"
+            for i, row in enumerate(table):
+                cells = "".join(f"{n:>{width}}" for n in (names[i], *row))
+                text += ("actual " if i == 0 else "       ") + cells + "\n"
         actual, classes = table.sum(1), list(range(len(names)))
         scores = np.stack(precision_recall_fscore_support(
             self.targets, self.predictions, labels=classes, zero_division=0
@@ -89,7 +90,8 @@ class Metrics:
         if len(only) > 1 or len(np.unique(self.targets)) < 2:
             return ""
         share = float((self.targets == only[0]).mean())
-        text = f"\nThe model says {self.label_names[only[0]]!r} to everything: it has collapsed to one class. "
+        name = shortened(self.label_names[only[0]], 40)
+        text = f"\nThe model says {name!r} to everything: it has collapsed to one class. "
         if share > 1.5 / len(np.unique(self.targets)):
             text += (
                 f"The classes are imbalanced: {share:.0%} of the examples have this one, so its share "
@@ -103,28 +105,6 @@ def shortened(text: str, width: int) -> str:
     """A text on one line of at most this width, without what would steer a terminal."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= width else f"{line[: width - 1]}…"
-
-
-def matrix(names: list[str], table: Int[np.ndarray, "classes classes"]) -> str:
-    """The confusion matrix as text."""
-    width = max(9, *map(len, names)) + 1
-    text = " " * (width + 8) + "predicted\n" + " " * (width + 7)
-    text += "".join(f"{n:>{width}}" for n in names) + "\n"
-    for i, row in enumerate(table):
-        cells = "".join(f"{n:>{width}}" for n in (names[i], *row))
-        text += ("actual " if i == 0 else "       ") + cells + "\n"
-    return text
-
-
-def confusions(names: list[str], table: Int[np.ndarray, "classes classes"]) -> str:
-    """The most frequent confusions as text, for a matrix that is too large to read."""
-    wrong = table - np.diag(table.diagonal())
-    text = f"the most frequent confusions of {len(names)} classes\n"
-    for place in np.argsort(-wrong, axis=None, kind="stable")[:SHOWN]:
-        actual, said = divmod(int(place), len(names))
-        if wrong[actual, said]:
-            text += f"{wrong[actual, said]:8}  actual {names[actual]}, predicted {names[said]}\n"
-    return text
 
 
 @torch.no_grad()

@@ -41,14 +41,14 @@ def test_tables_are_read_as_spreadsheets_save_them(tmp_path, delimiter, encoding
         ("x.json", b'[{"text": "a"}]', "one object per line"),
         ("x.csv", b"text,label\ra,b\rc,d\r", "line ends of old Macs"),
         ("x.txt", b"one\rtwo", "line ends of old Macs"),
-        ("x.csv", b"\xff\xfet\x00e", "cut|neither UTF-8 nor UTF-16"),
+        ("x.csv", b"\xff\xfet\x00e", "is not UTF-8; save the file as UTF-8"),
     ],
 )
 def test_other_kinds_of_files_get_the_right_advice(tmp_path, name, content, advice):
     for read in (read_table, read_texts):
         with pytest.raises(ValueError, match=advice):
             read(write(tmp_path, name, content))
-    for place, what in ((tmp_path, "it is a folder"), ("", "name of the file is empty")):
+    for place, what in ((tmp_path, "it is a folder"), ("", "no file ''")):
         with pytest.raises(FileNotFoundError, match=what):
             read_table(place)
 
