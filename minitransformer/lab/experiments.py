@@ -4,6 +4,7 @@ A *trial* is one training, a *result* its outcome, one line of a JSONL file. The
 results that the file has, runs the missing trials, and appends each result as soon as it has it.
 """
 
+import contextlib
 import copy
 import json
 import os
@@ -13,7 +14,7 @@ from dataclasses import asdict, replace
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ..data.batches import EncodedTexts
 from ..data.datasets import LabelledTexts
@@ -173,6 +174,18 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
                     yield do(cell(seed=seed, lr=best))
 
 
+def refuse_second(file: TextIO) -> None:
+    """Lock the results for this process: two at once would make every trial twice."""
+    with contextlib.suppress(ImportError):  # not on every system
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = f"another process is adding results to {file.name}; wait for it, or choose another file"
+            raise ValueError(text) from None
+
+
 def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[Result]:
     """Run the trials of a grid that the file does not have yet; return the results of all.
 
@@ -199,5 +212,6 @@ def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[R
         bar.update()
         return known[trial]
 
-    with progress_bar(len(grid), " trials", progress) as bar:
+    with open(path, "a") as file, progress_bar(len(grid), " trials", progress) as bar:
+        refuse_second(file)
         return list(trials(grid, do))

@@ -18,12 +18,12 @@ from .loop import Recipe, fit
 from .objectives import classification_loss
 from .optim import WEIGHT_DECAY
 from .rows_in_use import RowsInUse
-from .strategies import Full, Strategy
+from .strategies import Full, Strategy, named
 
 
 def finetune(
     model: nn.Module, train: EncodedTexts, valid: EncodedTexts,
-    strategy: Strategy | None = None, *,
+    strategy: Strategy | str | None = None, *,
     epochs: Number = 3, steps: int | None = None, validate_every: int | None = None,
     lr: Number | None = None, batch_size: int = 32, warmup: Number = 0.1,
     weight_decay: Number = WEIGHT_DECAY, clip: Number = 1.0, seed: int = 0,
@@ -35,7 +35,8 @@ def finetune(
     Args:
         model: a `SequenceClassifier` with one class per label.
         train, valid: encoded with one tokenizer and one set of labels; `valid` decides what is best.
-        strategy: which layers learn, at which rate; `Full()` when not given.
+        strategy: which layers learn, at which rate, perhaps by its name on the command line; `Full()`
+            when not given.
         epochs: passes over the training data; 1.5 is one and a half.
         steps: train on this many batches instead, over as many epochs as they take.
         validate_every: steps from one validation to the next; when not given, an epoch, and at least
@@ -75,7 +76,7 @@ def finetune(
         )
     check_numbers(cache_mib=cache_mib)
     weights = weights_of_classes(class_weights, train, model.n_classes)
-    strategy = Full() if strategy is None else strategy
+    strategy = named(strategy) if isinstance(strategy, str) else strategy or Full()
     recipe = Recipe.of(
         train, epochs, steps, validate_every, by_epoch=True, batch_size=batch_size,
         lr=strategy.learning_rate if lr is None else lr, warmup=warmup, weight_decay=weight_decay,

@@ -208,6 +208,13 @@ def test_what_would_stop_a_later_trial_stops_the_first(lab, monkeypatch):
             dataclasses.replace(GRID, **wrong)
 
 
+def test_two_runs_do_not_write_to_one_file(lab, tmp_path):
+    with open(tmp_path / "r.jsonl", "a") as file:
+        ex.refuse_second(file)
+        with pytest.raises(ValueError, match="another process is adding results to"):
+            ex.run(lab, GRID, tmp_path / "r.jsonl", progress=False)
+
+
 def test_a_label_with_one_example_is_named(tokenizer):
     texts = words(20)
     odd = mt.data.LabelledTexts(
@@ -252,7 +259,7 @@ def test_peak_memory_sees_what_is_freed_again():
     assert 80 < memory.mib < 200
 
 
-def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer):
+def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer, monkeypatch):
     torch.manual_seed(0)
     config = mt.TransformerConfig.bert(d_model=20, n_heads=5, n_layers=2, d_ff=28, max_len=32)
     mt.save_pretrained(mt.Encoder(config), tokenizer, tmp_path / "tiny")
@@ -272,5 +279,14 @@ def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer):
     text = out.read_text()
     assert main(command) == 0
     assert capsys.readouterr().out == first and out.read_text() == text
+    assert "most frequent label: " in first, "beside the accuracies"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ex, "run", interrupt)
+        assert main(command) == 130
+    assert "results.jsonl has the results so far; the same command" in capsys.readouterr().err
     assert main(["experiment", "--methods", "nonsense", "--out", str(out)]) == 2
     assert "no strategy 'nonsense'" in capsys.readouterr().err
