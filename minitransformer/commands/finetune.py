@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     if len(history.steps) < ENOUGH or len(test) < ENOUGH:
         print(
             f"{len(history.steps)} steps on {len(train)} texts and a test on {len(test)} only show that "
-            "everything runs; a model worth using takes hundreds of texts per label\n"
+            "everything runs, not how good such a model can be\n"
         )
     print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")
     words = [str(folder), shortened(test.texts[0], 60)]

@@ -19,10 +19,13 @@ LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
 
 def is_domain(source: str) -> bool:
     """Whether it is the name of a domain; FileNotFoundError if it is neither that nor a file."""
-    if source not in DOMAINS and source.isidentifier() and not Path(source).exists():
+    if source in DOMAINS:
+        return True
+    if source.isidentifier() and not Path(source).exists():
         names = ", ".join(DOMAINS)
-        raise FileNotFoundError(f"there is no file {source}, and no such domain: {names}")
-    return source in DOMAINS or not existing(source)
+        raise FileNotFoundError(f"there is no file {source} and no such domain; there are: {names}")
+    existing(source)
+    return False
 
 
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         labels = [shortened(label, 40) for _, label, _ in rows]
         for label, (text, _, p) in zip(labels, rows, strict=True):
-            print(f"{label:{max(map(len, labels))}}  {p}  {' '.join(text.split())}")
+            print(f"{label:{max(map(len, labels))}}  {p}  {shortened(text, len(text))}")
     return 0
 
 
