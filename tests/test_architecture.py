@@ -175,15 +175,15 @@ def test_doctests(module):
 BUDGETS = {
     "formulas": 2100,
     "model": 1700,
-    "data": 1580,
-    "training": 2140,
+    "data": 1760,
+    "training": 2250,
     "pretrained": 1120,
     "inference": 490,
     "proofs": 1500,
     "lab": 500,
     "classroom": 4900,
-    "commands": 530,
-    ".": 300,
+    "commands": 590,
+    ".": 365,
 }
 """Lines of each room's files; "." is what stands in the package's own folder."""
 
@@ -201,8 +201,8 @@ def test_the_house_keeps_its_budgets():
     over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
     for room, n in rooms.items():
         print(f"{room:12} {n:6,} of {BUDGETS[room]:6,}")
-    print(f"{'all':12} {sum(rooms.values()):6,} of 16,200")
-    assert not over and sum(rooms.values()) <= 16_200
+    print(f"{'all':12} {sum(rooms.values()):6,} of 19,000")
+    assert not over and sum(rooms.values()) <= 19_000
 
 
 def test_no_file_is_too_long_to_read():

@@ -1,6 +1,7 @@
 """The command line as a user meets it: a process, its output, its exit code."""
 
 import csv
+import io
 import os
 import re
 import shutil
@@ -176,6 +177,145 @@ def test_clear_errors_for_what_is_not_there(trained, tiny, table, tmp_path, caps
 def test_a_text_that_is_cut_is_said(trained, capsys):
     assert main(["predict", trained, "word " * 100]) == 0
     assert "1 of 1 texts are longer than 64 tokens and were cut" in capsys.readouterr().err
+
+
+def error_of(capsys, *arguments: str) -> str:
+    assert main(list(arguments)) == 2
+    return capsys.readouterr().err.strip()
+
+
+WRONG_NUMBERS = {
+    "finetune --data {table} --out x": (
+        "--lr 0", "--lr -0.02", "--lr nan", "--epochs -1", "--batch-size 0", "--seed -1",
+        "--seed 18446744073709551616", "--max-length 2",
+    ),
+    "pretrain --texts {table} --out x": (
+        "--warmup -1", "--warmup 2.5", "--warmup nan", "--length 1", "--checkpoint-every 0", "--lr 0",
+        "--dropout 1", "--vocab-size 10000000000000",
+    ),
+    "experiment --data {table} --out x": (
+        "--batch-size 0", "--lr-factors 0", "--lr-factors 1 -1", "--labels 16 1", "--seeds 0 -1",
+        "--min-steps 0",
+    ),
+    "verify": ("--seed -1",),
+    "grade x": ("--seconds 0", "--memory -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "option"), [(c, o) for c, options in WRONG_NUMBERS.items() for o in options]
+)
+def test_numbers_are_checked_before_anything_else(command, option, table, capsys):
+    error = error_of(capsys, *command.format(table=table).split(), *option.split())
+    assert error.startswith(f"minitransformer: {option.split()[0]} must be")
+
+
+def test_an_output_that_cannot_be_written_is_noticed_at_once(
+    trained, table, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "minitransformer.commands.inputs.read_table", lambda *_: pytest.fail("read")
+    )
+    monkeypatch.setattr(
+        "minitransformer.commands.predict.read_texts", lambda *_: pytest.fail("read")
+    )
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    places = {
+        "file/m": "is a file, not a folder",
+        "link": "a link to something",
+        "/proc/none/m": "No such",
+    }
+    for out, problem in places.items():
+        for command in (["finetune", "--data", table], ["experiment", "--data", table], ["predict", trained, "--file", table]):  # fmt: skip
+            error = error_of(capsys, *command, "--out", str(tmp_path / out))
+            assert "cannot be written" in error and (problem in error or "no folder" in error)
+
+    def full(**_):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    error = error_of(capsys, "finetune", "--data", table, "--out", str(tmp_path / "m"))
+    assert "Read-only file system; choose another place" in error
+
+
+def test_predict_replaces_nothing_but_its_own_tables(trained, table, tmp_path, capsys):
+    mine = shutil.copy(table, tmp_path / "mine.csv")
+    (tmp_path / "same.csv").hardlink_to(mine)
+    (tmp_path / "link.csv").symlink_to(mine)
+    before = mine.read_bytes()
+    for out in ("mine.csv", "same.csv", "link.csv", "../" + tmp_path.name + "/mine.csv"):
+        error = error_of(
+            capsys, "predict", trained, "--file", str(mine), "--out", str(tmp_path / out)
+        )
+        assert "is the file to be labelled" in error
+    assert "holds something else" in error_of(capsys, "predict", trained, GOOD, "--out", str(mine))
+    assert "is a folder" in error_of(capsys, "predict", trained, GOOD, "--out", str(tmp_path))
+    assert mine.read_bytes() == before
+    out = str(tmp_path / "out.csv")
+    for text in (GOOD, "=1+1"):
+        assert main(["predict", trained, text, "a;-1", "--out", out]) == 0
+    with open(out, newline="") as file:
+        assert [row["text"] for row in csv.DictReader(file)] == ["'=1+1", "a;'-1"]
+
+
+@pytest.mark.trains
+def test_the_command_to_try_is_one_line_that_runs_only_predict(tiny, tmp_path, capsys):
+    mark = tmp_path / "mark"
+    nasty = f"\"; touch {mark}; `touch {mark}` $(touch {mark}) it's\n\x1b[31m" + "x" * 300
+    rows = [(f"{i} {nasty}", "ab"[i % 2]) for i in range(20)]
+    with open(tmp_path / "t.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *rows])
+    out = str(tmp_path / "a model")
+    assert main(["finetune", "--data", str(tmp_path / "t.csv"), "--model", tiny, "--out", out, "--epochs", "1"]) == 0  # fmt: skip
+    shown = capsys.readouterr().out
+    line = shown.splitlines()[-1].strip()
+    assert line.isprintable() and len(line) < 300 and "only show that everything runs" in shown
+    echo = line.replace("python -m minitransformer", "printf '%s|'")
+    said = subprocess.run(["sh", "-c", echo], capture_output=True, text=True, check=True).stdout
+    assert said.split("|")[:2] == ["predict", out] and not mark.exists()
+
+
+def test_max_length_is_kept_with_the_model(tiny, table, tmp_path, capsys):
+    options = ["--epochs", "0.1", "--max-length", "5", "--balance"]
+    out = str(tmp_path / "m")
+    assert main(["finetune", "--data", table, "--model", tiny, "--out", out, *options]) == 0
+    assert mt.load_pretrained(out)[1].max_length == 5
+    assert main(["predict", out, "one two three four five"]) == 0
+    assert "longer than 5 tokens and were cut" in capsys.readouterr().err
+
+
+def test_a_fault_that_was_not_foreseen_is_one_line_too(monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("gears")
+
+    monkeypatch.setattr("minitransformer.proofs.verify.verify", fail)
+    assert "not foreseen, RuntimeError: gears" in error_of(capsys, "verify")
+    monkeypatch.setenv("MINITRANSFORMER_TRACEBACK", "1")
+    with pytest.raises(RuntimeError):
+        main(["verify"])
+
+
+@pytest.mark.parametrize("text", ["\udcc3\udca4", "\ud800 x"])
+def test_broken_characters_are_one_line(trained, text, capsys):
+    assert "has the broken character" in error_of(capsys, "predict", trained, text)
+
+
+def test_a_terminal_of_ascii_shows_what_it_can(trained, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["predict", trained, "naïve 😀"]) == 0
+    assert b"na\\xefve" in shown.buffer.getvalue()
+
+
+def test_a_reader_that_has_enough_ends_it_silently():
+    """As `| head` does; in a process of its own, whose output the command closes."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "minitransformer", "verify", "softmax"]
+    run = subprocess.run(command, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert run.stderr == b"" and run.returncode == 0
 
 
 COMMANDS = ["verify", "finetune", "pretrain", "predict", "evaluate"]

@@ -4,9 +4,7 @@ import argparse
 import time
 from typing import Any
 
-from ..data.domains import DOMAINS
-from ..data.tables import existing
-from .inputs import LABELLED, load_classifier, read_labelled
+from .inputs import LABELLED, is_domain, load_classifier, read_labelled
 
 
 def add(commands: Any) -> None:
@@ -18,8 +16,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the metrics of a model on labelled texts."""
-    if args.data not in DOMAINS:
-        existing(args.data)  # a missing file is reported now, not after the model is loaded
+    is_domain(args.data)  # a missing file is reported now, not after the model is loaded
     model, tokenizer = load_classifier(args.model)
     labelled = read_labelled(args.data, model.labels)
     from ..data import encode

@@ -1,11 +1,12 @@
 """Inputs that several commands read: labelled texts and models."""
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.datasets import LabelledTexts
 from ..data.domains import DOMAINS, load
-from ..data.tables import read_table
+from ..data.tables import existing, read_table
 
 if TYPE_CHECKING:
     from ..data import Tokenizer
@@ -16,15 +17,50 @@ TABLE = "a .csv, .tsv or .jsonl file with the columns text and label"
 LABELLED = f"{TABLE}; or a domain: {', '.join(DOMAINS)}"
 
 
+def is_domain(source: str) -> bool:
+    """Whether it is the name of a domain; FileNotFoundError if it is neither that nor a file."""
+    if source in DOMAINS:
+        return True
+    if source.isidentifier() and not Path(source).exists():
+        names = ", ".join(DOMAINS)
+        raise FileNotFoundError(f"there is no file {source} and no such domain; there are: {names}")
+    existing(source)
+    return False
+
+
 def read_labelled(source: str, label_names: tuple[str, ...] | None = None) -> LabelledTexts:
     """The texts of a file, or of a domain by its name."""
-    if source not in DOMAINS:
+    if not is_domain(source):
         return read_table(source, label_names)
     domain = load(source)
     if label_names not in (None, domain.label_names):
         has, known = ", ".join(domain.label_names), ", ".join(label_names or ())
         raise ValueError(f"{source} has the labels {has}, the model knows {known}")
     return domain
+
+
+def writable(out: str, make_folders: bool = True) -> Path:
+    """The path of an output; ValueError now, not after an hour of work, if it cannot be written."""
+    path = Path(out)
+    places = [path, *path.absolute().parents]
+    place = next(p for p in places if p.is_dir() or (p.exists() and p != path))
+    problem = None
+    if not out.strip():
+        problem = "the name is empty"
+    elif path.is_symlink() and not path.exists():
+        problem = "it is a link to something that is not there"
+    elif not place.is_dir():
+        problem = f"{place} is a file, not a folder"
+    elif not make_folders and place not in (path, path.absolute().parent):
+        problem = f"there is no folder {path.parent}"
+    else:
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            problem = error.strerror
+    if problem:
+        raise ValueError(f"--out {out!r} cannot be written: {problem}; choose another place")
+    return path
 
 
 def load_encoder(name: str) -> "tuple[Encoder, Tokenizer]":

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ..data.domains import DOMAINS, load
-from ..data.tables import TABLES, lines_of, read_texts, read_utf8
-from ..options import Objective, Precision, Schedule, TokenizerKind
+from ..data.tables import TABLES, lines_of, read_text, read_texts
+from ..options import Objective, Precision, Schedule, TokenizerKind, number
+from .inputs import writable
 
 if TYPE_CHECKING:
     from ..data import Tokenizer
@@ -52,7 +53,7 @@ def add(commands: Any) -> None:
     p.add_argument("--accumulate", type=int, default=1, help="parts to work through a batch in, for less memory")  # fmt: skip
     p.add_argument("--lr", type=float, default=1e-3, help="highest learning rate")
     p.add_argument("--schedule", choices=get_args(Schedule), default="linear", help="how it falls")
-    p.add_argument("--warmup", type=float, default=0.1, help="share of the steps over which it rises")  # fmt: skip
+    p.add_argument("--warmup", type=number, default=0.1, help="share of the steps over which it rises, or their number")  # fmt: skip
     p.add_argument("--checkpoint-every", type=int, default=100, metavar="STEPS", help="steps between checkpoints")  # fmt: skip
     p.add_argument("--precision", choices=get_args(Precision), default="auto", help="as in finetune")  # fmt: skip
     p.add_argument("--seed", type=int, default=0, help="of the initial weights, order, masks and dropout")  # fmt: skip
@@ -61,6 +62,7 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train on texts and save the model."""
+    out = writable(args.out)
     texts = read_corpus(args)
 
     import torch
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     from ..training.parallel import joined, rank_and_size
     from ..training.pretrain import pretrain
 
-    out, training = Path(args.out), Path(args.out) / TRAINING
+    training = out / TRAINING
     refuse_foreign(out, [KINDS[args.objective]], args.overwrite)  # now, not after an hour
     with joined(), stoppable():
         refuse_existing(training, args.resume)
@@ -99,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             print(history)
             save_pretrained(model, tokenizer, out, args.overwrite)
             print(f"trained in {history.seconds:.0f} s; the model is in {out}; to open it:")
-            print(f'  model, tokenizer = mt.load_pretrained("{out}")')
+            print(f'  import minitransformer as mt; model, tokenizer = mt.load_pretrained("{out}")')
     return 0
 
 
@@ -122,7 +124,7 @@ def read_corpus(args: argparse.Namespace) -> Sequence[str]:
         return load(args.data).texts
     if Path(args.texts).suffix.lower() in TABLES:
         return read_texts(args.texts)
-    return [line for line in lines_of(read_utf8(args.texts)) if line.strip()]
+    return [line for line in lines_of(read_text(args.texts)) if line.strip()]
 
 
 def tokenizer_for(args: argparse.Namespace, texts: Sequence[str], training: Path) -> "Tokenizer":

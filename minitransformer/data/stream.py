@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt
-from tqdm import tqdm
 
+from ..progress import progress_bar
 from .atomic import whole_file
 from .batches import Batch, generator_of
 from .sequences import ended
@@ -97,7 +97,7 @@ def write_blocks(
     files = [existing(text) for text in texts]
     dtype = np.min_scalar_type(tokenizer.vocab_size - 1)
     tokens, total = 0, sum(file.stat().st_size for file in files)
-    bar = tqdm(total=total, unit="B", unit_scale=True, disable=not progress)
+    bar = progress_bar(total, "B", progress, unit_scale=True)
     with bar, whole_file(Path(path)) as out:
         out.write(header(dtype, 0, tokenizer))
         for file in files:

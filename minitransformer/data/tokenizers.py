@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from .batches import Batch, EncodedTexts, pad
 from .datasets import LabelledTexts
-from .tables import lines_of
+from .tables import half_character, lines_of
 
 ROLES = {
     "pad_token": ("[PAD]", "<pad>"),
@@ -53,6 +53,7 @@ class Tokenizer:
         )
         backend.no_truncation()
         backend.no_padding()
+        backend.encode_special_tokens = True  # [SEP] in a user's text is text
         self.backend, self.max_length = backend, max_length
         usual = {
             role: token
@@ -114,39 +115,63 @@ class Tokenizer:
             raise KeyError(f"the vocabulary has no token {token!r}")
         return found
 
-    def encode(self, text: str, max_length: int | None = None) -> list[int]:
-        """The ids of one text, as in `encode_all`."""
-        return self.encode_all([text], max_length)[0]
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The id that stands for all that the vocabulary cannot say, if it has one."""
+        token = getattr(self.backend.model, "unk_token", None) or "<unk>"
+        return self.backend.token_to_id(token)
 
-    def encode_all(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
+    @cached_property
+    def parsing(self) -> Backend:
+        """The same tokenizer, but the name of a special token in a text stands for this token."""
+        return Backend.from_str(self.backend.to_str())
+
+    def encode(self, text: str, max_length: int | None = None, special: bool = False) -> list[int]:
+        """The ids of one text, as in `encode_all`."""
+        return self.encode_all([text], max_length, special)[0]
+
+    def encode_all(
+        self, texts: Sequence[str], max_length: int | None = None, special: bool = False
+    ) -> list[list[int]]:
         """The ids of each text, special tokens included, cut to `max_length` (by default the model's).
 
-        The end of a long text is cut off, but its last special token stays; a warning says how many
-        texts were cut.
+        The end of a long text is cut off, but its last special token stays. Warnings say how many
+        texts were cut, and how much the vocabulary cannot say.
 
-        Raises: ValueError: a `max_length` under 3 (no room between the special tokens) or over the
-            model's.
+        Args:
+            special: read the names of special tokens in a text, such as [MASK], as these tokens; they
+                are text otherwise, since anybody may write them.
+
+        Raises:
+            TypeError: a text that is no string, such as a pair.
+            ValueError: a `max_length` under 3 (no room between the special tokens) or over the
+                model's, or a text with half a character.
         """
-        if wrong := [text for text in texts if not isinstance(text, str)]:
-            raise TypeError(
-                f"a text must be a str, got {wrong[0]!r}; join a pair of texts into one"
-            )
         longest = self.max_length if max_length is None else max_length
         if not 3 <= longest <= self.max_length:
             allowed = f"at least 3 and at most {self.max_length}, the positions of the model"
             raise ValueError(f"max_length={longest} must be {allowed}")
-        ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
+        refuse_no_texts(texts)
+        backend = self.parsing if special else self.backend
+        ids = [e.ids for e in backend.encode_batch_fast(list(texts))]
         if cut := sum(len(i) > longest for i in ids):
             text = f"{cut} of {len(ids)} texts are longer than {longest} tokens and were cut"
             warnings.warn(text, stacklevel=3)
-            self.backend.enable_truncation(longest, direction=self.truncation_side)
-            ids = [e.ids for e in self.backend.encode_batch_fast(list(texts))]
-            self.backend.no_truncation()
+            backend.enable_truncation(longest, direction=self.truncation_side)
+            ids = [e.ids for e in backend.encode_batch_fast(list(texts))]
+            backend.no_truncation()
+        unknown = -1 if self.unknown_id is None else self.unknown_id
+        if hit := [n for i in ids if (n := i.count(unknown))]:
+            warnings.warn(
+                f"{len(hit)} of {len(ids)} texts have words or characters that the vocabulary lacks: "
+                f"{sum(hit)} of {sum(map(len, ids))} tokens are unknown to the model",
+                stacklevel=3,
+            )
         return ids
 
-    def batch(self, texts: Sequence[str]) -> Batch:
-        """The texts as one batch, padded on `padding_side`."""
-        ids = self.encode_all(texts)
+    def batch(self, texts: Sequence[str], special: bool = False) -> Batch:
+        """The texts as one batch, padded on `padding_side`; `special` as in `encode_all`."""
+        ids = self.encode_all(texts, special=special)
         if self.padding_side == "right":
             return pad(ids, self.pad_id)
         batch = pad([i[::-1] for i in ids], self.pad_id)
@@ -163,6 +188,18 @@ class Tokenizer:
     def to_json(self) -> str:
         """The contents of a tokenizer.json."""
         return self.backend.to_str(pretty=True)
+
+
+def refuse_no_texts(texts: Sequence[str]) -> None:
+    """Reject what is no text: pairs, numbers, halves of characters."""
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text {number} (counted from 0) must be a str, got {text!r:.60}; join a pair of texts "
+                "into one"
+            )
+        if problem := half_character(text):
+            raise ValueError(f"text {number} (counted from 0) {problem}")
 
 
 def word_pieces(vocab: dict[str, int], lowercase: bool = True, unk: str = "[UNK]") -> Backend:
@@ -196,14 +233,17 @@ def encode(
 ) -> EncodedTexts:
     """Tokenise many texts, with their labels if they have any.
 
-    Raises: ValueError: no texts, an empty text, or as `Tokenizer.encode_all`.
+    Raises: ValueError: no texts, one text instead of many, an empty text, or as
+        `Tokenizer.encode_all`.
     """
     plain = texts.texts if isinstance(texts, LabelledTexts) else texts
-    if not plain:
+    if isinstance(plain, str):
+        raise ValueError("give a list of texts; a single one is tokenizer.encode(text)")
+    if not len(plain):
         raise ValueError("there are no texts to encode")
-    for number, text in enumerate(plain):
-        if isinstance(text, str) and not text.strip():
-            raise ValueError(f"text {number} (counted from 0) is empty; remove it")
+    refuse_no_texts(plain)
+    if blank := [number for number, text in enumerate(plain) if not text.strip()]:
+        raise ValueError(f"text {blank[0]} (counted from 0) is empty; remove it")
     ids = tuple(map(tuple, tokenizer.encode_all(plain, max_length)))
     if isinstance(texts, LabelledTexts):
         return EncodedTexts(ids, texts.labels, tokenizer.pad_id, texts.label_names)

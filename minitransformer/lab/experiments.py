@@ -5,22 +5,24 @@ results that the file has, runs the missing trials, and appends each result as s
 trial is known by all that its result depends on, the weights and the texts included.
 """
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from tqdm import tqdm
-
+from ..data.batches import EncodedTexts
 from ..data.datasets import LabelledTexts
 from ..data.tokenizers import Tokenizer, encode
 from ..model.heads import SequenceClassifier
 from ..model.transformer import Encoder
 from ..options import Pooling, Precision
+from ..progress import progress_bar
 from ..training.checkpointing import checksum
 from ..training.evaluate import evaluate
 from ..training.finetune import finetune
@@ -91,6 +93,25 @@ class Lab:
         n_classes = len(self.parts[trial.domain][0].label_names)
         return SequenceClassifier(self.encoder, n_classes, self.pooling, seed=trial.seed)
 
+    def numbered(self, trial: Trial) -> dict[str, LabelledTexts]:
+        """Every test part, its labels numbered as those that the trial trains on."""
+        names = self.parts[trial.domain][0].label_names
+        return {name: test.numbered_as(names) for name, test in self.tests.items()}
+
+    def encoded_test(self, name: str, trial: Trial) -> EncodedTexts:
+        """A test part for the model of a trial."""
+        test = self.numbered(trial)[name]
+        return replace(self.encoded_tests[name], labels=test.labels, label_names=test.label_names)
+
+    def refuse(self, grid: Grid) -> None:
+        """Raise now, before the first trial, what would stop a later one."""
+        for method in grid.methods:
+            if method != TF_IDF:
+                named(method)
+        for domain, labels, seed in product(grid.domains, grid.labels, grid.seeds):
+            self.texts(Trial(domain, "", labels, seed))
+            self.numbered(Trial(domain, "", labels, seed))
+
     def train(self, trial: Trial, **options: Any) -> tuple[SequenceClassifier, History, float]:
         """(model, history, peak memory in MiB) of a trial that is a strategy."""
         train, valid = (encode(part, self.tokenizer) for part in self.texts(trial))
@@ -111,7 +132,7 @@ class Lab:
         if trial.method == TF_IDF:
             return self.count_words(trial)
         model, history, mib = self.train(trial)
-        metrics = {name: evaluate(model, test) for name, test in self.encoded_tests.items()}
+        metrics = {name: evaluate(model, self.encoded_test(name, trial)) for name in self.tests}
         return Result(
             trial,
             valid_accuracy=history.best["valid_accuracy"],
@@ -131,7 +152,8 @@ class Lab:
         start = time.perf_counter()
         counting = tf_idf(train, valid)
         seconds = time.perf_counter() - start
-        accuracy = {n: counting.score(t.texts, t.labels) for n, t in self.tests.items()}
+        tests = self.numbered(trial)
+        accuracy = {n: counting.score(t.texts, t.labels) for n, t in tests.items()}
         collapsed = len(set(counting.predict(self.tests[trial.domain].texts))) == 1
         valid_accuracy = counting.score(valid.texts, valid.labels)
         return Result(trial, valid_accuracy, 0.0, accuracy, collapsed, seconds)
@@ -160,21 +182,37 @@ def trials(grid: Grid, do: Callable[[Trial], Result]) -> Iterator[Result]:
                     yield do(cell(seed=seed, lr=best))
 
 
+def refuse_second(file: TextIO) -> None:
+    """Lock the results for this process: two at once would make every trial twice."""
+    with contextlib.suppress(ImportError):  # not on every system
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            text = f"another process is adding results to {file.name}; wait for it, or choose another file"
+            raise ValueError(text) from None
+
+
 def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[Result]:
     """Run the trials of a grid that the file does not have yet; return the results of all.
 
     Each result is on the disk before the next trial begins, so a run that was stopped continues.
 
-    Raises: ValueError: the file has a line that is no result.
+    Raises: ValueError: the file has a line that is no result; or too few texts for a trial, a test
+        part with other labels, or an unknown strategy, before the first trial.
     """
     path = Path(path)
+    lab.refuse(grid)
     known = {result.trial: result for result in read(path, mend=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
 
     def do(trial: Trial) -> Result:
         trial = replace(trial, basis=lab.basis)
         if trial not in known:
-            bar.set_postfix_str(f"{trial.method}, {trial.labels} labels of {trial.domain}")
+            bar.set_postfix_str(
+                f"{trial.method}, {trial.labels} labels of {trial.domain}", refresh=False
+            )
             known[trial] = lab.run(trial)
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(asdict(known[trial])) + "\n")
@@ -183,5 +221,6 @@ def run(lab: Lab, grid: Grid, path: str | Path, progress: bool = True) -> list[R
         bar.update()
         return known[trial]
 
-    with tqdm(total=len(grid), unit=" trials", disable=not progress) as bar:
+    with open(path, "a") as file, progress_bar(len(grid), " trials", progress) as bar:
+        refuse_second(file)
         return list(trials(grid, do))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ..options import check_numbers
+
 TF_IDF = "tf-idf"
 """The one method that is not a strategy: the baseline."""
 
@@ -21,6 +23,9 @@ class Grid:
     min_steps: int = 100
     epochs: int = 2
     batch_size: int = 32
+
+    def __post_init__(self):
+        check_numbers(**vars(self))
 
     def steps(self, labels: int) -> int:
         """This many epochs, but at least `min_steps`."""

@@ -11,16 +11,16 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ..options import Precision
+from ..options import Number, Precision, check_numbers
+from ..progress import progress_bar
 from . import lora
 from .checkpointing import Checkpoint
 from .history import Entry, History
 from .optim import SCHEDULES, make_adamw
 from .parallel import LossOfPart, backward, rank_and_size, shared
 from .precision import matmul_precision
-from .strategies import Layer, Progress, Strategy, check_at_least_1, layers_of
+from .strategies import Layer, Progress, Strategy, layers_of
 
 
 @runtime_checkable
@@ -39,19 +39,23 @@ class Recipe:
 
     steps: int
     validate_every: int
-    lr: float
+    lr: Number
     batch_size: int
-    warmup: float
-    weight_decay: float
-    clip: float
+    warmup: Number
+    weight_decay: Number
+    clip: Number
     seed: int
     precision: Precision
     schedule: str = "linear"
     accumulate: int = 1
 
     def __post_init__(self):
-        for name in ("steps", "validate_every", "batch_size", "accumulate"):
-            check_at_least_1(**{name: getattr(self, name)})
+        check_numbers(**vars(self))
+        if self.warmup > max(1, self.steps):
+            raise ValueError(
+                f"warmup={self.warmup:g} steps are more than the run's {self.steps}; give fewer, or a "
+                "share of the steps such as 0.1"
+            )
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule={self.schedule!r} is not known; choose one of {', '.join(SCHEDULES)}"
@@ -59,12 +63,13 @@ class Recipe:
 
     @classmethod
     def of(
-        cls, train: Data, epochs: int, steps: int | None, validate_every: int | None,
+        cls, train: Data, epochs: Number, steps: int | None, validate_every: int | None,
         by_epoch: bool, **numbers: Any,
     ) -> "Recipe":  # fmt: skip
         """Count the steps, and validate ten times when not told; `by_epoch`, at most once an epoch."""
+        check_numbers(epochs=epochs, steps=steps, validate_every=validate_every, **numbers)
         per_epoch = steps_per_epoch(train, numbers["batch_size"])
-        total = epochs * per_epoch if steps is None else steps
+        total = max(1, round(epochs * per_epoch)) if steps is None else steps
         every = -(-total // 10)
         if by_epoch:
             every = per_epoch if steps is None else max(per_epoch, every)
@@ -72,7 +77,9 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return self.lr * SCHEDULES[self.schedule](step, self.steps, self.warmup)
+        # a warm-up in steps becomes a share, which the schedule rounds up to steps again
+        share = float(self.warmup if self.warmup < 1 else (self.warmup - 0.5) / self.steps)
+        return self.lr * SCHEDULES[self.schedule](step, self.steps, share)
 
 
 def steps_per_epoch(data: Data, batch_size: int) -> int:
@@ -114,7 +121,7 @@ def fit(
     with (
         strategy.applied(model, recipe.seed),
         contextlib.ExitStack() as afterwards,
-        tqdm(total=steps * recipe.batch_size, unit=" examples", disable=silent) as bar,
+        progress_bar(steps * recipe.batch_size, " examples", not silent) as bar,
         reproducible(recipe.seed + rank),
     ):
         afterwards.callback(give_back, model, fixed)  # however training ends
@@ -145,14 +152,16 @@ def fit(
             with matmul_precision(recipe.precision):
                 loss = backward(loss_of_part, batch, n_targets, recipe.accumulate)
             refuse_nan(loss, step, lr)
-            nn.utils.clip_grad_norm_(weights, recipe.clip)
+            nn.utils.clip_grad_norm_(weights, recipe.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad()
 
             done, last = step + 1, step + 1 == steps
             history.add({"step": step, "loss": loss, "lr": lr})
+            if last:
+                bar.total = bar.n + len(batch)  # an epoch's last batch may be smaller
+            bar.set_postfix_str(f"step {done}/{steps}, loss {loss:.3f}", refresh=False)
             bar.update(len(batch))
-            bar.set_postfix_str(f"step {done}/{steps}, loss {loss:.3f}")
             if last or done % recipe.validate_every == 0:
                 passed = done / steps_per_epoch(train, recipe.batch_size)
                 entry = {"step": done, "epoch": passed, "loss": history.recent_loss()}

@@ -20,15 +20,21 @@ Objective = Callable[[Any, Any], Tensor]
 
 
 def classification_loss(
-    model: SequenceClassifier, batch: Batch, prefix: FrozenPrefix | None = None
-) -> Float[Tensor, ""]:
-    r"""Cross-entropy of the classes: $-\frac1N \sum_n \log \mathrm{softmax}(\text{logits}_n)_{y_n}$.
+    model: SequenceClassifier, batch: Batch, prefix: FrozenPrefix | None = None,
+    weights: Float[Tensor, "classes"] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
+    r"""Cross-entropy of the classes: $-\frac1N \sum_n w_{y_n} \log \mathrm{softmax}(\text{logits}_n)_{y_n}$.
 
-    A `prefix` looks up the outputs of the frozen layers. Source: article, section 3.2.
+    A `prefix` looks up the outputs of the frozen layers; the `weights` are 1 if not given. Source:
+    article, section 3.2.
     """
     logits = prefix.logits(batch) if prefix else model(batch.ids, batch.keep)
     assert batch.labels is not None
-    return cross_entropy(model.encoder.config, logits, batch.labels)
+    if weights is None:
+        return cross_entropy(model.encoder.config, logits, batch.labels)
+    exact = logits.float() if logits.dtype is torch.bfloat16 else logits
+    losses = nn.functional.cross_entropy(exact, batch.labels, reduction="none")
+    return (weights.to(losses)[batch.labels] * losses).mean()
 
 
 def causal_lm_loss(model: CausalLM, batch: Batch) -> Float[Tensor, ""]:

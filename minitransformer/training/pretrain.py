@@ -68,14 +68,14 @@ def pretrain(
     Source: Radford et al. 2018, sections 3.1 and 4.1; Vaswani et al. 2017, section 5.
     """
     loss = objective_of(model) if objective is None else objective
+    for name, data in (("train", train), ("valid", valid)):
+        refuse_unknown_ids(model, data, name)
     strategy = Full() if strategy is None else strategy
     recipe = Recipe.of(
         train, epochs, steps, validate_every, by_epoch=False, batch_size=batch_size, lr=lr,
         warmup=warmup, weight_decay=weight_decay, clip=clip, seed=seed, precision=precision,
         schedule=schedule, accumulate=accumulate,
     )  # fmt: skip
-    for name, data in (("train", train), ("valid", valid)):
-        refuse_unknown_ids(model, data, name)
     saved = None
     if checkpoint is not None:
         run = described(recipe, strategy, loss, train, valid)
@@ -88,7 +88,9 @@ def pretrain(
 
 
 def refuse_unknown_ids(model: nn.Module, data: Data, name: str) -> None:
-    """Reject the ids of another model's tokenizer before the first step."""
+    """Reject no data, and the ids of another model's tokenizer, before the first step."""
+    if not len(data):
+        raise ValueError(f"{name} has no texts; give at least one")
     config: Any = getattr(model, "config", None)
     for batch in data.batches(64) if config else ():
         tensors = [t for t in vars(batch).values() if isinstance(t, Tensor) and len(t)]

@@ -287,13 +287,13 @@ def named(text: str) -> Strategy:
     >>> named("last-layers:3"), named("gradual:even")
     (LastLayers(n=3), GradualUnfreezing(every=None, unit='epoch'))
     """
-    name, _, argument = text.partition(":")
+    name, colon, argument = text.partition(":")
     if name not in STRATEGIES:
         raise ValueError(f"no strategy {name!r}; choose one of {', '.join(STRATEGIES)}")
     try:
-        return STRATEGIES[name].parse(argument) if argument else STRATEGIES[name]()
+        return STRATEGIES[name].parse(argument) if colon else STRATEGIES[name]()
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}") from None
+        raise ValueError(f"strategy {text!r}: {error}") from None
 
 
 def check_at_least_1(**counts: int) -> None:

@@ -4,6 +4,7 @@ from itertools import compress, groupby
 
 from torch import nn
 
+from ..options import Number
 from .optim import WEIGHT_DECAY, split_by_decay
 from .strategies import Progress, Strategy, layers_of
 
@@ -11,7 +12,9 @@ STEPS = 1000
 """How finely a run is divided to find where the rates change."""
 
 
-def plan(model: nn.Module, strategy: Strategy, *, epochs: int = 3, lr: float | None = None) -> str:
+def plan(
+    model: nn.Module, strategy: Strategy, *, epochs: Number = 3, lr: Number | None = None
+) -> str:
     """For each layer: its parameters, how many learn, at which peak rate and when, decay, dropout.
 
     A strategy that changes its rates during the run has a column for each part of it.
@@ -55,7 +58,7 @@ def plan(model: nn.Module, strategy: Strategy, *, epochs: int = 3, lr: float | N
     return "\n".join([f"{strategy}, base rate {base:.0e}", *(line(*row) for row in rows), last])
 
 
-def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
+def most_trained(model: nn.Module, strategy: Strategy, epochs: Number = 3) -> int:
     """The largest number of parameters that learn at the same time."""
     with strategy.applied(model):
         learning = [sum(both) for both in learning_parameters(model, strategy)]
@@ -63,9 +66,9 @@ def most_trained(model: nn.Module, strategy: Strategy, epochs: int = 3) -> int:
     return max(sum(compress(learning, rates)) for _, rates in phases)
 
 
-def phases_of(strategy: Strategy, n_layers: int, epochs: int) -> list[tuple[float, list[float]]]:
+def phases_of(strategy: Strategy, n_layers: int, epochs: Number) -> list[tuple[float, list[float]]]:
     """(share of the run, rates) wherever the rates change."""
-    points = (Progress(step, STEPS, step * epochs // STEPS) for step in range(STEPS))
+    points = (Progress(step, STEPS, int(step * epochs // STEPS)) for step in range(STEPS))
     phases = groupby(points, key=lambda at: strategy.rates(n_layers, at))
     return [(next(during).share, rates) for rates, during in phases]
 

@@ -8,6 +8,7 @@ import pytest
 import minitransformer as mt
 from minitransformer.data import LabelledTexts
 from minitransformer.data.downloads import read_member
+from minitransformer.data.tokenizers import refuse_no_texts
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_read_table_reads_csv_tsv_and_jsonl_alike(tmp_path):
         ("x.csv", b"text,label\nok,a\n\xff\xfeb,b\n", "line 3: the byte 0xff is not UTF-8"),
         ("x.csv", b"\xef\xbb\xbftext,label\nok,a\n\xff,b\n", "line 3: the byte 0xff is not UTF-8"),
         ("x.csv", 'text,label\n"two\nlines",a\n,b\n', "line 4: the text is empty"),
-        ("x.csv", "text;label\na;b\n", "line 1: there is no column 'text' .*'text;label'"),
+        ("x.csv", "review;label\na;b\n", "line 1: there is no column 'text' .*'review', 'label'"),
         ("x.tsv", "text,label\na,b\n", "line 1: there is no column 'text'"),
         ("x.tsv", "text\tlabel\na\tb\tc\n", "line 2: 3 fields where the first line names 2"),
         ("x.csv", "text,label\n", "has no rows"),
@@ -141,6 +142,28 @@ def test_split_keeps_equal_texts_together():
     assert not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) == 20
 
 
+def test_split_keeps_near_duplicates_together():
+    """Punctuation, case, spaces and full-width letters make no other text; signs alone may."""
+    ways = ("text {}", "Text {}!", "  TEXT, {} ", "“ｔｅｘｔ” {}")
+    texts = (*(way.format(i) for i in range(20) for way in ways), ":)", ":(", "!", "?!")
+    labels = (*(i % 2 for i in range(20) for _ in ways), 0, 1, 0, 1)
+    parts = LabelledTexts(texts, labels, ("a", "b")).split((0.5, 0.5), seed=1)
+    numbers = [{mt.data.domains.same(text) for text in part.texts} - {""} for part in parts]
+    assert not numbers[0] & numbers[1] and len(numbers[0] | numbers[1]) == 20
+    assert sum(map(len, parts)) == 84
+
+
+def test_labels_are_indices_and_are_numbered_anew_by_name():
+    texts = LabelledTexts(("x", "y", "z"), (0, 1, 0), ("good", "bad", "absent"))
+    assert texts.numbered_as(("bad", "fair", "good")).labels == (2, 0, 2)
+    assert texts.majority == 2 / 3
+    with pytest.raises(ValueError, match="has the label 'bad'; known labels: 'good', 'fine'"):
+        texts.numbered_as(("good", "fine"))
+    for labels in ((0, 1), (0, 1, 3), (0, 1, -1), (0, 1, 0.5), (0, 1, True)):
+        with pytest.raises(ValueError, match=r"one each|no index of the 3 label names"):
+            LabelledTexts(("x", "y", "z"), labels, ("good", "bad", "absent"))
+
+
 def test_split_refuses_a_label_seen_once():
     data = LabelledTexts(("a", "b", "c", "d", "d"), (0, 0, 0, 1, 1), ("many", "once"), "x.csv")
     with pytest.raises(
@@ -220,6 +243,36 @@ def test_encode_refuses_nothing_and_emptiness(tokenizer):
         mt.data.encode([], tokenizer)
     with pytest.raises(ValueError, match=r"text 1 \(counted from 0\) is empty"):
         mt.data.encode(["a", " \n"], tokenizer)
+
+
+def test_special_tokens_in_a_text_are_text_unless_asked_for(tokenizer):
+    said = tokenizer.tokens(tokenizer.encode("[SEP] a [PAD]"))
+    assert said == ["[CLS]", "[", "sep", "]", "a", "[", "pad", "]", "[SEP]"]
+    asked = tokenizer.encode("a [MASK]", special=True)
+    assert tokenizer.tokens(asked) == ["[CLS]", "a", "[MASK]", "[SEP]"]
+    assert tokenizer.batch(["a [MASK]"], special=True).ids.tolist() == [asked]
+    assert mt.data.encode(["a [MASK]"], tokenizer).ids[0] != tuple(asked)
+    gpt = mt.data.train_tokenizer(["an end"], extra=["<|endoftext|>"])
+    assert gpt.decode(gpt.encode("<|endoftext|>")) == "<|endoftext|>"
+
+
+def test_what_the_vocabulary_cannot_say_is_counted(tokenizer):
+    texts = ["a 🙂 b 🙃", "plain", "w" * 101]
+    with pytest.warns(UserWarning, match="2 of 3 texts .* 3 of 12 tokens are unknown"):
+        mt.data.encode(texts, tokenizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenizer.encode("plain")
+
+
+def test_what_is_no_text_is_refused_by_its_place(tokenizer):
+    for wrong in (("a", "b"), 1.5, None, b"a"):
+        with pytest.raises(TypeError, match=r"text 1 \(counted from 0\) must be a str"):
+            refuse_no_texts.__wrapped__(["a", wrong])
+    with pytest.raises(ValueError, match=r"a single one is tokenizer\.encode"):
+        mt.data.encode("a text", tokenizer)
+    with pytest.raises(ValueError, match=r"text 0 .* broken character '\\ud800'"):
+        tokenizer.encode("\ud800 x")
 
 
 def test_a_damaged_archive_says_what_to_do(tmp_path, monkeypatch):

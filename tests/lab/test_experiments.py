@@ -230,6 +230,45 @@ def test_too_many_texts_an_unknown_domain_and_one_label_only(lab):
         lab.run(dataclasses.replace(TRIAL, labels=1))
 
 
+@pytest.mark.parametrize("method", ["full", "tf-idf"])
+def test_test_parts_are_compared_by_the_names_of_labels(lab, tokenizer, method, monkeypatch):
+    """The same texts, numbered the other way round, give the same accuracy; other names none."""
+    toys = words()
+    turned = dataclasses.replace(
+        toys, labels=tuple(1 - y for y in toys.labels), label_names=toys.label_names[::-1]
+    )
+    both = ex.Lab(lab.encoder, tokenizer, {"toys": toys, "turned": turned}, words(40, 2).texts)
+    names = [t.label_names for t in both.numbered(TRIAL).values()]
+    assert names == [toys.label_names] * 2
+    accuracy = both.run(dataclasses.replace(TRIAL, method=method, lr=1e-2)).accuracy
+    assert abs(accuracy["toys"] - accuracy["turned"]) < 0.35, "two random halves of one task"
+    other = dataclasses.replace(toys, label_names=("favourable", "unfavourable"))
+    mixed = ex.Lab(lab.encoder, tokenizer, {"toys": toys, "others": other}, words(40, 2).texts)
+    monkeypatch.setattr(ex.Lab, "run", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="has the label 'favourable'; known labels: 'negative'"):
+        ex.run(mixed, GRID, "nowhere.jsonl", progress=False)
+
+
+def test_what_would_stop_a_later_trial_stops_the_first(lab, monkeypatch):
+    monkeypatch.setattr(ex.Lab, "run", lambda *_: pytest.fail("trained"))
+    for change, message in (
+        ({"labels": (16, 1000)}, "cannot take 1000 of .*; take from 1 to 160"),
+        ({"methods": ("tf-idf", "nonsense")}, "no strategy 'nonsense'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ex.run(lab, dataclasses.replace(GRID, **change), "nowhere.jsonl", progress=False)
+    for wrong in ({"batch_size": 0}, {"lr_factors": (1.0, -1.0)}, {"labels": (1,)}):
+        with pytest.raises(ValueError, match=f"^{next(iter(wrong))} must be"):
+            dataclasses.replace(GRID, **wrong)
+
+
+def test_two_runs_do_not_write_to_one_file(lab, tmp_path):
+    with open(tmp_path / "r.jsonl", "a") as file:
+        ex.refuse_second(file)
+        with pytest.raises(ValueError, match="another process is adding results to"):
+            ex.run(lab, GRID, tmp_path / "r.jsonl", progress=False)
+
+
 def test_a_label_with_one_example_is_named(tokenizer):
     texts = words(20)
     odd = mt.data.LabelledTexts(
@@ -274,7 +313,7 @@ def test_peak_memory_sees_what_is_freed_again():
     assert 80 < memory.mib < 200
 
 
-def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer):
+def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer, monkeypatch):
     torch.manual_seed(0)
     config = mt.TransformerConfig.bert(d_model=20, n_heads=5, n_layers=2, d_ff=28, max_len=32)
     mt.save_pretrained(mt.Encoder(config), tokenizer, tmp_path / "tiny")
@@ -294,5 +333,14 @@ def test_the_command_runs_and_resumes(tmp_path, capsys, tokenizer):
     text = out.read_text()
     assert main(command) == 0
     assert capsys.readouterr().out == first and out.read_text() == text
+    assert "most frequent label: " in first, "beside the accuracies"
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ex, "run", interrupt)
+        assert main(command) == 130
+    assert "results.jsonl has the results so far; the same command" in capsys.readouterr().err
     assert main(["experiment", "--methods", "nonsense", "--out", str(out)]) == 2
     assert "no strategy 'nonsense'" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """BERT folders against Hugging Face's transformers: equal outputs, both ways."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -276,10 +277,10 @@ def test_tokenizer_equals_transformers(minilm, both_tokenizers):
     theirs, ours = both_tokenizers
     from_vocab = Tokenizer.from_vocab((minilm / "vocab.txt").read_text())
     texts = [*NASTY, *mt.data.load("tweets").texts[:100]]
-    for text in texts:
-        expected = theirs(text)["input_ids"]
-        assert ours.encode(text) == expected, repr(text)
-        assert from_vocab.encode(text) == expected, repr(text)
+    for text, special in product(texts, (False, True)):
+        expected = theirs(text, split_special_tokens=not special)["input_ids"]
+        assert ours.encode(text, special=special) == expected, repr(text)
+        assert from_vocab.encode(text, special=special) == expected, repr(text)
 
 
 @pytest.fixture(scope="module")

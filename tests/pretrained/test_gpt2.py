@@ -230,8 +230,10 @@ def test_byte_pairs_equal_transformers_from_either_file(tmp_path):
     theirs.save_pretrained(tmp_path)
     from_json = mt.load_pretrained(tmp_path)[1]
     for sample in (text, " a\n b", "<|endoftext|>it's", "\u2028\x85 \u00a0", "日本 x" * 3):
-        expected = theirs(sample)["input_ids"]
-        assert from_merges.encode(sample) == expected == from_json.encode(sample), repr(sample)
+        for special in (False, True):
+            expected = theirs(sample, split_special_tokens=not special)["input_ids"]
+            for ours in (from_merges, from_json):
+                assert ours.encode(sample, special=special) == expected, repr(sample)
     assert from_merges.decode(from_merges.encode(text)) == text
     (tmp_path / "tokenizer.json").unlink()
     (tmp_path / "merges.txt").write_text("#version: 0.2\nqq zz\n")
@@ -241,6 +243,6 @@ def test_byte_pairs_equal_transformers_from_either_file(tmp_path):
 def test_a_batch_hides_the_filling_but_not_the_end_of_a_text(tmp_path):
     """GPT-2 has no padding token: the end of a text fills up, and only the lengths can tell."""
     _, tokenizer = mt.load_pretrained(save(hf_gpt2(), tmp_path))
-    batch = tokenizer.batch(["w1 <|endoftext|> w2 w3", "w4"])
+    batch = tokenizer.batch(["w1 <|endoftext|> w2 w3", "w4"], special=True)
     assert batch.keep[:, 0, 0].int().tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
     assert tokenizer.vocab_size == VOCAB and json.loads(tokenizer.to_json())["model"]

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ...data.atomic import write_whole
+from ...data.tables import harmless
 from ..engine.diagnosis import Result
 from ..registry import every, exercises
 from .grade import NO_SHEET, Grade
@@ -67,14 +68,9 @@ def table(grades: Sequence[Grade]) -> str:
     for g in grades:
         mistakes, diagnosis = "; ".join(g.mistakes), first_sentence(g.message)
         row = [g.student, g.sheet, g.exercise, "yes" if g.passed else "no", mistakes, diagnosis]
-        writer.writerow([harmless(cell) for cell in [*row, g.note]] + [f"{g.seconds:.1f}"])
+        cells = [cell if cell == NO_SHEET else harmless(cell) for cell in [*row, g.note]]
+        writer.writerow([*cells, f"{g.seconds:.1f}"])
     return text.getvalue()
-
-
-def harmless(cell: str) -> str:
-    """Never a formula in a spreadsheet: students control the text of some cells."""
-    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell != NO_SHEET
-    return f"'{cell}" if formula else cell
 
 
 # --- The figure -------------------------------------------------------------------------------
