@@ -100,8 +100,8 @@ def apply_settings(
         return
     before = plan(backend)
     names = {role: token.content for role, token in roles.items()}
-    ends = [names.get(role, "") for role in ("cls_token", "sep_token", "eos_token")]
-    cls, sep, eos = (end if backend.token_to_id(end) is not None else "" for end in ends)
+    ends = [names.get(f"{role}_token", "") for role in ("cls", "sep", "bos", "eos")]
+    cls, sep, bos, eos = (end if backend.token_to_id(end) is not None else "" for end in ends)
     if found == "WordPiece":
         backend.model.unk_token = names.get("unk_token", backend.model.unk_token)
         backend.normalizer = normalizers.BertNormalizer(
@@ -115,10 +115,13 @@ def apply_settings(
         space = said.get("add_prefix_space", False)
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     elif found == "Unigram" and eos:
-        spaces = pre_tokenizers.Metaspace(prepend_scheme="always")
+        space = not bos or said.get("add_prefix_space", True)  # T5 has no start, and always a space
+        spaces = pre_tokenizers.Metaspace(prepend_scheme="always" if space else "never")
         backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
-        last = [("</s>", backend.token_to_id(eos))]
-        backend.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=last)
+        frame = [(token, backend.token_to_id(token)) for token in (bos, eos) if token]
+        backend.post_processor = processors.TemplateProcessing(
+            f"{bos} $A {eos}".strip(), special_tokens=frame
+        )
     if complete and (kind == "any" or not settings) and plan(backend) != before:
         entries = [f"{e}={said[e]!r}" for e in said if e in (*SETTINGS, *ROLES)]
         raise ValueError(

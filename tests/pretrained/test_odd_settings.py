@@ -25,6 +25,7 @@ from transformers import (
     BertTokenizer,
     GPT2Tokenizer,
     T5Tokenizer,
+    XLMRobertaTokenizer,
 )
 
 import minitransformer as mt
@@ -78,6 +79,9 @@ def bases(tmp_path_factory):
     pieces += [(c, -3.0 - i / 9) for i, c in enumerate("abcdefghijklmnopqrstuvwxyz'!12")]
     hf_t5(num_layers=1, num_decoder_layers=1, eos_token_id=1).save_pretrained(root / "t5")
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(root / "t5")
+    pieces = [("<s>", 0.0), *pieces[:4], ("<mask>", 0.0), *pieces[5:]]
+    hf_model(BertForMaskedLM, vocab_size=41, num_hidden_layers=1).save_pretrained(root / "xlm")
+    XLMRobertaTokenizer(vocab=pieces).save_pretrained(root / "xlm")
     return root
 
 
@@ -252,6 +256,8 @@ CASES = [
     ("t5", {}, None),
     ("t5", said(padding_side="left"), None),
     ("t5", said(eos_token="<new>"), "eos_token='<new>'"),
+    ("xlm", said(model_max_length=17), None),
+    ("xlm", said(add_prefix_space=False), None),
     # --- config.json: the head
     ("bert", {CONFIG: {"architectures": ["BertForTokenClassification"]}}, "BertForTokenClassific"),
     ("bert", {CONFIG: {"architectures": ["BertForMultipleChoice"]}}, "BertForMultipleChoice"),
