@@ -1,11 +1,10 @@
-"""What a teacher reads after grading: a table (CSV), a page (HTML), and a figure of the mistakes."""
+"""What a teacher reads after grading: a page, and a figure of the mistakes."""
 
 import base64
-import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import starmap
 from pathlib import Path
@@ -13,33 +12,56 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ...data.atomic import write_whole
 from ..engine.diagnosis import Result
 from ..registry import every, exercises
-from .grade import NO_SHEET, Grade
+from .checking import NO_SHEET, Grade
+from .protection import protection
+from .table import ClassList, Points, as_csv, lines, sheets, write_private
 
-COLUMNS = ("student", "sheet", "exercise", "passed", "mistakes", "diagnosis", "note", "seconds")
 BARS = 15
 STYLE = """
-body { font-family: system-ui, sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em }
-table { border-collapse: collapse; margin: 1em 0 } td, th { padding: .25em .7em; text-align: left;
-border-bottom: 1px solid #ddd; vertical-align: top } .yes { background: #dcefdc }
-.no { background: #f8dcdc } .open { background: #eee } pre { white-space: pre-wrap }
-.note { background: #fff3cd; padding: .4em .8em } img { max-width: 100% }
+:root { color-scheme: light dark } body { font-family: system-ui, sans-serif; max-width: 62em;
+margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere } div.wide { overflow-x: auto }
+table { border-collapse: collapse; margin: 1em 0; overflow-wrap: normal } thead th { cursor: pointer }
+td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #8886; vertical-align: top }
+.yes { background: light-dark(#dcefdc, #1d3f22) } .no { background: light-dark(#f8dcdc, #56242a) }
+.open { background: light-dark(#eee, #333) } .after { background: light-dark(#fdebd0, #4d3a17) }
+.note { background: light-dark(#fff3cd, #463a10); padding: .4em .8em }
+pre { white-space: pre-wrap } img { max-width: 100% }
 """
+# A click on a column's head sorts by it, another one the other way round.
+SORT = """
+for (const th of document.querySelectorAll("thead th")) th.onclick = () => {
+  const body = th.closest("table").tBodies[0], text = row => row.cells[th.cellIndex].textContent
+  const way = th.dataset.way = -(th.dataset.way || -1)
+  body.append(...[...body.rows].sort((a, b) =>
+    way * text(a).localeCompare(text(b), undefined, { numeric: true })))
+}
+"""
+LEGEND = (
+    "✓ passed &nbsp; ✗ not yet &nbsp; – still to be written &nbsp; ↳ wrong only because an earlier "
+    "exercise is &nbsp; * has a note. Click on a column's head to sort."
+)
 
 
-def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
-    """Write grades.csv, grades.html and mistakes.png, each atomically."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure = drawn(grades)
+def write(
+    grades: Sequence[Grade],
+    folder: Path,
+    points: Points | None = None,
+    students: ClassList | None = None,
+) -> list[Path]:
+    """Write the tables, grades.html and mistakes.png; the class list comes back as class.csv."""
+    points, figure = points or {}, drawn(grades)
     files = {
-        "grades.csv": table(grades).encode(errors="replace"),
-        "grades.html": page(grades, figure).encode(errors="replace"),
+        "grades.csv": as_csv(lines(grades, points)),
+        "class.csv": as_csv(
+            students.filled(grades, points) if students else sheets(grades, points)
+        ),
+        "grades.html": page(grades, figure, points, students),
         "mistakes.png": figure,
     }
     for name, content in files.items():
-        write_whole(folder / name, content)
+        write_private(folder / name, content)
     return [folder / name for name in files]
 
 
@@ -52,29 +74,10 @@ def what_went_wrong(grade: Grade) -> tuple[str, ...]:
     """Names to count by: the known mistakes, otherwise the beginning of the message."""
     if grade.passed:
         return ()
+    if grade.because:
+        return (f"only because {grade.because} is wrong",)
     start = re.split(r"[.:;(]", grade.message)[0].strip()
     return grade.mistakes or (re.sub(r"^\d+ of \d+", "some", start).lower(),)
-
-
-# --- The table --------------------------------------------------------------------------------
-
-
-def table(grades: Sequence[Grade]) -> str:
-    """As CSV, one line per student and exercise."""
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(COLUMNS)
-    for g in grades:
-        mistakes, diagnosis = "; ".join(g.mistakes), first_sentence(g.message)
-        row = [g.student, g.sheet, g.exercise, "yes" if g.passed else "no", mistakes, diagnosis]
-        writer.writerow([harmless(cell) for cell in [*row, g.note]] + [f"{g.seconds:.1f}"])
-    return text.getvalue()
-
-
-def harmless(cell: str) -> str:
-    """Never a formula in a spreadsheet: students control the text of some cells."""
-    formula = cell.startswith(("=", "+", "-", "@", "\t", "\r")) and cell != NO_SHEET
-    return f"'{cell}" if formula else cell
 
 
 # --- The figure -------------------------------------------------------------------------------
@@ -98,6 +101,8 @@ def drawn(grades: Sequence[Grade]) -> bytes:
     colours = ["C0" if bar in named else "lightgray" for bar, _ in bars]
     ax.barh(range(len(bars)), [n for _, n in bars], color=colours)
     ax.set_yticks(range(len(bars)), labels, fontsize=8)
+    for label in ax.get_yticklabels():
+        label.set_parse_math(False)  # a student's `$` is no formula
     ax.invert_yaxis()
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("students; gray: not one of the known mistakes")
@@ -110,20 +115,41 @@ def drawn(grades: Sequence[Grade]) -> bytes:
 # --- The page ---------------------------------------------------------------------------------
 
 
-def page(grades: Sequence[Grade], figure: bytes) -> str:
+def page(grades: Sequence[Grade], figure: bytes, points: Points, students: ClassList | None) -> str:
     """Everything on one page: the class, its mistakes, then each student."""
     image = base64.b64encode(figure).decode()
+    names = [*by("student", grades)]
+    absent = "; ".join(students.missing(names)) if students else ""
     parts = [
-        "<h1>Grades</h1>",
+        f"<h1>Grades</h1><p>{LEGEND}</p>",
+        f"<p class='note'>Not handed in: {escape(absent)}</p>" if absent else "",
         *starmap(overview, by("sheet", grades).items()),
+        "<h2>Points</h2>",
+        totals(grades, points),
         "<h2>What the class got wrong</h2>",
         f'<img alt="The most frequent mistakes" src="data:image/png;base64,{image}">',
         to_talk_about(grades),
         "<h2>Student by student</h2>",
         *starmap(one_student, by("student", grades).items()),
+        f"<p>What kept submissions off this machine: {escape(protection())}.</p><script>{SORT}</script>",
     ]
-    head = f"<meta charset='utf-8'><title>Grades</title><style>{STYLE}</style>"
+    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
+    head += f"<title>Grades</title><style>{STYLE}</style>"
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
+
+
+def sortable(head: Iterable[str], rows: Iterable[str], foot: str = "") -> str:
+    """A table with a head of texts, and rows and a foot of cells."""
+    names = "".join(f"<th>{escape(name)}" for name in head)
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    table = f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot>"
+    return f"<div class='wide'><table>{table}</table></div>"
+
+
+def totals(grades: Sequence[Grade], points: Points) -> str:
+    """The points of each student, sheet by sheet."""
+    head, *rows = sheets(grades, points)
+    return sortable(head, ("".join(f"<td>{escape(cell)}" for cell in row) for row in rows))
 
 
 def by(column: str, grades: Sequence[Grade]) -> dict[str, list[Grade]]:
@@ -138,21 +164,24 @@ def overview(sheet: str, grades: Sequence[Grade]) -> str:
         lines = [f"<li>{escape(g.student)}: {escape(g.message)}</li>" for g in grades]
         return f"<h2>Not graded</h2><ul>{''.join(lines)}</ul>"
     columns = by("exercise", grades)
-    rows = [f"<tr><th>student{''.join(f'<th>{escape(n)}' for n in columns)}<th>passed</tr>"]
+    rows = []
     for student, theirs in by("student", grades).items():
         mine = {g.exercise: g for g in theirs}.values()
         link = f"<a href='#{escape(student, quote=True)}'>{escape(student)}</a>"
         passed = f"{sum(g.passed for g in mine)} of {len(mine)}"
-        rows.append(f"<tr><td>{link}{''.join(map(mark, mine))}<td>{passed}</tr>")
+        rows.append(f"<td>{link}{''.join(map(mark, mine))}<td>{passed}")
     shares = "".join(f"<td>{sum(g.passed for g in c)} of {len(c)}" for c in columns.values())
-    rows.append(f"<tr><th>the class{shares}<td></tr>")
-    return f"<h2>{escape(sheet)}</h2><table>{''.join(rows)}</table>"
+    foot = f"<th>the class{shares}<td>"
+    return f"<h2>{escape(sheet)}</h2>{sortable(['student', *columns, 'passed'], rows, foot)}"
 
 
 def mark(grade: Grade) -> str:
-    """A cell of the overview: passed, not yet, or not begun; a star where there is a note."""
-    begun = not grade.message.startswith("Still to be written")
-    kind, sign = ("yes", "✓") if grade.passed else ("no", "✗") if begun else ("open", "–")
+    """A cell of the overview, as the legend says."""
+    kind, sign = ("yes", "✓") if grade.passed else ("no", "✗")
+    if grade.message.startswith("Still to be written"):
+        kind, sign = "open", "–"
+    if grade.because:
+        kind, sign = "after", "↳"
     star = " *" if grade.note else ""
     title = escape(f"{first_sentence(grade.message)} {grade.note}".strip(), quote=True)
     return f"<td class='{kind}' title='{title}'>{sign}{star}"
@@ -161,15 +190,15 @@ def mark(grade: Grade) -> str:
 def to_talk_about(grades: Sequence[Grade]) -> str:
     """Each mistake with its hint and who made it, the most frequent first."""
     known = exercises()
-    rows = ["<tr><th>exercise<th>what<th>hint<th>students</tr>"]
+    rows = []
     for (exercise, name), count in counted(grades).most_common():
         mistakes = known[exercise].mistakes if exercise in known else ()
         hint = next((m.hint for m in mistakes if m.name == name), "")
         theirs = [g for g in grades if g.exercise == exercise and name in what_went_wrong(g)]
         who = ", ".join(sorted({g.student for g in theirs}))
         said = (exercise, name, hint, f"{count}: {who}")
-        rows.append(f"<tr>{''.join(f'<td>{escape(s)}' for s in said)}</tr>")
-    return f"<table>{''.join(rows)}</table>" if len(rows) > 1 else ""
+        rows.append("".join(f"<td>{escape(s)}" for s in said))
+    return sortable(("exercise", "what", "hint", "students"), rows) if rows else ""
 
 
 def one_student(student: str, grades: Sequence[Grade]) -> str:
@@ -180,5 +209,7 @@ def one_student(student: str, grades: Sequence[Grade]) -> str:
     for g in grades:
         title = f"{g.exercise}, {known[g.exercise].title}" if g.exercise in known else "not graded"
         message = "" if g.passed else g.message
+        if g.because:
+            message = f"With a right answer to {g.because} it passes.\n\n{message}"
         parts.append(Result(title, g.passed, message, g.mistakes)._repr_html_())
     return "".join(parts)

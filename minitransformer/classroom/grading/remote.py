@@ -1,0 +1,229 @@
+"""A student's function in another process, called as if it were here.
+
+Inputs are ours and travel as pickles, nested functions included. What comes back is the student's: numbers,
+texts and containers of them are read, and nothing in it can run here.
+"""
+
+import builtins
+import functools
+import inspect
+import io
+import linecache
+import marshal
+import pickle
+import time
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from multiprocessing.connection import Connection
+from types import CellType, FunctionType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..engine import limits
+
+LARGEST = 2**26  # bytes of an answer
+GIVEN = "<given>"  # the file name of our functions that a student's function gets as arguments
+# Errors that cannot be made from a text alone.
+TAKE_MORE = (UnicodeError, BaseExceptionGroup)
+
+
+class Gone(BaseException):
+    """The other process ended, or sent something that cannot be read."""
+
+
+class Pickler(pickle.Pickler):
+    """Writes tensors as bytes; ours also nested functions, a student's only what `Reader` knows."""
+
+    def __init__(self, file: io.BytesIO, ours: bool) -> None:
+        super().__init__(file, pickle.HIGHEST_PROTOCOL)
+        self.ours, self.tensors = ours, list[Tensor]()
+
+    def reducer_override(self, value: Any) -> Any:
+        """How a value is written that is no plain number, text or container."""
+        if isinstance(value, Tensor) and not (self.ours and isinstance(value, nn.Parameter)):
+            self.tensors.append(value)
+            raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            return tensor, (raw, tuple(value.shape), str(value.dtype)[6:], value.requires_grad)
+        if self.ours:
+            if not isinstance(value, FunctionType) or "<" not in value.__qualname__:
+                return NotImplemented
+            f: Any = inspect.unwrap(value)
+            cells = [cell.cell_contents for cell in f.__closure__ or ()]
+            code = marshal.dumps(f.__code__.replace(co_filename=GIVEN))
+            return function, (code, f.__module__, f.__defaults__, cells)
+        if any(value is made for made in MADE.values()):
+            return NotImplemented
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+            return array, (value.tobytes(), value.shape, value.dtype.str, np.isscalar(value))
+        for kind in (dict, list, tuple):
+            if isinstance(value, kind):
+                return kind, (kind(value),)
+        return unknown, (type(value).__name__,)
+
+
+class Reader(pickle.Unpickler):
+    """Reads what a student's process sends."""
+
+    def __init__(self, message: bytes, instead: Iterable[Tensor] = ()) -> None:
+        super().__init__(io.BytesIO(message))
+        self.tensors, self.instead = list[Tensor](), iter(instead)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The few things that may be made. Raises: KeyError: anything else."""
+        if name == "tensor":
+            return self.tensor
+        return MADE[name]
+
+    def tensor(self, *parts: Any) -> Tensor:
+        """A tensor, or the one that is to stand in its place."""
+        made = next(self.instead, None)
+        self.tensors.append(tensor(*parts) if made is None else made)
+        return self.tensors[-1]
+
+
+def tensor(raw: bytes, shape: Sequence[int], dtype: str, requires_grad: bool) -> Tensor:
+    """A tensor from its bytes."""
+    kind = getattr(torch, dtype)
+    flat = torch.frombuffer(bytearray(raw), dtype=kind) if raw else torch.empty(0, dtype=kind)
+    return flat.reshape(shape).requires_grad_(requires_grad)
+
+
+def array(raw: bytes, shape: Sequence[int], dtype: str, scalar: bool) -> Any:
+    """An array of NumPy from its bytes, or one of its numbers."""
+    made = np.frombuffer(bytearray(raw), dtype).reshape(shape)
+    return made[()] if scalar else made
+
+
+def function(code: bytes, module: str, defaults: Any, cells: Sequence[Any]) -> FunctionType:
+    """A nested function from its parts."""
+    names, closure = vars(import_module(module)), tuple(map(CellType, cells))
+    return FunctionType(marshal.loads(code), names, None, defaults, closure)
+
+
+def unknown(name: str) -> Any:
+    """What stands for an object that cannot travel: one with a type of that name."""
+    return type("".join(filter(str.isidentifier, name[:100])) or "object", (), {})()
+
+
+# All that can be made from what a student's process sends, beside numbers, texts and containers.
+MADE = {f.__name__: f for f in (tensor, array, unknown, dict, list, tuple)}
+
+
+def packed(value: Any, ours: bool = True) -> tuple[bytes, list[Tensor]]:
+    """A value in bytes, and the tensors in it."""
+    file = io.BytesIO()
+    pickler = Pickler(file, ours)
+    pickler.dump(value)
+    return file.getvalue(), pickler.tensors
+
+
+class Link:
+    """Our end of the connection to a student's process."""
+
+    def __init__(self, channel: Connection) -> None:
+        self.channel, self.number, self.waiting = channel, 0, False
+
+    def ask(self, *request: Any, seconds: float) -> tuple[dict[str, Any], bytes]:
+        """The answer to a request. Raises: Gone; TimeUp: there is none after that many seconds."""
+        self.number, self.waiting = self.number + 1, True
+        until = time.monotonic() + seconds
+        try:
+            self.channel.send_bytes(packed((self.number, *request))[0])
+            while self.channel.poll(max(until - time.monotonic(), 0)):
+                message = self.channel.recv_bytes(LARGEST)
+                answer = Reader(message).load()
+                if answer["number"] == self.number:  # anything else is not ours
+                    self.waiting = False
+                    return answer, message
+        except (EOFError, OSError):
+            raise Gone("ended the process") from None
+        except Exception as error:
+            raise Gone(f"sent what cannot be read ({type(error).__name__})") from None
+        raise limits.TimeUp
+
+
+class Remote:
+    """A student's function in another process; gradients pass through it."""
+
+    def __init__(self, link: Link, name: str, file: str) -> None:
+        self.link, self.__name__, self.used = link, name, set[str]()
+        self.__code__ = SimpleNamespace(co_filename=file)  # where the lines of its errors are from
+        # It should stop by itself, and say where, before the check stops waiting for it.
+        self.until = time.monotonic() + 0.95 * limits.SECONDS
+
+    def __call__(self, *inputs: Any) -> Any:
+        leaves = [a for a in inputs if isinstance(a, Tensor) and a.requires_grad]
+        grad = bool(leaves) and torch.is_grad_enabled()
+        answer, message = self.ask("call", inputs, grad)
+        for given, changed in zip(inputs, answer["changed"], strict=True):
+            change(given, changed)
+        self.used |= set(answer["used"])
+        if grad and "value" in answer:
+            read = Reader(message)
+            read.load()
+            if any(t.requires_grad for t in read.tensors):
+                joined = Through.apply(self, self.link.number, read.tensors, *leaves)
+                return Reader(message, joined).load()["value"]
+        return answer["value"]
+
+    def ask(self, *request: Any) -> tuple[dict[str, Any], bytes]:
+        """As the link's, in the time that is left. Raises: the student's error."""
+        left = self.until - time.monotonic()
+        if left <= 0:
+            raise limits.TimeUp
+        answer, message = self.link.ask(*request, left, seconds=2 * left + 1)
+        if "error" in answer:
+            raise_at(*answer["error"])
+        return answer, message
+
+
+class Through(torch.autograd.Function):
+    """Joins the outputs of a student's function to its inputs: the gradient is computed over there."""
+
+    @staticmethod
+    def forward(ctx: Any, f: Remote, call: int, outputs: list[Tensor], *leaves: Tensor) -> Any:
+        """The outputs as they are."""
+        ctx.f, ctx.call = f, call
+        joined = tuple(t.clone() for t in outputs)
+        fixed = (a for a, b in zip(joined, outputs, strict=True) if not b.requires_grad)
+        ctx.mark_non_differentiable(*fixed)
+        return joined
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        """The gradients of the inputs, given those of the outputs."""
+        return None, None, None, *ctx.f.ask("backward", ctx.call, grads)[0]["value"]
+
+
+def change(given: Any, changed: Any) -> None:
+    """Do to an argument what the student's function did to its copy."""
+    if isinstance(given, nn.Module) and isinstance(changed, bool):
+        given.train(changed)
+    elif isinstance(given, Tensor) and isinstance(changed, Tensor):
+        with torch.no_grad():
+            given.copy_(changed)
+    elif isinstance(given, dict) and isinstance(changed, dict):
+        given.clear()
+        given.update(changed)
+    elif isinstance(given, list) and isinstance(changed, list):
+        given[:] = changed
+
+
+def raise_at(kind: str, text: str, frames: list[tuple[str, int, str]]) -> None:
+    """Raise a student's error again, with a traceback that names the same lines."""
+    known: Any = {"TimeUp": limits.TimeUp}.get(kind) or getattr(builtins, kind, None)
+    if not inspect.isclass(known) or not issubclass(known, BaseException):
+        known = type(unknown(kind).__class__.__name__, (Exception,), {})
+    error: BaseException = known(text) if not issubclass(known, TAKE_MORE) else ValueError(text)
+
+    def step() -> None:
+        raise error
+
+    for file, line, name in reversed(frames):
+        file = file if file in linecache.cache else GIVEN
+        code = compile("\n" * (min(line, 10**5) - 1) + "step()", file, "exec")
+        step = functools.partial(exec, code.replace(co_name=name), {"step": step})
+    step()
