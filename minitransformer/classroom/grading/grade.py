@@ -112,4 +112,7 @@ def report(channel: Connection, *what: Any) -> None:
     """Grade a submission, and send its grades."""
     if hasattr(os, "setsid"):
         os.setsid()
-    channel.send(Grading(*what).grades())
+    try:
+        channel.send(Grading(*what).grades())
+    except Exception as error:
+        channel.send(f"{type(error).__name__}: {error}")

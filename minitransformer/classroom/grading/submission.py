@@ -70,6 +70,7 @@ class Host:
         shell = MagicMock()
         self.names: dict[str, Any] = {"__name__": "__main__", "display": shell.display,
                                       "get_ipython": lambda: shell}  # fmt: skip
+        self.checked: dict[str, Any] = {}
         self.before: dict[str, Any] = {}  # the student's functions that right answers replace
         self.calls: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # tensors in and out
 
@@ -85,8 +86,10 @@ class Host:
         """Run a cell without its checks, which are ours to make; says what stopped it, or ""."""
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
         try:
-            tree = ast.parse(source, name)
-            tree.body = [s for s in tree.body if not check_call(s)]
+            tree: Any = source
+            with contextlib.suppress(RecursionError):  # too deep for a tree is not too deep to run
+                tree = ast.parse(source, name)
+                tree.body = [s for s in tree.body if not check_call(s)]
             code = compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             # An eighth is kept for the calls, so that a greedy cell does not cost the answers.
             with limits.limited(seconds, self.left() * 7 // 8):
@@ -102,12 +105,14 @@ class Host:
     def look_up(self, function: str, instead: dict[str, str]) -> dict[str, Any]:
         """What the student calls so; `instead` puts right answers in the place of others."""
         self.before = {name: self.names[name] for name in instead if name in self.names}
-        self.names |= {name: registry.every()[exercise].right for name, exercise in instead.items()}
+        self.names |= {name: registry.every()[right].right for name, right in instead.items()}
         self.function, self.calls = self.names.get(function), {}
-        known = callable(self.function)
-        code = getattr(inspect.unwrap(self.function), "__code__", None) if known else None
-        return {"found": function in self.names, "callable": known, "value": None if known else self.function,
-                "file": getattr(code, "co_filename", "")}  # fmt: skip
+        new = self.function is not self.checked.get(function) or bool(instead)
+        self.checked[function] = self.function
+        if not callable(self.function):
+            return {"new": new, "callable": False, "value": self.function}
+        code = getattr(inspect.unwrap(self.function), "__code__", None)
+        return {"new": new, "callable": True, "file": getattr(code, "co_filename", "")}
 
     def restore(self) -> dict[str, Any]:
         """The student's own functions again."""
@@ -218,7 +223,7 @@ def watch(found: set[str], inputs: Sequence[Any]) -> Callable[[FrameType, str, A
                 and "lazily" not in code.co_qualname
                 and id(frame.f_locals.get("self")) not in given
             ):
-                found.add(f"{frame.f_globals.get('__name__')}.{code.co_qualname}")
+                found.add(f"{frame.f_globals.get('__name__')}.{code.co_qualname.split('.')[0]}")
             depth += 1 if event == "call" else -1
         elif event == "c_call" and not depth and called.__name__ in FUSED:
             found.add(f"torch.{called.__name__}")
