@@ -69,13 +69,13 @@ class Grading:
 
     def steps(self) -> list[tuple[int, str]]:
         """Cells to run, and exercises to check after every cell that defines the function."""
+        asked, cells = self.sheet.asked, self.handed.cells
         steps: list[tuple[int, str]] = []
-        for i in (places := cells_to_run(self.sheet, self.handed.cells)):
-            bound, _ = bound_and_used(self.handed.cells[i])
-            steps.append((i, ""))
-            steps += [(i, name) for name, function in self.sheet.asked.items() if function in bound]
-        # At the end once more, for what was defined in a way that cannot be read in the code.
-        return steps + [(i, name) for i in places[-1:] for name in self.sheet.asked]
+        for i in (places := cells_to_run(self.sheet, cells)):
+            bound, _ = bound_and_used(cells[i])
+            steps += [(i, ""), *((i, name) for name in asked if asked[name] in bound)]
+        # At the end once more, for what was defined in a way that the code does not show.
+        return steps + [(i, name) for i in places[-1:] for name in asked]
 
     def grades(self) -> list[Grade]:
         """The table's lines, after all steps in as many processes as it takes."""
@@ -94,23 +94,25 @@ class Grading:
 
     def taken(self, link: Link, cell: int, exercise: str, until: float) -> str:
         """Take one step; returns why the student's process is of no use any more, or ""."""
-        start, why = time.monotonic(), ""
-        result: dict[str, Any] = {}
+        start, why, result = time.monotonic(), "", dict[str, Any]()
         try:
             if exercise:
                 result = self.checked(link, exercise)
             else:
                 wait = max(min(self.seconds, until - start), 0) + min(GRACE, self.seconds)
-                source = runnable(self.handed.cells[cell])
-                ran, _ = link.ask("cell", source, f"cell {cell + 1}", self.seconds, seconds=wait)
+                source, name = runnable(self.handed.cells[cell]), f"cell {cell + 1}"
+                ran, _ = link.ask("cell", source, name, self.seconds, seconds=wait)
                 self.troubles |= {cell: ran["trouble"]} if ran["trouble"] else {}
         except Gone as gone:
             why = str(gone)
         except limits.TimeUp:
             why = f"did not end after {self.seconds:.0f} seconds"
         if exercise and (result or why):
-            result = result or {"message": f"Checking it {why}."}
-            self.answers[exercise][cell] = result | {"seconds": time.monotonic() - start}
+            seconds = time.monotonic() - start
+            self.answers[exercise][cell] = {
+                "message": f"Checking it {why}.",
+                "seconds": seconds,
+            } | result
         elif why:
             self.troubles[cell] = why
         return why
@@ -153,14 +155,11 @@ class Grading:
     def grade(self, exercise: str) -> Grade:
         """A line of the table."""
         answer, cells = self.last(exercise), self.answers[exercise]
-        notes = []
-        if answer.get("used"):
-            notes.append(f"uses {', '.join(answer['used'])}; look at it")
-        right = [i for i, a in cells.items() if a.get("passed")]
-        if right and not answer.get("passed"):
-            notes.append(
-                f"its definition in code cell {right[-1] + 1} is right; a later one hides it"
-            )
+        notes = [f"uses {name}; look at it" for name in answer.get("used", ())]
+        right = [i for i, a in cells.items() if a.get("passed") and not answer.get("passed")]
+        notes += [
+            f"its definition in code cell {i + 1} is right; a later one hides it" for i in right
+        ]
         notes += [f"code cell {i + 1}: {text}" for i, text in sorted(self.troubles.items())]
         return Grade(
             self.handed.student, self.sheet.name, exercise, answer.get("passed") is True,
@@ -171,13 +170,11 @@ class Grading:
 
     def missing(self, function: str) -> str:
         """Why there was nothing to check."""
-        defining = [i for i, cell in enumerate(self.handed.cells) if f"def {function}" in cell]
-        for i in defining:
-            if i in self.troubles:
-                return f"{function} does not exist, since its cell stops. {self.troubles[i]}"
-        if defining and not any(a for a in self.answers.values()):
-            return "Not reached: the submission's time was up."
-        return f"The notebook defines no function {function}."
+        defining = {i for i, cell in enumerate(self.handed.cells) if f"def {function}" in cell}
+        for i in defining & self.troubles.keys():
+            return f"{function} does not exist, since its cell stops. {self.troubles[i]}"
+        late = "Not reached: the submission's time was up."
+        return late if defining else f"The notebook defines no function {function}."
 
 
 def short(name: str) -> str:
@@ -203,7 +200,7 @@ def student_process(hidden: frozenset[str], memory: int) -> Iterator[Link]:
                 sys.executable,
                 "-c",
                 ask,
-                str(number),
+                f"{number}",
             ]
             home = {"PYTHONPATH": str(Path(__file__).parents[3])}
             process: Any = subprocess.Popen(command, pass_fds=[number], env=os.environ | home)
@@ -216,7 +213,7 @@ def student_process(hidden: frozenset[str], memory: int) -> Iterator[Link]:
         try:
             ours.send(Job(place, hidden, memory))
             link = Link(ours)
-            link.ask("ready", seconds=START)
+            link.ask("restore", seconds=START)  # once it has loaded everything
             yield link
         finally:
             process.kill()

@@ -3,6 +3,7 @@
 import torch.fx.experimental.symbolic_shapes  # noqa: F401 - which torch loads at the first gradient
 
 import minitransformer as package
+from minitransformer import plots  # noqa: F401
 
 from . import checking
 

@@ -1,7 +1,7 @@
 """A student's function in another process, called as if it were here.
 
-Inputs are ours and travel as pickles, nested functions included. What comes back is the student's: numbers,
-texts and containers of them are read, and nothing in it can run here.
+Inputs are ours and travel as pickles. What comes back is the student's: numbers, texts, tensors and
+containers of them are read, and nothing in it can run here.
 """
 
 import builtins
@@ -9,15 +9,14 @@ import functools
 import inspect
 import io
 import linecache
-import marshal
 import pickle
 import time
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from multiprocessing.connection import Connection
-from types import CellType, FunctionType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle  # which also takes nested functions
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,37 +24,29 @@ from torch import Tensor, nn
 from ..engine import limits
 
 LARGEST = 2**26  # bytes of an answer
-GIVEN = "<given>"  # the file name of our functions that a student's function gets as arguments
-# Errors that cannot be made from a text alone.
-TAKE_MORE = (UnicodeError, BaseExceptionGroup)
+TAKE_MORE = (UnicodeError, BaseExceptionGroup)  # errors that a text alone cannot make
 
 
 class Gone(BaseException):
     """The other process ended, or sent something that cannot be read."""
 
 
-class Pickler(pickle.Pickler):
-    """Writes tensors as bytes; ours also nested functions, a student's only what `Reader` knows."""
+class Writer(pickle.Pickler):
+    """Writes what a student's function returns, in terms of what `Reader` can make."""
 
-    def __init__(self, file: io.BytesIO, ours: bool) -> None:
-        super().__init__(file, pickle.HIGHEST_PROTOCOL)
-        self.ours, self.tensors = ours, list[Tensor]()
+    def __init__(self, value: Any) -> None:
+        self.file, self.tensors = io.BytesIO(), list[Tensor]()
+        super().__init__(self.file, pickle.HIGHEST_PROTOCOL)
+        self.dump(value)
 
     def reducer_override(self, value: Any) -> Any:
-        """How a value is written that is no plain number, text or container."""
-        if isinstance(value, Tensor) and not (self.ours and isinstance(value, nn.Parameter)):
+        """How to make a value that is no plain number, text or container."""
+        if any(value is maker for maker in MAKERS.values()):
+            return NotImplemented
+        if isinstance(value, Tensor):
             self.tensors.append(value)
             raw = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
             return tensor, (raw, tuple(value.shape), str(value.dtype)[6:], value.requires_grad)
-        if self.ours:
-            if not isinstance(value, FunctionType) or "<" not in value.__qualname__:
-                return NotImplemented
-            f: Any = inspect.unwrap(value)
-            cells = [cell.cell_contents for cell in f.__closure__ or ()]
-            code = marshal.dumps(f.__code__.replace(co_filename=GIVEN))
-            return function, (code, f.__module__, f.__defaults__, cells)
-        if any(value is made for made in MADE.values()):
-            return NotImplemented
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
             return array, (value.tobytes(), value.shape, value.dtype.str, np.isscalar(value))
         for kind in (dict, list, tuple):
@@ -72,10 +63,8 @@ class Reader(pickle.Unpickler):
         self.tensors, self.instead = list[Tensor](), iter(instead)
 
     def find_class(self, module: str, name: str) -> Any:
-        """The few things that may be made. Raises: KeyError: anything else."""
-        if name == "tensor":
-            return self.tensor
-        return MADE[name]
+        """One of the few makers. Raises: KeyError: anything else."""
+        return self.tensor if name == "tensor" else MAKERS[name]
 
     def tensor(self, *parts: Any) -> Tensor:
         """A tensor, or the one that is to stand in its place."""
@@ -97,27 +86,12 @@ def array(raw: bytes, shape: Sequence[int], dtype: str, scalar: bool) -> Any:
     return made[()] if scalar else made
 
 
-def function(code: bytes, module: str, defaults: Any, cells: Sequence[Any]) -> FunctionType:
-    """A nested function from its parts."""
-    names, closure = vars(import_module(module)), tuple(map(CellType, cells))
-    return FunctionType(marshal.loads(code), names, None, defaults, closure)
-
-
 def unknown(name: str) -> Any:
     """What stands for an object that cannot travel: one with a type of that name."""
     return type("".join(filter(str.isidentifier, name[:100])) or "object", (), {})()
 
 
-# All that can be made from what a student's process sends, beside numbers, texts and containers.
-MADE = {f.__name__: f for f in (tensor, array, unknown, dict, list, tuple)}
-
-
-def packed(value: Any, ours: bool = True) -> tuple[bytes, list[Tensor]]:
-    """A value in bytes, and the tensors in it."""
-    file = io.BytesIO()
-    pickler = Pickler(file, ours)
-    pickler.dump(value)
-    return file.getvalue(), pickler.tensors
+MAKERS = {f.__name__: f for f in (tensor, array, unknown, dict, list, tuple)}
 
 
 class Link:
@@ -131,7 +105,7 @@ class Link:
         self.number, self.waiting = self.number + 1, True
         until = time.monotonic() + seconds
         try:
-            self.channel.send_bytes(packed((self.number, *request))[0])
+            self.channel.send_bytes(cloudpickle.dumps((self.number, *request)))
             while self.channel.poll(max(until - time.monotonic(), 0)):
                 message = self.channel.recv_bytes(LARGEST)
                 answer = Reader(message).load()
@@ -200,16 +174,17 @@ class Through(torch.autograd.Function):
 
 def change(given: Any, changed: Any) -> None:
     """Do to an argument what the student's function did to its copy."""
-    if isinstance(given, nn.Module) and isinstance(changed, bool):
-        given.train(changed)
-    elif isinstance(given, Tensor) and isinstance(changed, Tensor):
-        with torch.no_grad():
-            given.copy_(changed)
-    elif isinstance(given, dict) and isinstance(changed, dict):
-        given.clear()
-        given.update(changed)
-    elif isinstance(given, list) and isinstance(changed, list):
-        given[:] = changed
+    match given, changed:
+        case nn.Module(), bool():
+            given.train(changed)
+        case Tensor(), Tensor():
+            with torch.no_grad():
+                given.copy_(changed)
+        case list(), list():
+            given[:] = changed
+        case dict(), dict():
+            given.clear()
+            given.update(changed)
 
 
 def raise_at(kind: str, text: str, frames: list[tuple[str, int, str]]) -> None:
@@ -223,7 +198,7 @@ def raise_at(kind: str, text: str, frames: list[tuple[str, int, str]]) -> None:
         raise error
 
     for file, line, name in reversed(frames):
-        file = file if file in linecache.cache else GIVEN
+        file = file if file in linecache.cache else "<elsewhere>"
         code = compile("\n" * (min(line, 10**5) - 1) + "step()", file, "exec")
         step = functools.partial(exec, code.replace(co_name=name), {"step": step})
     step()

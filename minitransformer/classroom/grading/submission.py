@@ -15,6 +15,7 @@ import inspect
 import linecache
 import os
 import pickle
+import re
 import secrets
 import sys
 import tempfile
@@ -35,14 +36,11 @@ from .. import registry
 from ..engine import limits
 from .notebooks import check_call
 from .protection import keep_inside
-from .remote import GIVEN, LARGEST, packed
+from .remote import LARGEST, Writer
 
 HOME = str(Path(__file__).parents[2])
-FUSED = {
-    "scaled_dot_product_attention",
-    "_native_multi_head_attention",
-    "_transformer_encoder_layer_fwd",
-}
+# Torch's own attention, under its modules' and functions' names for it.
+FUSED = re.compile("scaled_dot_product_attention|_native_multi_head|_transformer_encoder_layer")
 PROCESSES = {"os.fork", "os.forkpty", "os.exec", "os.posix_spawn", "os.spawn", "os.system",
              "os.startfile", "subprocess.Popen", "os.kill", "os.killpg"}  # fmt: skip
 CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
@@ -74,10 +72,6 @@ class Host:
         self.before: dict[str, Any] = {}  # the student's functions that right answers replace
         self.calls: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # tensors in and out
 
-    def ready(self) -> dict[str, Any]:
-        """Answer."""
-        return {}
-
     def left(self) -> int:
         """Bytes that the submission may still take."""
         return max(self.most - psutil.Process().memory_info().vms, 0)
@@ -86,10 +80,8 @@ class Host:
         """Run a cell without its checks, which are ours to make; says what stopped it, or ""."""
         linecache.cache[name] = (len(source), None, source.splitlines(True), name)
         try:
-            tree: Any = source
-            with contextlib.suppress(RecursionError):  # too deep for a tree is not too deep to run
-                tree = ast.parse(source, name)
-                tree.body = [s for s in tree.body if not check_call(s)]
+            tree = ast.parse(source, name)
+            tree.body = [s for s in tree.body if not check_call(s)]
             code = compile(tree, name, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             # An eighth is kept for the calls, so that a greedy cell does not cost the answers.
             with limits.limited(seconds, self.left() * 7 // 8):
@@ -161,27 +153,21 @@ class Host:
         """The answer to a request, in bytes."""
         answer = {"number": number}
         try:
-            message, tensors = packed(answer | getattr(self, kind)(*request), ours=False)
-            if len(message) > LARGEST:
-                raise ValueError(f"it returns {len(message):,} bytes")
+            written = Writer(answer | getattr(self, kind)(*request))
+            if len(written.file.getvalue()) > LARGEST:
+                raise ValueError("it returns too much")
         except Exception as error:
-            return packed(answer | {"error": described(error)}, ours=False)[0]
+            written = Writer(answer | {"error": described(error)})
         if kind == "call":
-            self.calls[number] = self.leaves, tensors
-        return message
+            self.calls[number] = self.leaves, written.tensors
+        return written.file.getvalue()
 
 
 def state(value: Any) -> Any:
-    """What a function may change of an argument: everything that has a value, and a module's mode."""
-    if isinstance(value, nn.Module):
-        return value.training
-    return (
-        value.detach()
-        if isinstance(value, Tensor)
-        else value
-        if isinstance(value, dict | list)
-        else None
-    )
+    """What a function may change of an argument: its content, or a module's mode."""
+    if isinstance(value, Tensor | nn.Module):
+        return value.detach() if isinstance(value, Tensor) else value.training
+    return value if isinstance(value, dict | list) else None
 
 
 def same(a: Any, b: Any) -> bool:
@@ -208,24 +194,20 @@ def line_in(cell: str, error: BaseException) -> str:
 
 
 def watch(found: set[str], inputs: Sequence[Any]) -> Callable[[FrameType, str, Any], None]:
-    """A profile function that notes which functions of the package are called, under whatever name."""
+    """A profile function that notes which functions of the package are called, under any name."""
     depth = 0  # calls of the package inside a call of the package
     given = {id(m) for a in inputs if isinstance(a, nn.Module) for m in a.modules()}
 
     def note(frame: FrameType, event: str, called: Any) -> None:
         nonlocal depth
-        code = frame.f_code
-        if event in ("call", "return") and code.co_filename.startswith((HOME, GIVEN)):
-            ours = event == "call" and not depth and code.co_filename != GIVEN
-            # The lazy import of a name is no use of anything.
-            if (
-                ours
-                and "lazily" not in code.co_qualname
-                and id(frame.f_locals.get("self")) not in given
-            ):
-                found.add(f"{frame.f_globals.get('__name__')}.{code.co_qualname.split('.')[0]}")
+        name = frame.f_code.co_qualname
+        if event in ("call", "return") and frame.f_code.co_filename.startswith(HOME):
+            # Nested functions are arguments of ours, or the lazy import of a name.
+            ours = "<" not in name and id(frame.f_locals.get("self")) not in given
+            if event == "call" and not depth and ours:
+                found.add(f"{frame.f_globals['__name__']}.{name.split('.')[0]}")
             depth += 1 if event == "call" else -1
-        elif event == "c_call" and not depth and called.__name__ in FUSED:
+        elif event == "c_call" and not depth and FUSED.search(called.__name__):
             found.add(f"torch.{called.__name__}")
 
     return note

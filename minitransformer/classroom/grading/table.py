@@ -7,6 +7,7 @@ import json
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -19,6 +20,7 @@ from .handed import Handed
 COLUMNS = ("student", "sheet", "exercise", "passed", "points", "of", "mistakes", "diagnosis", "note",
            "only_because", "seconds")  # fmt: skip
 FORMULAS = tuple("=+-@＝＋－＠")
+NUMBER = re.compile(r"\d+(\.\d+)?")
 Points = Mapping[str, float]  # for each exercise; 1 if it is not there
 
 
@@ -29,16 +31,13 @@ class Table:
         self.folder, self.points = folder, points
         # For the path of each file: the digest of its content, and its grades.
         self.known: dict[str, tuple[str, list[Grade]]] = {}
-        with contextlib.suppress(FileNotFoundError):
+        if (kept := folder / "grades.json").exists():
             try:
-                saved = json.loads((folder / "grades.json").read_text(encoding="utf-8"))
-                for path, (digest, rows) in saved.items():
+                for path, (digest, rows) in json.loads(kept.read_text(encoding="utf-8")).items():
                     rows = [Grade(**row | {"mistakes": tuple(row["mistakes"])}) for row in rows]
                     self.known |= {path: (digest, rows)} if os.path.exists(path) else {}
             except (ValueError, TypeError, KeyError, AttributeError):
-                raise ValueError(
-                    f"{folder / 'grades.json'} is damaged; delete it to start anew"
-                ) from None
+                raise ValueError(f"{kept} is damaged; delete it to start anew") from None
 
     def grades(self) -> list[Grade]:
         """All lines, in the order of the students' names."""
@@ -67,9 +66,7 @@ def write_private(path: Path, content: str | bytes) -> None:
 def as_csv(rows: Iterable[Sequence[str]]) -> str:
     """Rows as CSV, all in quotes: students control the text of some cells."""
     text = io.StringIO()
-    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(
-        [harmless(cell) for cell in row] for row in rows
-    )
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows([*map(harmless, row)] for row in rows)
     return text.getvalue()
 
 
@@ -91,91 +88,72 @@ def lines(grades: Iterable[Grade], points: Points) -> Iterable[Sequence[str]]:
 # --- The class --------------------------------------------------------------------------------
 
 
-def sums(grades: Iterable[Grade], points: Points) -> dict[str, dict[str, float]]:
-    """The points of each student on each sheet."""
-    found: dict[str, dict[str, float]] = {}
-    for g in grades:
-        mine = found.setdefault(g.student, {})
-        if g.sheet != NO_SHEET:
-            mine[g.sheet] = mine.get(g.sheet, 0.0) + g.passed * points.get(g.exercise, 1.0)
-    return found
-
-
-def full(grades: Sequence[Grade], points: Points) -> dict[str, float]:
-    """The points that each sheet gives."""
-    asked = dict.fromkeys((g.sheet, g.exercise) for g in grades if g.sheet != NO_SHEET)
-    found: dict[str, float] = {}
+def sums(grades: Iterable[Grade], points: Points) -> tuple[dict[str, float], dict[str, Counter]]:
+    """What each sheet is worth, and what each student has on each."""
+    asked = {(g.sheet, g.exercise) for g in grades if g.sheet != NO_SHEET}
+    of: Counter[str] = Counter()
     for sheet, exercise in sorted(asked):
-        found[sheet] = found.get(sheet, 0.0) + points.get(exercise, 1.0)
-    return found
+        of[sheet] += points.get(exercise, 1.0)
+    mine: dict[str, Counter] = {g.student: Counter() for g in grades}
+    for g in grades:
+        mine[g.student][g.sheet] += g.passed * points.get(g.exercise, 1.0)
+    return of, mine
 
 
 def sheets(grades: Sequence[Grade], points: Points) -> list[list[str]]:
-    """One row per student with the points of each sheet, and their sum."""
-    of = full(grades, points)
-    rows = [["student", *of, "points", "of"]]
-    for student, mine in sums(grades, points).items():
-        got = [*(mine.get(sheet, 0.0) for sheet in of), sum(mine.values()), sum(of.values())]
-        rows.append([student, *map("{:g}".format, got)])
-    return rows
+    """One row per student: the points of each sheet, and their sum."""
+    of, mine = sums(grades, points)
+    rows = [[got[sheet] for sheet in of] + [got.total(), of.total()] for got in mine.values()]
+    texts = [[name, *map("{:g}".format, row)] for name, row in zip(mine, rows, strict=True)]
+    return [["student", *of, "points", "of"], *texts]
 
 
 class ClassList:
-    """A class list: any CSV with one row per student, such as Moodle's worksheet or Canvas's gradebook."""
+    """A class list: a CSV with one row per student, such as Moodle's worksheet or Canvas's gradebook."""
 
     def __init__(self, path: Path) -> None:
         text = path.read_text(encoding="utf-8-sig")
         first = text.partition("\n")[0]
-        rows = list(csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count)))
-        self.header, self.rows = rows[0], [row for row in rows[1:] if any(row)]
-        if len(self.header) == 1 and not keys(self.header[0]) & {"student", "name"}:
-            self.header, self.rows = ["student"], [row for row in rows if any(row)]
+        rows = csv.reader(io.StringIO(text), delimiter=max(",;\t", key=first.count))
+        self.header, *self.rows = [row for row in rows if any(row)] or [["student"]]
 
     def places(self, students: Iterable[str]) -> dict[str, int]:
         """In which row each student stands, if in exactly one."""
-        names = [set().union(*map(keys, row), *map(keys, map(" ".join, pairwise(row))))
-                 for row in self.rows]  # fmt: skip
-        found = {}
-        for student in students:
-            mine = [i for i, known in enumerate(names) if known & keys(student)]
-            found |= {student: mine[0]} if len(mine) == 1 else {}
-        return found
+        names = [
+            set[str]().union(*map(keys, [*row, *map(" ".join, pairwise(row))])) for row in self.rows
+        ]
+        found = {s: [i for i, known in enumerate(names) if known & keys(s)] for s in students}
+        return {student: rows[0] for student, rows in found.items() if len(rows) == 1}
 
     def missing(self, students: Iterable[str]) -> list[str]:
-        """Who has handed in nothing."""
-        there = set(self.places(students).values())
-        points = [
-            i for i, row in enumerate(self.rows) if row[0].strip() == "Points Possible"
-        ]  # Canvas
-        return [
-            " ".join(row[:3]).strip()
-            for i, row in enumerate(self.rows)
-            if i not in {*there, *points}
-        ]
+        """Who has handed in nothing; Canvas's second line is no student."""
+        there = self.places(students).values()
+        rows = [row for i, row in enumerate(self.rows) if i not in there]
+        return [" ".join(row[:3]) for row in rows if row[0].strip() != "Points Possible"]
 
     def filled(self, grades: Sequence[Grade], points: Points) -> list[list[str]]:
-        """The list with the points: in Moodle's column, in Canvas's, or in new ones."""
-        mine, of = sums(grades, points), full(grades, points)
-        total = sum(of.values())
-        columns = {
-            sheet: i for sheet in of for i, name in enumerate(self.header) if name.startswith(sheet)
-        }
-        moodle = {
-            name: i for i, name in enumerate(self.header) if name in ("Grade", "Maximum Grade")
-        }
-        new = [] if columns or "Grade" in moodle else [*of, "points", "of"]
-        rows = [[*row, *[""] * (len(self.header) + len(new) - len(row))] for row in self.rows]
+        """The list with the points: in the columns for them that it has, otherwise in new ones.
+
+        These are Moodle's Grade, out of its Maximum Grade, and Canvas's, which begin with a sheet's name.
+        """
+        of, mine = sums(grades, points)
+        columns = {name: i for i, name in enumerate(self.header)}
+        old = [s for s in of if any(name.startswith(s) for name in columns)]
+        new = [] if old or "Grade" in columns else [*of, "points", "of"]
+        header = [*self.header, *new]
+        rows = [[*row, *[""] * (len(header) - len(row))] for row in self.rows]
         for student, i in self.places(mine).items():
-            row, got = rows[i], sum(mine[student].values())
-            for sheet, column in columns.items():
-                row[column] = f"{mine[student].get(sheet, 0.0):g}"
-            if "Grade" in moodle:
-                most = number(row[moodle["Maximum Grade"]]) if "Maximum Grade" in moodle else 0.0
-                row[moodle["Grade"]] = f"{got * (most or total) / total:.2f}"
-            for j, name in enumerate(new, len(self.header)):
-                value = {"points": got, "of": total}.get(name, mine[student].get(name, 0.0))
-                row[j] = f"{value:g}"
-        return [[*self.header, *new], *rows]
+            got, row = mine[student], dict(zip(header, rows[i], strict=False))
+            values = {**got, "points": got.total(), "of": of.total()}
+            if "Grade" in columns:
+                most = row.get("Maximum Grade", "").replace(",", ".")
+                share = got.total() / (of.total() or 1)
+                values["Grade"] = share * float(most) if NUMBER.fullmatch(most) else got.total()
+            for j, name in enumerate(header):
+                known = next((s for s in old if name.startswith(s)), name)
+                if known in values and (name in new or known in old or name == "Grade"):
+                    rows[i][j] = f"{values[known]:.4g}"
+        return [header, *rows]
 
 
 def keys(text: str) -> set[str]:
@@ -183,10 +161,3 @@ def keys(text: str) -> set[str]:
     plain = unicodedata.normalize("NFKD", text.partition("@")[0].casefold())
     words = re.findall(r"[^\W_]+", "".join(c for c in plain if not unicodedata.combining(c)))
     return {" ".join(sorted(words)), "".join(words)} - {""}
-
-
-def number(text: str) -> float:
-    """A number in a table; 0 if it is none."""
-    with contextlib.suppress(ValueError):
-        return float(text.replace(",", "."))
-    return 0.0
