@@ -325,7 +325,7 @@ def test_a_quiz_is_graded_by_its_names_alone(tmp_path):
     assert one.mistakes == ("C taken for 'no shift'",)
     report.write([one, all_right], tmp_path / "out")
     page = (tmp_path / "out" / "grades.html").read_text(encoding="utf-8")
-    assert "diagnoses, nine diagnoses" in page and "C taken for &#x27;no shift&#x27;" in page
+    assert "diagnoses, nine diagnoses" in page and "C taken for &#39;no shift&#39;" in page
 
 
 # --- Without running anything -----------------------------------------------------------------
@@ -476,7 +476,7 @@ def test_nothing_of_a_student_becomes_markup_or_a_formula(tmp_path):
     report.write([evil], tmp_path)
     page = (tmp_path / "grades.html").read_text(encoding="utf-8")
     assert "<script>alert" not in page and "<b>&" not in page
-    assert "name='viewport'" in page and "light dark" in page
+    assert 'name="viewport"' in page and "light dark" in page
     row = next(csv.DictReader((tmp_path / "grades.csv").open(encoding="utf-8-sig")))
     assert row["student"] == "'=cmd()"
 

@@ -4,11 +4,10 @@ import base64
 import io
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from html import escape
-from itertools import starmap
+from collections.abc import Sequence
 from pathlib import Path
 
+import jinja2
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -19,29 +18,6 @@ from .protection import protection
 from .table import ClassList, Points, as_csv, lines, sheets, write_private
 
 BARS = 15
-STYLE = """
-:root { color-scheme: light dark } body { font-family: system-ui, sans-serif; max-width: 62em;
-margin: 2em auto; padding: 0 1em; overflow-wrap: anywhere } div.wide { overflow-x: auto }
-table { border-collapse: collapse; margin: 1em 0; overflow-wrap: normal } thead th { cursor: pointer }
-td, th { padding: .25em .7em; text-align: left; border-bottom: 1px solid #8886; vertical-align: top }
-.yes { background: light-dark(#dcefdc, #1d3f22) } .no { background: light-dark(#f8dcdc, #56242a) }
-.open { background: light-dark(#eee, #333) } .after { background: light-dark(#fdebd0, #4d3a17) }
-.note { background: light-dark(#fff3cd, #463a10); padding: .4em .8em }
-pre { white-space: pre-wrap } img { max-width: 100% }
-"""
-# A click on a column's head sorts by it, another one the other way round.
-SORT = """
-for (const th of document.querySelectorAll("thead th")) th.onclick = () => {
-  const body = th.closest("table").tBodies[0], text = row => row.cells[th.cellIndex].textContent
-  const way = th.dataset.way = -(th.dataset.way || -1)
-  body.append(...[...body.rows].sort((a, b) =>
-    way * text(a).localeCompare(text(b), undefined, { numeric: true })))
-}
-"""
-LEGEND = (
-    "✓ passed &nbsp; ✗ not yet &nbsp; – still to be written &nbsp; ↳ wrong only because an earlier "
-    "exercise is &nbsp; * has a note. Click on a column's head to sort."
-)
 
 
 def write(
@@ -117,99 +93,41 @@ def drawn(grades: Sequence[Grade]) -> bytes:
 
 def page(grades: Sequence[Grade], figure: bytes, points: Points, students: ClassList | None) -> str:
     """Everything on one page: the class, its mistakes, then each student."""
-    image = base64.b64encode(figure).decode()
-    names = [*by("student", grades)]
-    absent = "; ".join(students.missing(names)) if students else ""
-    parts = [
-        f"<h1>Grades</h1><p>{LEGEND}</p>",
-        f"<p class='note'>Not handed in: {escape(absent)}</p>" if absent else "",
-        *starmap(overview, by("sheet", grades).items()),
-        "<h2>Points</h2>",
-        totals(grades, points),
-        "<h2>What the class got wrong</h2>",
-        f'<img alt="The most frequent mistakes" src="data:image/png;base64,{image}">',
-        to_talk_about(grades),
-        "<h2>Student by student</h2>",
-        *starmap(one_student, by("student", grades).items()),
-        f"<p>What kept submissions off this machine: {escape(protection())}.</p><script>{SORT}</script>",
-    ]
-    head = "<meta charset='utf-8'><meta name='viewport' content='width=device-width'>"
-    head += f"<title>Grades</title><style>{STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
+    template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    names = {g.student for g in grades}
+    return jinja2.Environment(autoescape=True).from_string(template).render(
+        grades=grades, figure=base64.b64encode(figure).decode(), points=sheets(grades, points),
+        missing=students.missing(names) if students else (), mistakes=to_talk_about(grades),
+        protection=protection(), mark=mark, box=box, first_sentence=first_sentence,
+    )  # fmt: skip
 
 
-def sortable(head: Iterable[str], rows: Iterable[str], foot: str = "") -> str:
-    """A table with a head of texts, and rows and a foot of cells."""
-    names = "".join(f"<th>{escape(name)}" for name in head)
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    table = f"<thead><tr>{names}</tr></thead><tbody>{body}</tbody><tfoot><tr>{foot}</tr></tfoot>"
-    return f"<div class='wide'><table>{table}</table></div>"
-
-
-def totals(grades: Sequence[Grade], points: Points) -> str:
-    """The points of each student, sheet by sheet."""
-    head, *rows = sheets(grades, points)
-    return sortable(head, ("".join(f"<td>{escape(cell)}" for cell in row) for row in rows))
-
-
-def by(column: str, grades: Sequence[Grade]) -> dict[str, list[Grade]]:
-    """The grades by the values of a column, in their order."""
-    names = dict.fromkeys(getattr(g, column) for g in grades)
-    return {name: [g for g in grades if getattr(g, column) == name] for name in names}
-
-
-def overview(sheet: str, grades: Sequence[Grade]) -> str:
-    """Students against exercises."""
-    if sheet == NO_SHEET:
-        lines = [f"<li>{escape(g.student)}: {escape(g.message)}</li>" for g in grades]
-        return f"<h2>Not graded</h2><ul>{''.join(lines)}</ul>"
-    columns = by("exercise", grades)
-    rows = []
-    for student, theirs in by("student", grades).items():
-        mine = {g.exercise: g for g in theirs}.values()
-        link = f"<a href='#{escape(student, quote=True)}'>{escape(student)}</a>"
-        passed = f"{sum(g.passed for g in mine)} of {len(mine)}"
-        rows.append(f"<td>{link}{''.join(map(mark, mine))}<td>{passed}")
-    shares = "".join(f"<td>{sum(g.passed for g in c)} of {len(c)}" for c in columns.values())
-    foot = f"<th>the class{shares}<td>"
-    return f"<h2>{escape(sheet)}</h2>{sortable(['student', *columns, 'passed'], rows, foot)}"
-
-
-def mark(grade: Grade) -> str:
-    """A cell of the overview, as the legend says."""
-    kind, sign = ("yes", "✓") if grade.passed else ("no", "✗")
+def mark(grade: Grade) -> tuple[str, str]:
+    """How a grade is shown: its style and its sign."""
+    if grade.passed:
+        return "yes", "✓"
     if grade.message.startswith("Still to be written"):
-        kind, sign = "open", "–"
-    if grade.because:
-        kind, sign = "after", "↳"
-    star = " *" if grade.note else ""
-    title = escape(f"{first_sentence(grade.message)} {grade.note}".strip(), quote=True)
-    return f"<td class='{kind}' title='{title}'>{sign}{star}"
+        return "open", "–"
+    return ("after", "↳") if grade.because else ("no", "✗")
 
 
-def to_talk_about(grades: Sequence[Grade]) -> str:
+def box(grade: Grade) -> str:
+    """What the check said, as a notebook shows it."""
+    known = every().get(grade.exercise)
+    title = f"{grade.exercise}, {known.title}" if known else "not graded"
+    helped = f"With a right answer to {grade.because} it passes.\n\n" if grade.because else ""
+    message = "" if grade.passed else helped + grade.message
+    return Result(title, grade.passed, message, grade.mistakes)._repr_html_()
+
+
+def to_talk_about(grades: Sequence[Grade]) -> list[tuple[str, ...]]:
     """Each mistake with its hint and who made it, the most frequent first."""
-    known = exercises()
     rows = []
     for (exercise, name), count in counted(grades).most_common():
-        mistakes = known[exercise].mistakes if exercise in known else ()
-        hint = next((m.hint for m in mistakes if m.name == name), "")
-        theirs = [g for g in grades if g.exercise == exercise and name in what_went_wrong(g)]
-        who = ", ".join(sorted({g.student for g in theirs}))
-        said = (exercise, name, hint, f"{count}: {who}")
-        rows.append("".join(f"<td>{escape(s)}" for s in said))
-    return sortable(("exercise", "what", "hint", "students"), rows) if rows else ""
-
-
-def one_student(student: str, grades: Sequence[Grade]) -> str:
-    """What the checks said to this student's functions."""
-    known = every()
-    parts = [f"<h3 id='{escape(student, quote=True)}'>{escape(student)}</h3>"]
-    parts += [f"<p class='note'>{escape(note)}</p>" for note in by("note", grades) if note]
-    for g in grades:
-        title = f"{g.exercise}, {known[g.exercise].title}" if g.exercise in known else "not graded"
-        message = "" if g.passed else g.message
-        if g.because:
-            message = f"With a right answer to {g.because} it passes.\n\n{message}"
-        parts.append(Result(title, g.passed, message, g.mistakes)._repr_html_())
-    return "".join(parts)
+        known = exercises()[exercise].mistakes if exercise in exercises() else ()
+        hint = next((m.hint for m in known if m.name == name), "")
+        theirs = {
+            g.student for g in grades if g.exercise == exercise and name in what_went_wrong(g)
+        }
+        rows.append((exercise, name, hint, f"{count}: {', '.join(sorted(theirs))}"))
+    return rows
