@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .checking import NO_SHEET, Grade, Grading
+from .checking import IN_ALL, NO_SHEET, START, Grade, Grading
 from .handed import Handed, collect
 from .notebooks import read_sheets
 
@@ -42,8 +42,8 @@ def grade(
         seconds: limit for each cell; a whole submission may take five times that.
         memory: GiB for each submission.
         at_once: submissions that run at the same time; one per processor by default.
-        known: for paths of files, the digest and the grades of an earlier run. A file of a folder is graded
-            again only if its digest has changed; a file named by itself always.
+        known: for paths of files, the digest and the grades of an earlier run. In a folder, only
+            what is new or changed is graded; a file named by itself always is.
         each: called with each submission and its grades, as they come.
 
     Raises:
@@ -57,21 +57,15 @@ def grade(
     files = frozenset(os.path.realpath(path) for path in hidden)
 
     def rows(one: Handed) -> list[Grade]:
-        digest, before = (known or {}).get(os.path.realpath(one.path), ("", []))
-        if before and digest == one.digest and one.path != one.given:
+        own = os.path.realpath(one.path)
+        digest, before = (known or {}).get(own, ("", []))
+        failed = any(g.message.startswith(FAILED) for g in before)
+        if before and digest == one.digest and one.path != one.given and not failed:
             return [replace(g, student=one.student) for g in before]
-        try:
-            return in_a_process(
-                one, files - {os.path.realpath(one.path)}, seconds, int(memory * 2**30)
-            )
-        except Exception as error:
-            message = f"{FAILED}: {type(error).__name__}: {error}"
-            return [Grade(one.student, NO_SHEET, NO_SHEET, False, message)]
+        return in_a_process(one, files - {own}, seconds, int(memory * 2**30))
 
     found: dict[int, list[Grade]] = {}
-    pool = ThreadPoolExecutor(
-        at_once or os.cpu_count()
-    )  # each thread waits for processes of its own
+    pool = ThreadPoolExecutor(at_once or os.cpu_count())  # they wait for processes of their own
     try:
         waiting = {pool.submit(rows, one): i for i, one in enumerate(handed)}
         for done in tqdm(as_completed(waiting), total=len(handed), unit="submission"):
@@ -83,29 +77,41 @@ def grade(
     return [row for i in sorted(found) for row in found[i]]
 
 
-def in_a_process(handed: Handed, *limits: Any) -> list[Grade]:
+def in_a_process(
+    handed: Handed, hidden: frozenset[str], seconds: float, memory: int
+) -> list[Grade]:
     """All exercises of one submission, checked in a process of its own."""
-    if handed.sheet is None:
-        return [Grade(handed.student, NO_SHEET, NO_SHEET, False, handed.wrong)]
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload([f"{__package__}.preload"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=report, args=(theirs, handed, handed.sheet, *limits))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        return [
-            Grade(handed.student, NO_SHEET, NO_SHEET, False, f"{FAILED}: it ended the process.")
-        ]
-    finally:
-        with suppress(OSError):  # with all that the submission started
+    why: Any = handed.wrong
+    if handed.sheet is not None:
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        context.set_forkserver_preload([f"{__package__}.preload"])
+        ours, theirs = context.Pipe(duplex=False)
+        given = theirs, handed, handed.sheet, hidden, seconds, memory
+        process = context.Process(target=report, args=given)
+        try:
+            process.start()
+            theirs.close()
+            late = not ours.poll(START + 2 * IN_ALL * seconds)
+            why = "it does not end" if late else ours.recv()
+        except (OSError, EOFError):
+            why = "its process was ended"
+        finally:
+            ours.close()
+            end(process)
+        if isinstance(why, list):
+            return why
+        why = f"{FAILED}: {why}"
+    return [Grade(handed.student, NO_SHEET, NO_SHEET, False, why)]
+
+
+def end(process: Any) -> None:
+    """End a process and everything that it started."""
+    if process.pid is not None:
+        with suppress(OSError, AttributeError):
             os.killpg(process.pid, signal.SIGKILL)
         process.kill()
         process.join()
-        ours.close()
 
 
 def report(channel: Connection, *what: Any) -> None:

@@ -20,7 +20,7 @@ class Handed:
     student: str
     path: Path
     given: Path  # the file or folder that the teacher named
-    digest: str = ""  # of its content
+    digest: str = ""  # of its code and its sheet's
     cells: list[str] = field(default_factory=list)
     sheet: Sheet | None = None
     wrong: str = ""  # why it cannot be graded
@@ -44,13 +44,12 @@ def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed
             raise ValueError(next(h.wrong for h in found if is_notebook(h.path)))
         handed += found
     # Several files of one student are one student's, unless they answer the same sheet.
-    for name in (lambda p: p.with_suffix("").as_posix(), lambda p: p.as_posix()):
+    for suffix in (False, True):
         taken = [(h.student, h.sheet) for h in handed]
         for one, key in zip(handed, taken, strict=True):
             if taken.count(key) > 1:
-                one.student = name(
-                    one.path.relative_to(one.given) if one.path != one.given else one.path
-                )
+                path = one.path.relative_to(one.given) if one.path != one.given else one.path
+                one.student = (path if suffix else path.with_suffix("")).as_posix()
     return sorted(handed, key=lambda h: (h.student, h.sheet.name if h.sheet else ""))
 
 
@@ -78,8 +77,9 @@ def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
             handed.student = (path.relative_to(given) if path != given else path).as_posix()
             raise ValueError(f"{path} is not read: it is no file that ends in .ipynb or .py")
         handed.cells = code_cells(path)
-        handed.digest = hashlib.sha256(repr(handed.cells).encode(errors="replace")).hexdigest()
         handed.sheet = sheet_of(handed.cells, sheets, path.stem)
+        content = repr((handed.cells, handed.sheet)).encode(errors="replace")
+        handed.digest = hashlib.sha256(content).hexdigest()
     except (ValueError, OSError) as error:
         handed.wrong = str(error)
     except Exception as error:  # such as a RecursionError
@@ -99,7 +99,7 @@ def student_of(path: Path, given: Path, sheets: Sequence[Sheet]) -> str:
         return match[1]
     name = path.stem
     for sheet in sheets:
-        name = re.sub(rf"[\s_-]*\b{sheet.name}[\s_-]*|[\s_-]*_{sheet.name}[\s_-]*", "", name)
+        name = re.sub(rf"[\s_-]*{re.escape(sheet.name)}[\s_-]*", "", name)
     if re.search(r"[^\W\d_]", name):
         return name
     inside = path.parent != given and path != given

@@ -38,7 +38,7 @@ class Sheet:
     def shows(self, exercise: str, name: str) -> bool:
         """Whether the sheet has used a function of the package before it asks for this one."""
         at = next(i for i, c in enumerate(self.cells) if f"def {self.asked[exercise]}(" in c)
-        *_, module, function = name.split(".")
+        module, function = map(re.escape, name.split(".")[-2:])
         used = rf"\b(mt|{module})\.{function}\b|import\b.*\b{function}\b"
         return ".classroom." not in name and bool(re.search(used, "\n".join(self.cells[:at])))
 

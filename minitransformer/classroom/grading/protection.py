@@ -24,19 +24,15 @@ LATER = ((2, 1 << 13), (3, 1 << 14))  # since which version: moving and truncati
 def bubblewrap() -> str:
     """The program that makes namespaces; "" where there is none, or where it may not."""
     program = shutil.which("bwrap") or ""
-    if (
-        program
-        and subprocess.run([*sandbox(program, "/tmp", ()), "true"], capture_output=True).returncode
-    ):
+    probe = [*sandbox(program, "/tmp", ()), "true"]
+    if program and subprocess.run(probe, capture_output=True).returncode:
         return ""
     return program
 
 
 def sandbox(program: str, folder: str, hidden: Iterable[str]) -> list[str]:
     """What to put in front of a command that may change this folder only, and not see some files."""
-    hide = [
-        word for file in hidden if os.path.exists(file) for word in ("--ro-bind", os.devnull, file)
-    ]
+    hide = [w for file in hidden if os.path.exists(file) for w in ("--ro-bind", os.devnull, file)]
     return [program, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *hide, "--bind", folder, folder,
             "--unshare-all", "--die-with-parent", "--chdir", folder]  # fmt: skip
 

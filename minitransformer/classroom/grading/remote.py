@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ..engine import limits
 
 LARGEST = 2**26  # bytes of an answer
-TAKE_MORE = (UnicodeError, BaseExceptionGroup)  # errors that a text alone cannot make
+# Errors that a text alone cannot make.
+TAKE_MORE = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
 
 
 class Gone(BaseException):
@@ -190,14 +191,16 @@ def change(given: Any, changed: Any) -> None:
 def raise_at(kind: str, text: str, frames: list[tuple[str, int, str]]) -> None:
     """Raise a student's error again, with a traceback that names the same lines."""
     known: Any = {"TimeUp": limits.TimeUp}.get(kind) or getattr(builtins, kind, None)
-    if not inspect.isclass(known) or not issubclass(known, BaseException):
-        known = type(unknown(kind).__class__.__name__, (Exception,), {})
-    error: BaseException = known(text) if not issubclass(known, TAKE_MORE) else ValueError(text)
+    if known not in limits.STOPS and (known in TAKE_MORE or not inspect.isclass(known)):
+        known = type(type(unknown(kind)).__name__, (Exception,), {})
+    elif known not in limits.STOPS and not issubclass(known, Exception):
+        known = RuntimeError
+    error: BaseException = known(text)
 
     def step() -> None:
         raise error
 
-    for file, line, name in reversed(frames):
+    for file, line, name in reversed(frames[-20:]):
         file = file if file in linecache.cache else "<elsewhere>"
         code = compile("\n" * (min(line, 10**5) - 1) + "step()", file, "exec")
         step = functools.partial(exec, code.replace(co_name=name), {"step": step})

@@ -28,11 +28,9 @@ def write(
 ) -> list[Path]:
     """Write the tables, grades.html and mistakes.png; the class list comes back as class.csv."""
     points, figure = points or {}, drawn(grades)
-    files = {
+    files: dict[str, str | bytes] = {
         "grades.csv": as_csv(lines(grades, points)),
-        "class.csv": as_csv(
-            students.filled(grades, points) if students else sheets(grades, points)
-        ),
+        "class.csv": as_csv((students.filled if students else sheets)(grades, points)),
         "grades.html": page(grades, figure, points, students),
         "mistakes.png": figure,
     }

@@ -11,7 +11,6 @@ import asyncio
 import builtins
 import contextlib
 import copy
-import functools
 import inspect
 import linecache
 import os
@@ -22,6 +21,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType, FunctionType
@@ -144,10 +144,9 @@ class Host:
         wanted = [(a, g) for a, g in pairs if a.requires_grad and g is not None]
         try:
             with limits.limited(seconds):
-                outputs, grads = zip(*wanted, strict=True)
-                return {
-                    "value": torch.autograd.grad(outputs, leaves, grads, True, allow_unused=True)
-                }
+                outputs, grads = map(list, zip(*wanted, strict=True))
+                back = torch.autograd.grad(outputs, leaves, grads, True, allow_unused=True)
+                return {"value": back}
         except BaseException as error:
             return {"error": described(error)}
 
@@ -260,14 +259,13 @@ def shut_in(channel: Connection, job: Job) -> Connection:
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(kind, (most, most))
     keep_inside(os.path.dirname(job.folder))
-    writer = torch._C.PyTorchFileWriter
-    torch._C.PyTorchFileWriter = functools.partial(announced, writer)  # it opens files unseen
+    torch._C.PyTorchFileWriter = partial(announced, torch._C.PyTorchFileWriter)
     sys.addaudithook(door(job.folder, job.hidden))
     return channel
 
 
 def announced(make: Callable[..., Any], file: Any, *rest: Any, **options: Any) -> Any:
-    """Say which file is about to be written, then write it."""
+    """Let the audit hook know of a file that torch opens without saying so."""
     if isinstance(file, str):
         sys.audit("open", file, "w", os.O_WRONLY)
     return make(file, *rest, **options)

@@ -88,10 +88,10 @@ def lines(grades: Iterable[Grade], points: Points) -> Iterable[Sequence[str]]:
 # --- The class --------------------------------------------------------------------------------
 
 
-def sums(grades: Iterable[Grade], points: Points) -> tuple[dict[str, float], dict[str, Counter]]:
+def sums(grades: Iterable[Grade], points: Points) -> tuple[Counter, dict[str, Counter]]:
     """What each sheet is worth, and what each student has on each."""
     asked = {(g.sheet, g.exercise) for g in grades if g.sheet != NO_SHEET}
-    of: Counter[str] = Counter()
+    of: Counter = Counter()
     for sheet, exercise in sorted(asked):
         of[sheet] += points.get(exercise, 1.0)
     mine: dict[str, Counter] = {g.student: Counter() for g in grades}
