@@ -23,7 +23,7 @@ from .handed import Handed
 from .notebooks import Sheet, bound_and_used, cells_to_run, runnable
 from .protection import bubblewrap, sandbox
 from .remote import Gone, Link, Remote
-from .submission import Job, work
+from .submission import work
 
 PACKAGE = __name__.split(".")[0]
 GRACE = 5.0  # seconds over its time before a step is ended from outside
@@ -194,16 +194,11 @@ def student_process(hidden: frozenset[str], memory: int) -> Iterator[Link]:
         place = os.path.join(folder, "here")  # so that the submission may remove it
         os.mkdir(place)
         if bubblewrap():
-            number, ask = theirs.fileno(), f"import {work.__module__} as s; s.work_at()"
-            command = [
-                *sandbox(bubblewrap(), folder, hidden),
-                sys.executable,
-                "-c",
-                ask,
-                f"{number}",
-            ]
-            home = {"PYTHONPATH": str(Path(__file__).parents[3])}
-            process: Any = subprocess.Popen(command, pass_fds=[number], env=os.environ | home)
+            number, here = theirs.fileno(), str(Path(__file__).parents[3])
+            ask = f"from {work.__module__} import *; work(Connection({number}))"
+            command = [*sandbox(bubblewrap(), folder, hidden), sys.executable, "-c", ask]
+            environment = os.environ | {"PYTHONPATH": here}
+            process: Any = subprocess.Popen(command, pass_fds=[number], env=environment)
         else:
             # Nothing else runs in this process, so it may be forked.
             kind: Any = "fork" if hasattr(os, "fork") else "spawn"
@@ -211,7 +206,7 @@ def student_process(hidden: frozenset[str], memory: int) -> Iterator[Link]:
             process.start()
         theirs.close()
         try:
-            ours.send(Job(place, hidden, memory))
+            ours.send((place, hidden, memory))
             link = Link(ours)
             link.ask("restore", seconds=START)  # once it has loaded everything
             yield link

@@ -118,7 +118,7 @@ def box(grade: Grade) -> str:
     return Result(title, grade.passed, message, grade.mistakes)._repr_html_()
 
 
-def to_talk_about(grades: Sequence[Grade]) -> list[tuple[str, ...]]:
+def to_talk_about(grades: Sequence[Grade]) -> list[tuple[str, str, str, str]]:
     """Each mistake with its hint and who made it, the most frequent first."""
     rows = []
     for (exercise, name), count in counted(grades).most_common():

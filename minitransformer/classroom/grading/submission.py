@@ -20,7 +20,6 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -48,15 +47,6 @@ CHANGES = {"os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.cho
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC
 LARGEST_FILE = 2**28
 WATCHED = 8  # calls of a function in which we look at what it calls
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a student's process has to know."""
-
-    folder: str  # an empty one to work in
-    hidden: frozenset[str]  # files that a student may not read: solutions, and other submissions
-    memory: int  # in bytes, in addition to what the process starts with
 
 
 class Host:
@@ -219,29 +209,24 @@ def watch(found: set[str], inputs: Sequence[Any]) -> Callable[[FrameType, str, A
 
 def work(channel: Connection) -> None:
     """Answer the requests of a check until it hangs up."""
-    job = channel.recv()
-    channel = shut_in(channel, job)
-    host, receive, send = Host(job.memory), channel.recv, channel.send_bytes
+    folder, hidden, memory = channel.recv()
+    channel = shut_in(channel, folder, hidden, memory)
+    host, receive, send = Host(memory), channel.recv, channel.send_bytes
     with contextlib.suppress(EOFError, OSError):
         while True:
             send(host.answer(*receive()))
     os._exit(0)
 
 
-def work_at() -> None:
-    """The same at the connection that the command line names."""
-    work(Connection(int(sys.argv[1])))
-
-
-def shut_in(channel: Connection, job: Job) -> Connection:
+def shut_in(channel: Connection, folder: str, hidden: frozenset[str], memory: int) -> Connection:
     """Silence, an empty folder, bounds on files and memory, and no access to other processes."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
     sys.dont_write_bytecode = True
     os.environ["MPLBACKEND"] = "Agg"
-    os.chdir(job.folder)
-    tempfile.tempdir = job.folder
+    os.chdir(folder)
+    tempfile.tempdir = folder
     if sys.platform != "win32":
         import fcntl
         import resource
@@ -253,14 +238,14 @@ def shut_in(channel: Connection, job: Job) -> Connection:
         channel = Connection(number)
         bounds = [(resource.RLIMIT_FSIZE, LARGEST_FILE), (resource.RLIMIT_CORE, 0)]
         if sys.platform == "linux" and not torch.cuda.is_available():
-            bounds.append((resource.RLIMIT_AS, psutil.Process().memory_info().vms + job.memory))
+            bounds.append((resource.RLIMIT_AS, psutil.Process().memory_info().vms + memory))
         for kind, most in bounds:
             hard = resource.getrlimit(kind)[1]
             most = most if hard == resource.RLIM_INFINITY else min(most, hard)
             resource.setrlimit(kind, (most, most))
-    keep_inside(os.path.dirname(job.folder))
-    torch._C.PyTorchFileWriter = partial(announced, torch._C.PyTorchFileWriter)
-    sys.addaudithook(door(job.folder, job.hidden))
+    keep_inside(os.path.dirname(folder))
+    vars(torch._C)["PyTorchFileWriter"] = partial(announced, torch._C.PyTorchFileWriter)
+    sys.addaudithook(door(folder, hidden))
     return channel
 
 
@@ -278,27 +263,25 @@ def door(folder: str, hidden: frozenset[str]) -> Callable[[str, tuple], None]:
     def inside(path: Any) -> bool:
         return f"{os.path.realpath(os.fsdecode(path))}{os.sep}".startswith(home)
 
-    def forbid(what: str) -> None:
-        raise PermissionError(f"a submission may not {what}")
-
     def check(event: str, arguments: tuple) -> None:
-        if event == "open":
+        what = ""
+        if event == "open" and isinstance(arguments[0], str | bytes | os.PathLike):
             path, _, flags = arguments
-            if isinstance(path, int) or path is None:
-                return
             if (flags or 0) & WRITING and not inside(path) and path != os.devnull:
-                forbid(f"write {path}, outside its own folder")
-            if os.path.realpath(os.fsdecode(path)) in hidden:
-                forbid("read solutions or other submissions")
+                what = f"write {path}, outside its own folder"
+            elif os.path.realpath(os.fsdecode(path)) in hidden:
+                what = "read solutions or other submissions"
         elif event in PROCESSES:
-            forbid(f"start or end processes ({event})")
+            what = f"start or end processes ({event})"
         elif event.startswith("socket.") and event != "socket.__new__":
-            forbid("use the network")
+            what = "use the network"
         elif event in CHANGES:
             paths = [a for a in arguments if isinstance(a, str | bytes | os.PathLike)]
-            if not all(inside(path) for path in paths):
-                forbid(f"change files outside its own folder ({event})")
+            if not all(map(inside, paths)):
+                what = f"change files outside its own folder ({event})"
         elif event == "resource.setrlimit" and -1 in arguments[1]:
-            forbid("lift its limits")
+            what = "lift its limits"
+        if what:
+            raise PermissionError(f"a submission may not {what}")
 
     return check

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from ...data.atomic import whole_file
 from .checking import NO_SHEET, Grade
@@ -88,13 +89,13 @@ def lines(grades: Iterable[Grade], points: Points) -> Iterable[Sequence[str]]:
 # --- The class --------------------------------------------------------------------------------
 
 
-def sums(grades: Iterable[Grade], points: Points) -> tuple[Counter, dict[str, Counter]]:
+def sums(grades: Iterable[Grade], points: Points) -> tuple[Any, dict[str, Any]]:
     """What each sheet is worth, and what each student has on each."""
     asked = {(g.sheet, g.exercise) for g in grades if g.sheet != NO_SHEET}
-    of: Counter = Counter()
+    of: Any = Counter()
     for sheet, exercise in sorted(asked):
         of[sheet] += points.get(exercise, 1.0)
-    mine: dict[str, Counter] = {g.student: Counter() for g in grades}
+    mine: dict[str, Any] = {g.student: Counter() for g in grades}
     for g in grades:
         mine[g.student][g.sheet] += g.passed * points.get(g.exercise, 1.0)
     return of, mine
