@@ -44,9 +44,7 @@ def run(args: argparse.Namespace) -> int:
     for part in filter(None, args.points.split(",")):
         name, _, worth = part.partition("=")
         if name not in every() or not re.fullmatch(r"\d+(\.\d+)?", worth):
-            raise ValueError(
-                f"--points {part}: give an exercise and its points, such as attention=2"
-            )
+            raise ValueError(f"--points {part}: give exercises and points, such as attention=2")
         points[name] = float(worth)
     path = getattr(args, "class_list", None)
     students = table.ClassList(Path(path)) if path else None
@@ -57,9 +55,8 @@ def run(args: argparse.Namespace) -> int:
     grade([Path(path) for path in args.submissions], sheets, args.seconds, args.memory,
           known=known, each=kept.add)  # fmt: skip
     grades = kept.grades()
-    report.write(grades, kept.folder, points, students)
-    passed, names = sum(g.passed for g in grades), {g.student for g in grades}
-    print(
-        f"{len(names)} students, {passed} of {len(grades)} exercises passed; open {kept.folder / 'grades.html'}"
-    )
+    page = report.write(grades, kept.folder, points, students)[2]
+    graded = [g for g in grades if g.sheet != table.NO_SHEET]
+    passed, names = sum(g.passed for g in graded), {g.student for g in graded}
+    print(f"{len(names)} students, {passed} of {len(graded)} exercises passed; open {page}")
     return 0

@@ -44,12 +44,13 @@ def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed
             raise ValueError(next(h.wrong for h in found if is_notebook(h.path)))
         handed += found
     # Several files of one student are one student's, unless they answer the same sheet.
-    for suffix in (False, True):
+    for how in range(3):
         taken = [(h.student, h.sheet) for h in handed]
         for one, key in zip(handed, taken, strict=True):
             if taken.count(key) > 1:
-                path = one.path.relative_to(one.given) if one.path != one.given else one.path
-                one.student = (path if suffix else path.with_suffix("")).as_posix()
+                inside = one.path.relative_to(one.given) if one.path != one.given else one.path
+                names = inside.with_suffix(""), inside, one.path
+                one.student = names[how].as_posix()
     return sorted(handed, key=lambda h: (h.student, h.sheet.name if h.sheet else ""))
 
 

@@ -61,7 +61,7 @@ class Reader(pickle.Unpickler):
 
     def __init__(self, message: bytes, instead: Iterable[Tensor] = ()) -> None:
         super().__init__(io.BytesIO(message))
-        self.tensors, self.instead = list[Tensor](), iter(instead)
+        self.message, self.tensors, self.instead = message, list[Tensor](), iter(instead)
 
     def find_class(self, module: str, name: str) -> Any:
         """One of the few makers. Raises: KeyError: anything else."""
@@ -101,18 +101,18 @@ class Link:
     def __init__(self, channel: Connection) -> None:
         self.channel, self.number, self.waiting = channel, 0, False
 
-    def ask(self, *request: Any, seconds: float) -> tuple[dict[str, Any], bytes]:
+    def ask(self, *request: Any, seconds: float) -> tuple[dict[str, Any], Reader]:
         """The answer to a request. Raises: Gone; TimeUp: there is none after that many seconds."""
         self.number, self.waiting = self.number + 1, True
         until = time.monotonic() + seconds
         try:
             self.channel.send_bytes(cloudpickle.dumps((self.number, *request)))
             while self.channel.poll(max(until - time.monotonic(), 0)):
-                message = self.channel.recv_bytes(LARGEST)
-                answer = Reader(message).load()
+                reader = Reader(self.channel.recv_bytes(LARGEST))
+                answer = reader.load()
                 if answer["number"] == self.number:  # anything else is not ours
                     self.waiting = False
-                    return answer, message
+                    return answer, reader
         except (EOFError, OSError):
             raise Gone("ended the process") from None
         except Exception as error:
@@ -132,27 +132,26 @@ class Remote:
     def __call__(self, *inputs: Any) -> Any:
         leaves = [a for a in inputs if isinstance(a, Tensor) and a.requires_grad]
         grad = bool(leaves) and torch.is_grad_enabled()
-        answer, message = self.ask("call", inputs, grad)
+        answer, reader = self.ask("call", inputs, grad)
         for given, changed in zip(inputs, answer["changed"], strict=True):
             change(given, changed)
         self.used |= set(answer["used"])
-        if grad and "value" in answer:
-            read = Reader(message)
-            read.load()
-            if any(t.requires_grad for t in read.tensors):
-                joined = Through.apply(self, self.link.number, read.tensors, *leaves)
-                return Reader(message, joined).load()["value"]
+        if grad and any(t.requires_grad for t in reader.tensors):
+            joined = Through.apply(self, self.link.number, reader.tensors, *leaves)
+            return Reader(reader.message, joined).load()["value"]
+        for t in reader.tensors:
+            t.requires_grad_(False)
         return answer["value"]
 
-    def ask(self, *request: Any) -> tuple[dict[str, Any], bytes]:
+    def ask(self, *request: Any) -> tuple[dict[str, Any], Reader]:
         """As the link's, in the time that is left. Raises: the student's error."""
         left = self.until - time.monotonic()
         if left <= 0:
             raise limits.TimeUp
-        answer, message = self.link.ask(*request, left, seconds=2 * left + 1)
+        answer, reader = self.link.ask(*request, left, seconds=2 * left + 1)
         if "error" in answer:
             raise_at(*answer["error"])
-        return answer, message
+        return answer, reader
 
 
 class Through(torch.autograd.Function):

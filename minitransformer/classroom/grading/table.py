@@ -91,12 +91,12 @@ def lines(grades: Iterable[Grade], points: Points) -> Iterable[Sequence[str]]:
 
 def sums(grades: Iterable[Grade], points: Points) -> tuple[Any, dict[str, Any]]:
     """What each sheet is worth, and what each student has on each."""
-    asked = {(g.sheet, g.exercise) for g in grades if g.sheet != NO_SHEET}
+    graded = [g for g in grades if g.sheet != NO_SHEET]
     of: Any = Counter()
-    for sheet, exercise in sorted(asked):
+    for sheet, exercise in sorted({(g.sheet, g.exercise) for g in graded}):
         of[sheet] += points.get(exercise, 1.0)
-    mine: dict[str, Any] = {g.student: Counter() for g in grades}
-    for g in grades:
+    mine: dict[str, Any] = {g.student: Counter() for g in graded}
+    for g in graded:
         mine[g.student][g.sheet] += g.passed * points.get(g.exercise, 1.0)
     return of, mine
 
