@@ -181,7 +181,7 @@ BUDGETS = {
     "inference": 480,
     "proofs": 1500,
     "lab": 500,
-    "classroom": 5430,
+    "classroom": 5540,
     "commands": 530,
     ".": 300,
 }

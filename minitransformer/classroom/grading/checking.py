@@ -83,7 +83,7 @@ class Grading:
         while any(exercise for _, exercise in steps) and time.monotonic() < until:
             with student_process(self.hidden, self.memory) as link:
                 again: list[tuple[int, str]] = []  # cells that a new process needs
-                while steps:
+                while steps and time.monotonic() < until:
                     cell, exercise = steps.pop(0)
                     why = self.taken(link, cell, exercise, until)
                     again += [(cell, "")] if not exercise and not why else []
@@ -108,11 +108,8 @@ class Grading:
         except limits.TimeUp:
             why = f"did not end after {self.seconds:.0f} seconds"
         if exercise and (result or why):
-            seconds = time.monotonic() - start
-            self.answers[exercise][cell] = {
-                "message": f"Checking it {why}.",
-                "seconds": seconds,
-            } | result
+            result = result or {"message": f"Checking it {why}."}
+            self.answers[exercise][cell] = result | {"seconds": time.monotonic() - start}
         elif why:
             self.troubles[cell] = why
         return why
@@ -127,7 +124,7 @@ class Grading:
             with contextlib.suppress(Gone, limits.TimeUp):
                 if self.check(link, exercise, right).get("passed"):
                     result["because"] = ", ".join(earlier)
-            link.ask("restore", seconds=START)
+                link.ask("restore", seconds=START)
         return result
 
     def check(self, link: Link, exercise: str, instead: dict[str, str]) -> dict[str, Any]:

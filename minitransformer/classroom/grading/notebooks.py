@@ -19,12 +19,8 @@ MAGIC = re.compile(r"^([ \t]*)(?:[%!].*|[\w.]+\?{1,2}\s*|\?[\w.?]+\s*)$", re.MUL
 RUNS_ITS_CELL = re.compile(r"\s*%%(?:time|capture|prun)\b.*")
 RUNS_ITS_LINE = re.compile(r"^([ \t]*)%(?:time|prun)[ \t]+(?=[^\s-])", re.MULTILINE)
 LARGEST_FILE, LONGEST_CODE = 2**29, 2**22
-TOO_MUCH = (
-    SyntaxError,
-    ValueError,
-    RecursionError,
-    MemoryError,
-)  # what Python says to strange code
+# What Python says to code that it cannot read.
+TOO_MUCH = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import functools
 import inspect
 import io
 import linecache
+import os
 import pickle
 import time
 from collections.abc import Iterable, Sequence
@@ -99,10 +100,12 @@ class Link:
     """Our end of the connection to a student's process."""
 
     def __init__(self, channel: Connection) -> None:
-        self.channel, self.number, self.waiting = channel, 0, False
+        self.channel, self.number, self.waiting, self.owner = channel, 0, False, os.getpid()
 
     def ask(self, *request: Any, seconds: float) -> tuple[dict[str, Any], Reader]:
         """The answer to a request. Raises: Gone; TimeUp: there is none after that many seconds."""
+        if os.getpid() != self.owner:  # a fork would take the answers of another request
+            raise Gone("was called from another process")
         self.number, self.waiting = self.number + 1, True
         until = time.monotonic() + seconds
         try:

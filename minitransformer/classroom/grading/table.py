@@ -47,7 +47,7 @@ class Table:
 
     def add(self, handed: Handed, grades: list[Grade]) -> None:
         """The grades of one submission, in the place of any earlier ones; a full disk is no obstacle."""
-        self.known[os.path.realpath(handed.path)] = handed.digest, grades
+        self.known[os.path.abspath(handed.path)] = handed.digest, grades
         keep = {path: (d, [*map(asdict, g)]) for path, (d, g) in self.known.items()}
         with contextlib.suppress(OSError):
             write_private(self.folder / "grades.json", json.dumps(keep))
