@@ -165,7 +165,7 @@ def out(folder, tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "grades"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "cpu_count", lambda: 4)  # some only wait
-        arguments = ["grade", str(folder), "--out", str(out), "--seconds", "4", "--memory", "1"]
+        arguments = ["grade", str(folder), "--out", str(out), "--seconds", "5", "--memory", "1"]
         assert main(arguments) == 0
     assert sorted(p.name for p in out.iterdir()) == FILES
     return out
@@ -246,11 +246,11 @@ def test_grades_are_their_owners(out):
 
 def test_a_loop_in_an_answer_costs_that_answer_only(rows):
     assert passed(rows, "hangs") == ["yes", "no", "no"]
-    assert rows["hangs", "softmax"]["diagnosis"].startswith("Stopped after 4 seconds")
+    assert rows["hangs", "softmax"]["diagnosis"].startswith("Stopped after 5 seconds")
 
 
 def test_a_cell_that_nothing_can_stop_is_left_out(rows):
-    assert "code cell 2: did not end after 4 seconds" in rows["deaf", "softmax"]["note"]
+    assert "code cell 2: did not end after 5 seconds" in rows["deaf", "softmax"]["note"]
 
 
 def test_a_cell_or_an_answer_that_ends_the_process_is_left_out(rows):

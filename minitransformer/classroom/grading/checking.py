@@ -1,4 +1,4 @@
-"""What judges a submission: our checks, in a process that none of the student's code ever enters.
+"""Judging a submission: our checks run in a process that the student's code never enters.
 
 Each function of the student is a `Remote`, called over a connection to the student's process. A step that
 ends that process, or does not end, is left out, and the others are done in a new one.
@@ -68,7 +68,7 @@ class Grading:
             linecache.cache[f"cell {i + 1}"] = (1, None, source.splitlines(True), f"cell {i + 1}")
 
     def steps(self) -> list[tuple[int, str]]:
-        """Cells to run, and exercises to check after every cell that defines the function."""
+        """The cells to run, and a check after every cell that defines the function."""
         asked, cells = self.sheet.asked, self.handed.cells
         steps: list[tuple[int, str]] = []
         for i in (places := cells_to_run(self.sheet, cells)):
@@ -146,7 +146,7 @@ class Grading:
                 "used": sorted({*map(short, used)})}  # fmt: skip
 
     def last(self, exercise: str) -> dict[str, Any]:
-        """The result for the function as it is at the end."""
+        """The result for the last definition."""
         return next((a for a in reversed(self.answers[exercise].values()) if "message" in a), {})
 
     def grade(self, exercise: str) -> Grade:

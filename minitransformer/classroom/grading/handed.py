@@ -1,4 +1,4 @@
-"""What was handed in: the files, whose they are, and which sheet each answers."""
+"""Submissions: the files, their students, and the sheet that each of them answers."""
 
 import hashlib
 import re
@@ -27,7 +27,7 @@ class Handed:
 
 
 def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed]:
-    """All that was handed in, each with its student's name and its sheet.
+    """All submissions, each with its student's name and its sheet.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -71,7 +71,7 @@ def files_in(given: Path) -> Iterator[Path]:
 
 
 def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
-    """One submission; whatever is wrong with it is said of it alone."""
+    """One submission; an error in it concerns no other."""
     handed = Handed(student_of(path, given, sheets), path, given)
     try:
         if not is_notebook(path):

@@ -1,4 +1,4 @@
-"""What the system does to keep a submission inside its folder.
+"""Protection by the system: a submission can change nothing outside its folder.
 
 With bubblewrap installed, each submission runs in namespaces of its own: it sees the machine's files without
 being able to change them, and neither the network nor other processes. Otherwise a Linux kernel from 5.13 on
@@ -31,7 +31,7 @@ def bubblewrap() -> str:
 
 
 def sandbox(program: str, folder: str, hidden: Iterable[str]) -> list[str]:
-    """What to put in front of a command that may change this folder only, and not see some files."""
+    """The start of a command line: the rest may change this folder only, and not read some files."""
     hide = [w for file in hidden if os.path.exists(file) for w in ("--ro-bind", os.devnull, file)]
     return [program, "--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", *hide, "--bind", folder, folder,
             "--unshare-all", "--die-with-parent", "--chdir", folder]  # fmt: skip
@@ -46,7 +46,7 @@ def landlock() -> int:
 
 
 def keep_inside(folder: str) -> None:
-    """From now on this process changes files only in this folder, where the kernel can see to that."""
+    """Confine this process to changes in this folder, where the kernel can do that."""
     version = landlock()
     if not version:
         return
@@ -65,7 +65,7 @@ def keep_inside(folder: str) -> None:
 
 
 def protection() -> str:
-    """What keeps submissions from harming this machine, in words."""
+    """A description of the protection that is on."""
     if bubblewrap():
         return "bubblewrap: namespaces of its own, no network, all files but its folder read-only"
     if landlock():

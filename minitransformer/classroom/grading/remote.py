@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ..engine import limits
 
-LARGEST = 2**26  # bytes of an answer
+LARGEST = 2**24  # bytes of an answer
 # Errors that a text alone cannot make.
 TAKE_MORE = (UnicodeDecodeError, UnicodeEncodeError, UnicodeTranslateError, ExceptionGroup)
 
@@ -89,7 +89,7 @@ def array(raw: bytes, shape: Sequence[int], dtype: str, scalar: bool) -> Any:
 
 
 def unknown(name: str) -> Any:
-    """What stands for an object that cannot travel: one with a type of that name."""
+    """A stand-in for an object that cannot travel: its type has the same name."""
     return type("".join(filter(str.isidentifier, name[:100])) or "object", (), {})()
 
 

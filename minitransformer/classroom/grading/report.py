@@ -1,4 +1,4 @@
-"""What a teacher reads after grading: a page, and a figure of the mistakes."""
+"""The teacher's page after grading, with a figure of the mistakes."""
 
 import base64
 import io

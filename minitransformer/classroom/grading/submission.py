@@ -1,6 +1,6 @@
-"""What runs in a student's process: the cells, and the functions when a check calls them.
+"""A student's process: it runs the cells, and calls the functions when a check asks for it.
 
-Nothing here decides: the process sends outputs, and `checking` judges them in another process. So patches of
+Nothing is decided here: the process sends outputs, and `checking` judges them in another one. So patches of
 torch, of the package or of this file harm only the student's own answers. Accidents and clumsy tricks are
 kept off the machine, such as an endless loop or an `rmtree`; how well depends on the system (`protection`).
 Without a kernel's help this is no sandbox: grade strangers in a container.
@@ -87,7 +87,7 @@ class Host:
             return {"trouble": text}
 
     def look_up(self, function: str, instead: dict[str, str]) -> dict[str, Any]:
-        """What the student calls so; `instead` puts right answers in the place of others."""
+        """Find the student's function; `instead` replaces other functions by right answers."""
         self.before = {name: self.names[name] for name in instead if name in self.names}
         self.names |= {name: registry.every()[right].right for name, right in instead.items()}
         self.function, self.calls = self.names.get(function), {}
@@ -155,7 +155,7 @@ class Host:
 
 
 def state(value: Any) -> Any:
-    """What a function may change of an argument: its content, or a module's mode."""
+    """The part of an argument that a function may change: its content, or a module's mode."""
     if isinstance(value, Tensor | nn.Module):
         return value.detach() if isinstance(value, Tensor) else value.training
     return value if isinstance(value, dict | list) else None

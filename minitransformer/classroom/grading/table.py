@@ -1,4 +1,4 @@
-"""The tables: grades.csv and what it is kept in, and class.csv with the sums."""
+"""The tables: grades.csv, grades.json from which a second start resumes, and class.csv with the sums."""
 
 import contextlib
 import csv
@@ -46,7 +46,7 @@ class Table:
         return sorted(rows, key=lambda g: (g.student, g.sheet))  # keeps the order of exercises
 
     def add(self, handed: Handed, grades: list[Grade]) -> None:
-        """The grades of one submission, in the place of any earlier ones; a full disk is no obstacle."""
+        """Add or replace the grades of one submission; on a full disk, carry on without writing."""
         self.known[os.path.abspath(handed.path)] = handed.digest, grades
         keep = {path: (d, [*map(asdict, g)]) for path, (d, g) in self.known.items()}
         with contextlib.suppress(OSError):
@@ -90,7 +90,7 @@ def lines(grades: Iterable[Grade], points: Points) -> Iterable[Sequence[str]]:
 
 
 def sums(grades: Iterable[Grade], points: Points) -> tuple[Any, dict[str, Any]]:
-    """What each sheet is worth, and what each student has on each."""
+    """The points that each sheet gives, and those of each student."""
     graded = [g for g in grades if g.sheet != NO_SHEET]
     of: Any = Counter()
     for sheet, exercise in sorted({(g.sheet, g.exercise) for g in graded}):
@@ -119,7 +119,7 @@ class ClassList:
         self.header, *self.rows = [row for row in rows if any(row)] or [["student"]]
 
     def places(self, students: Iterable[str]) -> dict[str, int]:
-        """In which row each student stands, if in exactly one."""
+        """The row of each student who matches exactly one."""
         names = [
             set[str]().union(*map(keys, [*row, *map(" ".join, pairwise(row))])) for row in self.rows
         ]
@@ -127,7 +127,7 @@ class ClassList:
         return {student: rows[0] for student, rows in found.items() if len(rows) == 1}
 
     def missing(self, students: Iterable[str]) -> list[str]:
-        """Who has handed in nothing; Canvas's second line is no student."""
+        """The students who handed in nothing; Canvas's second line is no student."""
         there = self.places(students).values()
         rows = [row for i, row in enumerate(self.rows) if i not in there]
         return [" ".join(row[:3]) for row in rows if row[0].strip() != "Points Possible"]
