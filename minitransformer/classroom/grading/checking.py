@@ -141,9 +141,12 @@ class Grading:
         except Exception as error:
             text = str(error)[:2000]
             return {"message": f"The check itself failed. {type(error).__name__}: {text}"}
-        used = [name for name in student.used if not self.sheet.shows(exercise, name)]
-        return {"passed": answer.passed, "message": answer.message, "mistakes": answer.mistakes,
-                "used": sorted({*map(short, used)})}  # fmt: skip
+        message = answer.message
+        if link.waiting:
+            message = f"Stopped after {limits.SECONDS:.0f} seconds: it did not react to a signal."
+        used = {short(name) for name in student.used if not self.sheet.shows(exercise, name)}
+        return {"passed": answer.passed, "message": message, "mistakes": answer.mistakes,
+                "used": sorted(used)}  # fmt: skip
 
     def last(self, exercise: str) -> dict[str, Any]:
         """The result for the last definition."""
