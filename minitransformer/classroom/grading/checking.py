@@ -59,6 +59,7 @@ class Grading:
     troubles: dict[int, str] = field(default_factory=dict)  # what stopped a cell
     # For each exercise, by the cell after which it was checked.
     answers: dict[str, dict[int, dict[str, Any]]] = field(default_factory=dict)
+    where: dict[str, tuple[str, int]] = field(default_factory=dict)  # the definition checked last
 
     def __post_init__(self) -> None:
         limits.SECONDS = min(limits.SECONDS, self.seconds)
@@ -131,9 +132,12 @@ class Grading:
         """The result of one check, with right answers instead of some of the functions."""
         function, check = self.sheet.asked[exercise], registry.every()[exercise]
         found, _ = link.ask("look_up", function, instead, seconds=START)
-        if not found["new"]:
+        file, line = found["where"]
+        same = line and (file, line) == self.where.get(exercise)
+        if not found["found"] or (same and not instead):  # nothing new since the last check
             return {}
-        student: Any = Remote(link, function, found.get("file", ""))
+        self.where[exercise] = file, line
+        student: Any = Remote(link, function, file)
         # The evidence against a wrong diagnosis takes trainings, and the table does not show it.
         quick = {"measured": False} if isinstance(check, registry.Quiz) else {}
         try:

@@ -60,7 +60,6 @@ class Host:
             "__name__": "__main__", "__builtins__": builtins, "display": shell.display,
             "get_ipython": lambda: shell,
         }  # fmt: skip
-        self.checked: dict[str, Any] = {}
         self.before: dict[str, Any] = {}  # the student's functions that right answers replace
         self.calls: dict[int, tuple[list[Tensor], list[Tensor]]] = {}  # tensors in and out
 
@@ -90,13 +89,13 @@ class Host:
         """Find the student's function; `instead` replaces other functions by right answers."""
         self.before = {name: self.names[name] for name in instead if name in self.names}
         self.names |= {name: registry.every()[right].right for name, right in instead.items()}
-        self.function, self.calls = self.names.get(function), {}
-        new = self.function is not self.checked.get(function) or bool(instead)
-        self.checked[function] = self.function
-        if not callable(self.function):
-            return {"new": new, "callable": False, "value": self.function}
-        code = getattr(inspect.unwrap(self.function), "__code__", None)
-        return {"new": new, "callable": True, "file": getattr(code, "co_filename", "")}
+        self.function: Any = self.names.get(function)
+        self.calls = {}
+        known = callable(self.function)
+        code = getattr(inspect.unwrap(self.function), "__code__", None) if known else None
+        where = (code.co_filename, code.co_firstlineno) if code else ("", 0)
+        value = None if known else self.function
+        return {"found": function in self.names, "callable": known, "value": value, "where": where}
 
     def restore(self) -> dict[str, Any]:
         """The student's own functions again."""
