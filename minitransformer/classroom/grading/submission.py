@@ -89,10 +89,10 @@ class Host:
         """Find the student's function; `instead` replaces other functions by right answers."""
         self.before = {name: self.names[name] for name in instead if name in self.names}
         self.names |= {name: registry.every()[right].right for name, right in instead.items()}
-        self.function: Any = self.names.get(function)
-        self.calls = {}
-        known = callable(self.function)
-        code = getattr(inspect.unwrap(self.function), "__code__", None) if known else None
+        self.function, self.calls = self.names.get(function), {}
+        known, code = callable(self.function), None
+        if callable(self.function):
+            code = getattr(inspect.unwrap(self.function), "__code__", None)
         where = (code.co_filename, code.co_firstlineno) if code else ("", 0)
         value = None if known else self.function
         return {"found": function in self.names, "callable": known, "value": value, "where": where}
