@@ -1,3 +1,3 @@
 """From a folder of notebooks to a table of grades.
 
-Reading order: `notebooks`, `submission`, `grade`, `report`."""
+Reading order: `notebooks`, `handed`, `grade`, `checking`, `remote`, `submission`, `protection`, `table`, `report`."""

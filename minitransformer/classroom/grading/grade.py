@@ -1,63 +1,28 @@
 """Grading: checks what a class handed in, and says what each student got wrong.
 
-Each submission runs in its own process (`submission.py` says what that does and does not keep off),
-forked where possible from an interpreter that has the package loaded. A step that ends the process, or
-does not end, is left out, and the other steps are done in a new process.
+Each submission is checked in a process of its own (`checking`), forked where possible from an interpreter
+that has the package loaded; that process starts another one for the student's cells (`submission`).
 """
 
-import json
 import multiprocessing
 import os
-import secrets
 import signal
-import tempfile
-import threading
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from ..engine import limits
-from .notebooks import Sheet, bound_and_used, cells_to_run, code_cells, read_sheets, sheet_of
-from .submission import Job, work
+from .checking import IN_ALL, NO_SHEET, START, Grade, Grading
+from .handed import Handed, collect
+from .notebooks import read_sheets
 
 EXERCISES = Path(__file__).parents[3] / "notebooks" / "exercises"
-GRACE = 5.0  # seconds over its time before a step is ended from outside
-IN_ALL = 5  # a submission may take this many times the limit of one cell
-START = 120.0  # seconds for a process, or the interpreter it is forked from, to load everything
-LONGEST_ANSWER = 2**20
-NO_SHEET = "-"  # sheet and exercise of a file that cannot be graded
-
-
-@dataclass(frozen=True)
-class Grade:
-    """One line of the table: a student and an exercise."""
-
-    student: str
-    sheet: str
-    exercise: str
-    passed: bool
-    message: str
-    mistakes: tuple[str, ...] = ()
-    note: str = ""  # what the teacher should look at
-    seconds: float = 0.0
-
-
-@dataclass
-class Handed:
-    """One submission."""
-
-    student: str
-    path: Path
-    cells: list[str] = field(default_factory=list)
-    sheet: Sheet | None = None
-    wrong: str = ""  # why it cannot be graded
+FAILED = "Grading it failed"  # through no fault of the submission: it is tried again the next time
 
 
 def grade(
@@ -66,6 +31,8 @@ def grade(
     seconds: float = 120.0,
     memory: float = 4.0,
     at_once: int | None = None,
+    known: Mapping[str, tuple[str, list[Grade]]] | None = None,
+    each: Callable[[Handed, list[Grade]], None] = lambda *_: None,
 ) -> list[Grade]:
     """Check every submission, in the order of the students' names.
 
@@ -75,6 +42,9 @@ def grade(
         seconds: limit for each cell; a whole submission may take five times that.
         memory: GiB for each submission.
         at_once: submissions that run at the same time; one per processor by default.
+        known: for paths of files, the digest and the grades of an earlier run. In a folder, only
+            what is new or changed is graded; a file named by itself always is.
+        each: called with each submission and its grades, as they come.
 
     Raises:
         FileNotFoundError: there is no such file or folder.
@@ -87,173 +57,68 @@ def grade(
     files = frozenset(os.path.realpath(path) for path in hidden)
 
     def rows(one: Handed) -> list[Grade]:
-        return grade_one(one, files, seconds, int(memory * 2**30))
+        own = os.path.realpath(one.path)
+        digest, before = (known or {}).get(os.path.abspath(one.path), ("", []))
+        failed = any(g.message.startswith(FAILED) for g in before)
+        if before and digest == one.digest and one.path != one.given and not failed:
+            return [replace(g, student=one.student) for g in before]
+        return in_a_process(one, files - {own}, seconds, int(memory * 2**30))
 
-    # Threads are enough: each waits for a process of its own.
-    with ThreadPoolExecutor(at_once or os.cpu_count()) as pool:
-        bar = tqdm(pool.map(rows, handed), total=len(handed), unit="submission")
-        return [row for graded in bar for row in graded]
-
-
-def collect(submissions: Sequence[Path], sheets: Sequence[Sheet]) -> list[Handed]:
-    """All notebooks, each with its student's name and its sheet."""
-    handed: list[Handed] = []
-    for path in submissions:
-        if not path.exists():
-            raise FileNotFoundError(f"no such file or folder: {path}")
-        files = notebooks_in(path) if path.is_dir() else [path]
-        if not files:
-            raise ValueError(f"no notebook (.ipynb or .py) in {path}")
-        found = [read(file, path, sheets) for file in files]
-        if all(h.wrong for h in found):
-            raise ValueError(found[0].wrong)
-        handed += found
-    names = [h.student for h in handed]
-    for one in handed:
-        if names.count(one.student) > 1:
-            one.student = str(one.path.with_suffix(""))
-    return sorted(handed, key=lambda h: h.student)
-
-
-def notebooks_in(folder: Path) -> list[Path]:
-    """The notebooks of a folder and its subfolders, without Jupyter's own copies."""
-    files = (p for p in folder.rglob("*") if p.suffix in (".ipynb", ".py") and p.is_file())
-    return sorted(p for p in files if "/." not in f"/{p.relative_to(folder).as_posix()}")
-
-
-def read(path: Path, given: Path, sheets: Sequence[Sheet]) -> Handed:
-    """One submission. The student's name is the file's, or the path's if the file has its sheet's name."""
-    named = path.stem in {sheet.name for sheet in sheets} and path != given
-    student = str(path.relative_to(given).with_suffix("")) if named else path.stem
-    handed = Handed(student, path)
+    found: dict[int, list[Grade]] = {}
+    pool = ThreadPoolExecutor(at_once or os.cpu_count())  # they wait for processes of their own
     try:
-        handed.cells = code_cells(path)
-        handed.sheet = sheet_of(handed.cells, sheets, path.stem)
-    except (ValueError, OSError) as error:
-        handed.wrong = str(error)
-    if not handed.wrong and handed.sheet is None:
-        names = ", ".join(sheet.name for sheet in sheets)
-        handed.wrong = f"{path} answers none of the exercise sheets ({names})"
-    return handed
-
-
-def grade_one(handed: Handed, hidden: frozenset[str], seconds: float, memory: int) -> list[Grade]:
-    """All exercises of one submission."""
-    sheet = handed.sheet
-    if sheet is None:
-        return [Grade(handed.student, NO_SHEET, NO_SHEET, False, handed.wrong)]
-    steps = steps_of(sheet, handed.cells)
-    cells = {what: handed.cells[what] for kind, what in steps if kind == "cell"}
-    answers: dict[Any, dict[str, Any]] = {}
-    troubles: dict[int, str] = {}
-    until = time.monotonic() + IN_ALL * seconds
-    while any(kind == "check" for kind, _ in steps) and time.monotonic() < until:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            token = secrets.token_hex(16)
-            job = Job(cells, steps, dict(troubles), folder, hidden, seconds, memory, token)
-            reports = attempt(job, until)
-        taken = list(zip(steps, reports, strict=False))
-        for (kind, what), report in taken:
-            if kind == "check":
-                answers[what] = report
-            elif report.get("error"):
-                troubles[what] = str(report["error"])
-        # A cell is needed again, unless it was fatal.
-        again = [step for step, r in taken if step[0] == "cell" and "fatal" not in r]
-        steps = again + steps[len(taken) :]
-    trouble = "; ".join(f"code cell {i + 1}: {text}" for i, text in sorted(troubles.items()))
-    return [
-        to_grade(handed.student, sheet, name, answers.get((name, function)), trouble)
-        for name, function in sheet.asked.items()
-    ]
-
-
-def steps_of(sheet: Sheet, cells: Sequence[str]) -> list[tuple[str, Any]]:
-    """The cells to run, and each check after the last cell that defines its function."""
-    places = cells_to_run(sheet, cells)
-    last = {name: i for i in places for name in bound_and_used(cells[i])[0]}
-    steps: list[tuple[str, Any]] = []
-    for i in [None, *places]:
-        steps += [("cell", i)] if i is not None else []
-        steps += [("check", asked) for asked in sheet.asked.items() if last.get(asked[1]) == i]
-    return steps
-
-
-def to_grade(
-    student: str, sheet: Sheet, name: str, answer: dict[str, Any] | None, trouble: str
-) -> Grade:
-    """A line of the table, from what the process reported about an exercise, if anything."""
-    answer = answer or {"message": "Not reached: the submission's time was up."}
-    before = sheet.before(name)
-    # An answer may use what the sheet has used before it, but never a check.
-    uses = [str(u) for u in answer.get("uses", ()) if str(u) not in before or "check" in str(u)]
-    notes = [f"uses the package's own {', '.join(uses)}; look at it"] if uses else []
-    notes += [trouble] if trouble else []
-    return Grade(
-        student, sheet.name, name, answer.get("passed") is True, str(answer.get("message", "")),
-        tuple(map(str, answer.get("mistakes", ()))), "; ".join(notes),
-        float(answer.get("seconds", 0.0)),
-    )  # fmt: skip
-
-
-# --- The process ------------------------------------------------------------------------------
-
-
-def attempt(job: Job, until: float) -> list[dict[str, Any]]:
-    """Do the steps in a new process: its report on each, up to one that it did not survive."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-    context.set_forkserver_preload([f"{__package__}.preload"])
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(job, theirs), daemon=True)
-    process.start()
-    theirs.close()
-    reports: list[dict[str, Any]] = []
-    limit, deadline = START, time.monotonic() + START
-    # For half a message, which only a trick can send, `recv_bytes` would wait for ever.
-    last_resort = threading.Timer(max(until - time.monotonic(), 0.0) + START, process.kill)
-    last_resort.daemon = True
-    last_resort.start()
-    try:
-        while len(reports) < len(job.steps):
-            answer = heard(ours, job.token, deadline)
-            if answer is None:
-                late = time.monotonic() >= deadline
-                why = f"did not end after {limit:.0f} seconds" if late else "ended the process"
-                return [*reports, {"error": why, "message": f"Checking it {why}.", "fatal": True}]
-            if answer.get("step") == len(reports) and len(answer) == 2:  # it begins
-                limit = job.seconds if job.steps[len(reports)][0] == "cell" else limits.SECONDS
-                deadline = min(time.monotonic() + limit, until) + GRACE
-            elif answer.get("step") == len(reports):
-                reports.append(answer)
-        return reports
+        waiting = {pool.submit(rows, one): i for i, one in enumerate(handed)}
+        for done in tqdm(as_completed(waiting), total=len(handed), unit="submission"):
+            i = waiting[done]
+            found[i] = done.result()
+            each(handed[i], found[i])
     finally:
-        last_resort.cancel()
-        end(process)
-        ours.close()
+        pool.shutdown(cancel_futures=True)
+    return [row for i in sorted(found) for row in found[i]]
 
 
-def heard(channel: Connection, token: str, deadline: float) -> dict[str, Any] | None:
-    """The next report of our own code in the process; None if none comes any more."""
-    while (left := deadline - time.monotonic()) > 0:
+def in_a_process(
+    handed: Handed, hidden: frozenset[str], seconds: float, memory: int
+) -> list[Grade]:
+    """All exercises of one submission, checked in a process of its own."""
+    why: Any = handed.wrong
+    if handed.sheet is not None:
+        forks = "forkserver" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
+        context.set_forkserver_preload([f"{__package__}.preload"])
+        ours, theirs = context.Pipe(duplex=False)
+        given = theirs, handed, handed.sheet, hidden, seconds, memory
+        process = context.Process(target=report, args=given)
         try:
-            if not channel.poll(left):
-                return None
-            answer = json.loads(channel.recv_bytes(LONGEST_ANSWER))
-        except ValueError:  # not ours
-            continue
-        except (EOFError, OSError):
-            return None
-        if isinstance(answer, dict) and answer.get("token") == token:
-            return answer
-    return None
+            process.start()
+            theirs.close()
+            late = not ours.poll(START + 2 * IN_ALL * seconds)
+            why = "it does not end" if late else ours.recv()
+        except (OSError, EOFError):
+            why = "its process was ended"
+        finally:
+            ours.close()
+            end(process)
+        if isinstance(why, list):
+            return why
+        why = f"{FAILED}: {why}"
+    return [Grade(handed.student, NO_SHEET, NO_SHEET, False, why)]
 
 
 def end(process: Any) -> None:
     """End a process and everything that it started."""
-    with suppress(OSError):
-        if hasattr(os, "killpg") and os.getpgid(process.pid) == process.pid:
+    if process.pid is not None:
+        with suppress(OSError, AttributeError):
             os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-    process.join()
-    process.close()
+        process.kill()
+        process.join()
+
+
+def report(channel: Connection, *what: Any) -> None:
+    """Grade a submission, and send its grades."""
+    if hasattr(os, "setsid"):
+        os.setsid()
+    try:
+        channel.send(Grading(*what).grades())
+    except Exception as error:
+        channel.send(f"{type(error).__name__}: {error}")

@@ -6,6 +6,7 @@ alone, so editing the checks of a submission has no effect.
 """
 
 import ast
+import functools
 import json
 import re
 import symtable
@@ -14,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PERCENT = re.compile(r"^# (?:%%|In ?\[)(.*)$", re.MULTILINE)
-MAGIC = re.compile(r"^([ \t]*)(?:[%!].*|\w+\?{1,2}\s*)$", re.MULTILINE)
-OTHER_LANGUAGE = re.compile(r"\s*%%(?!time|capture|prun)")
+MAGIC = re.compile(r"^([ \t]*)(?:[%!].*|[\w.]+\?{1,2}\s*|\?[\w.?]+\s*)$", re.MULTILINE)
+RUNS_ITS_CELL = re.compile(r"\s*%%(?:time|capture|prun)\b.*")
+RUNS_ITS_LINE = re.compile(r"^([ \t]*)%(?:time|prun)[ \t]+(?=[^\s-])", re.MULTILINE)
+LARGEST_FILE, LONGEST_CODE = 2**29, 2**22
+# What Python says to code that it cannot read.
+TOO_MUCH = (SyntaxError, ValueError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -26,11 +31,12 @@ class Sheet:
     cells: tuple[str, ...]  # the code cells as they were handed out
     asked: dict[str, str]  # the function that students write for each exercise
 
-    def before(self, exercise: str) -> str:
-        """The code that comes before this exercise in the sheet."""
-        stub = f"def {self.asked[exercise]}("
-        at = next(i for i, cell in enumerate(self.cells) if stub in cell)
-        return "\n".join(self.cells[:at])
+    def shows(self, exercise: str, name: str) -> bool:
+        """Whether the sheet has used a function of the package before it asks for this one."""
+        at = next(i for i, c in enumerate(self.cells) if f"def {self.asked[exercise]}(" in c)
+        module, function = map(re.escape, name.split(".")[-2:])
+        used = rf"\b(mt|{module})\.{function}\b|import\b.*\b{function}\b"
+        return ".classroom." not in name and bool(re.search(used, "\n".join(self.cells[:at])))
 
 
 def code_cells(path: Path) -> list[str]:
@@ -38,8 +44,10 @@ def code_cells(path: Path) -> list[str]:
 
     Raises: ValueError: it is neither.
     """
+    if path.stat().st_size > LARGEST_FILE:
+        raise ValueError(f"{path} has more than {LARGEST_FILE >> 20} MiB")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file in UTF-8") from None
     if path.suffix == ".py":
@@ -50,8 +58,10 @@ def code_cells(path: Path) -> list[str]:
     try:
         found = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
         sources = ["".join(cell["source"]) for cell in found]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ValueError(f"{path} is no notebook (.ipynb of format 4)") from None
+    if sum(map(len, sources)) > LONGEST_CODE:
+        raise ValueError(f"{path} has more than {LONGEST_CODE:,} characters of code")
     return [source.strip() for source in sources if source.strip()]
 
 
@@ -98,15 +108,27 @@ def sheet_of(cells: Sequence[str], sheets: Sequence[Sheet], name: str) -> Sheet 
     return best if likeness(best)[0] >= 3 else None
 
 
+@functools.cache
 def runnable(cell: str) -> str:
-    """A cell without IPython's magics, which mean nothing here; lines keep their numbers."""
-    if OTHER_LANGUAGE.match(cell):
+    """A cell as plain Python: IPython's own translation of its magics, if IPython is installed."""
+    code = RUNS_ITS_LINE.sub(
+        r"\1", RUNS_ITS_CELL.sub("", cell, count=1) if cell.lstrip()[:2] == "%%" else cell
+    )
+    if code.lstrip().startswith("%%"):  # another language, or a cell that IPython runs apart
         return ""
     try:
-        ast.parse(cell)
-        return cell
-    except (SyntaxError, ValueError):
-        return MAGIC.sub(r"\1pass", cell)
+        ast.parse(code)
+        return code
+    except TOO_MUCH:
+        pass
+    try:
+        from IPython.core.inputtransformer2 import TransformerManager
+
+        return TransformerManager().transform_cell(code)
+    except ImportError:
+        return MAGIC.sub(r"\1pass", code)
+    except Exception:
+        return code
 
 
 def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
@@ -114,7 +136,7 @@ def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
     code = runnable(cell)
     try:
         top, tree = symtable.symtable(code, "cell", "exec"), ast.parse(code)
-    except (SyntaxError, ValueError):  # it will not run, but we know what it was meant to define
+    except TOO_MUCH:  # it may not run, but we know what it was meant to define
         return set(re.findall(r"^def (\w+)", cell, re.MULTILINE)), set()
     symbols, tables = [], [top]
     for table in tables:
@@ -124,7 +146,9 @@ def bound_and_used(cell: str) -> tuple[set[str], set[str]]:
     used = {s.get_name() for s in symbols if s.is_referenced()}
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript | ast.Attribute) and isinstance(node.ctx, ast.Store):
-            bound.add(ast.unparse(node).split(".")[0].split("[")[0])
+            while isinstance(node, ast.Subscript | ast.Attribute | ast.Call):
+                node = node.func if isinstance(node, ast.Call) else node.value
+            bound.add(getattr(node, "id", ""))
         if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
             bound.add("*")
     return bound, used
