@@ -270,12 +270,10 @@ def is_number(a: Any) -> bool:
     return isinstance(a, Tensor) and a.is_floating_point()
 
 
-FORMULA = Ops(
-    *map(
-        check_input_of,
-        (softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy),
-    )
-)
+WRITTEN_OUT: tuple[Callable[..., Tensor], ...] = (
+    softmax, attention, layer_norm, rms_norm, relu, gelu, gelu_tanh, cross_entropy,
+)  # fmt: skip
+FORMULA = Ops(*map(check_input_of, WRITTEN_OUT))
 FUSED = Ops(
     fast.fused_softmax, fast.fused_attention, fast.fused_layer_norm, fast.fused_rms_norm,
     F.relu, F.gelu, fast.fused_gelu_tanh, fast.fused_cross_entropy,

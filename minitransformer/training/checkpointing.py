@@ -141,8 +141,8 @@ def checksum(about: Any, tensors: Mapping[str, Tensor]) -> str:
     """A hash of tensors, and of what is written beside them."""
     sha = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for key in sorted(tensors):
-        sha.update(key.encode())
-        sha.update(tensors[key].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        raw = tensors[key].detach().contiguous().reshape(-1).view(torch.uint8)
+        sha.update(key.encode() + raw.numpy().tobytes())
     return sha.hexdigest()
 
 
@@ -155,7 +155,9 @@ def identity_of(model: nn.Module) -> dict[str, Any]:
     """The model's part in what a run is: its switches and shapes, by names for messages."""
     config = getattr(model, "config", None)
     switches = asdict(config) if is_dataclass(config) else {}  # type: ignore[arg-type]
-    shapes = {f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()}
+    shapes: dict[str, Any] = {
+        f"the shape of {name}": list(t.shape) for name, t in weights_of(model).items()
+    }
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     shapes |= {"the frozen parameters": frozen} if frozen else {}
     return {f"the model's {name}": value for name, value in switches.items()} | shapes
