@@ -175,7 +175,7 @@ def test_doctests(module):
 BUDGETS = {
     "formulas": 2100,
     "model": 1700,
-    "data": 1710,
+    "data": 1730,
     "training": 2150,
     "pretrained": 850,
     "inference": 480,
@@ -201,8 +201,8 @@ def test_the_house_keeps_its_budgets():
     over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
     for room, n in rooms.items():
         print(f"{room:12} {n:6,} of {BUDGETS[room]:6,}")
-    print(f"{'all':12} {sum(rooms.values()):6,} of 16,400")
-    assert not over and sum(rooms.values()) <= 16_400
+    print(f"{'all':12} {sum(rooms.values()):6,} of 16,450")
+    assert not over and sum(rooms.values()) <= 16_450
 
 
 def test_no_file_is_too_long_to_read():
