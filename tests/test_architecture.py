@@ -180,7 +180,7 @@ BUDGETS = {
     "pretrained": 850,
     "inference": 480,
     "proofs": 1500,
-    "lab": 500,
+    "lab": 515,
     "classroom": 4900,
     "commands": 590,
     ".": 365,
