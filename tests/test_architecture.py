@@ -180,7 +180,7 @@ BUDGETS = {
     "pretrained": 1120,
     "inference": 490,
     "proofs": 1500,
-    "lab": 500,
+    "lab": 560,
     "classroom": 6400,
     "commands": 620,
     ".": 365,

@@ -96,25 +96,34 @@ class LabelledTexts:
         """
         if abs(sum(fractions) - 1) > 1e-9 or min(fractions) <= 0:
             raise ValueError(f"fractions must be positive and sum to 1, got {fractions}")
-        groups: dict[str, list[int]] = {}
+        # Near-duplicates are joined after the shuffle, so that they change few other places.
+        equal: dict[str, list[int]] = {}
         for i, text in enumerate(self.texts):
-            groups.setdefault(same(text) or text.strip(), []).append(i)
+            equal.setdefault(" ".join(text.casefold().split()), []).append(i)
         rng, n_parts = random.Random(seed), len(fractions)
         parts: list[list[int]] = [[] for _ in fractions]
+        home: dict[str, list[int]] = {}  # the part that has the texts of a key
         for label, name in enumerate(self.label_names):
-            mine = [group for group in groups.values() if self.labels[group[0]] == label]
-            if (n := len(mine)) < n_parts:
+            mine = [group for group in equal.values() if self.labels[group[0]] == label]
+            rng.shuffle(mine)
+            alike: dict[str, list[int]] = {}
+            for group in mine:
+                text = self.texts[group[0]]
+                alike.setdefault(same(text) or text.strip(), []).extend(group)
+            for key in [key for key in alike if key in home]:
+                home[key] += alike.pop(key)
+            if (n := len(alike)) < n_parts:
                 raise ValueError(
                     f"{self.source}: label {name!r} has {n} different text{'s' * (n != 1)}, too few "
                     f"for {n_parts} parts; add examples of it, merge it with another label, or "
                     "remove it"
                 )
-            rng.shuffle(mine)
-            start = 0
+            keys, start = list(alike), 0
             for k, part in enumerate(parts, 1):
                 # Every part gets at least one text of every label.
                 end = min(max(round(n * sum(fractions[:k])), k), n - (n_parts - k))
-                part += [i for group in mine[start:end] for i in group]
+                home |= dict.fromkeys(keys[start:end], part)
+                part += [i for key in keys[start:end] for i in alike[key]]
                 start = end
         for part in parts:
             rng.shuffle(part)
