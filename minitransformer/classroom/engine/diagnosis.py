@@ -23,13 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...proofs.draws import OTHER, SIZES
 from ...proofs.formula import Inputs
 from . import limits
-from .numbers import EXACT, SEED, digits, distance, gradients, pattern, place
+from .identity import borrowed, solutions
+from .numbers import (
+    EXACT, ROUNDED, SEED, SINGLE, Singles, as_numbers, digits, distance, gradients, pattern, place,
+)  # fmt: skip
 from .patches import Mistake, patched
-from .running import Finding, check_type, copies, crash, paragraphs, run, stopped
+from .running import Finding, check_type, copies, crash, guarded, paragraphs, run, stopped
 
 Cases = dict[str, Inputs]
+OTHER_SIZES = "other sizes"  # the case before this one, with every size another one
 Property = Callable[[Callable, Inputs], str | None]  # says how it is broken; None if it holds
 
 
@@ -41,6 +46,7 @@ class Result:
     passed: bool
     message: str
     mistakes: tuple[str, ...] = ()  # names of the known ones that were recognised
+    uses: tuple[str, ...] = ()  # functions of the package or of torch that are the solution
 
     def __repr__(self) -> str:
         return f"{'passed' if self.passed else 'not yet'}: {self.title}\n\n{self.message}"
@@ -64,14 +70,18 @@ class Exercise:
     title: str
     formula: str
     right: Callable[..., Any]  # where there is one, the package's own; its source is patched
-    draw: Callable[[np.random.Generator, str], Inputs]  # `draw(rng, case)`: arguments in order
+    draw: Callable[..., Inputs]  # `draw(rng, case, sizes)`: the arguments in order
     cases: tuple[str, ...]
     axes: str  # names of the output's axes
     mistakes: tuple[Mistake, ...]
     properties: dict[str, Property] = field(default_factory=dict)  # by name
+    said: str = "Your output equals the formula"  # before the name of a known mistake
     next: str = ""  # one sentence: what to look at when it is right
     differentiated: bool = True  # whether training sends gradients through it
     parts: tuple[Callable, ...] = ()  # functions that `right` calls and mistakes may patch as well
+    numbers: bool = False  # whether numbers of any kind will do: a list, an array, whole numbers
+    precise: bool = True  # whether float32's digits are too few
+    twins: tuple[Callable, ...] = ()  # other functions of the package that are the solution
     # If `right` belongs to the package: the ledger's rows in which a planted mistake must show.
     rows: tuple[str, ...] = ()
     # Otherwise: the same computed by the package, or by the library that it relies on.
@@ -82,7 +92,8 @@ class Exercise:
     def __call__(self, student: Any, seed: int = SEED) -> Result:
         """Check a student's function; it gets an answer even if it never ends."""
         try:
-            with limits.limited(limits.SECONDS):
+            with limits.limited(limits.SECONDS), limits.usual_state():
+                torch.manual_seed(seed)
                 return self.answer(student, seed)
         except limits.STOPS as stop:
             return Result(self.title, False, stopped(student, stop))
@@ -90,13 +101,22 @@ class Exercise:
     def answer(self, student: Any, seed: int) -> Result:
         """The answer to a function that comes to an end."""
         try:
-            return Result(self.title, True, diagnose(self, student, seed))
+            message, uses = diagnose(self, student, seed)
+            return Result(self.title, True, message, uses=uses)
         except Finding as finding:
             return Result(self.title, False, str(finding), finding.mistakes)
 
+    @property
+    def wants(self) -> str:
+        """What the answer is asked to return, in words."""
+        return "numbers" if self.numbers else "one torch tensor"
+
     def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""
-        every = {case: self.draw(np.random.default_rng(seed), case) for case in self.cases}
+        every = {}
+        for case, before in zip(self.cases, ("", *self.cases), strict=False):
+            what = (before, OTHER) if case == OTHER_SIZES else (case, SIZES)
+            every[case] = self.draw(np.random.default_rng(seed), *what)
         return {
             case: {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in x.items()}
             for case, x in every.items()
@@ -104,7 +124,7 @@ class Exercise:
 
     def tensor(self, output: Any) -> Any:
         """An output in the form in which it is compared; what cannot be compared stays as it is."""
-        return output
+        return as_numbers(output) if self.numbers else output
 
     def correct(self, *inputs: Any) -> Tensor:
         """The right answer in the form in which it is compared."""
@@ -131,8 +151,11 @@ class Exercise:
         return [pair for pair in combinations(self.mistakes, 2) if self.patched(*pair)]
 
 
+@dataclass(frozen=True)
 class NumberExercise(Exercise):
     """An exercise whose answer is a number, or a yes or no, instead of a tensor."""
+
+    wants: str = "a number"
 
     def tensor(self, output: Any) -> Any:
         """The number as a tensor."""
@@ -142,54 +165,101 @@ class NumberExercise(Exercise):
             return output
 
 
-def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
-    """What to say to a right answer. Raises: Finding, which says what is wrong with any other."""
-    if not callable(student):
-        kind = type(student).__name__
+def diagnose(exercise: Exercise, answer: Any, seed: int) -> tuple[str, tuple[str, ...]]:
+    """What to say to a right answer, and what it borrows. Raises: Finding, which says what is wrong."""
+    if not callable(answer):
+        kind = type(answer).__name__
         raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
-    cases = exercise.inputs(seed)
+    cases, student = exercise.inputs(seed), guarded(answer)
     right = {case: exercise.correct(*copies(inputs)) for case, inputs in cases.items()}
+    yours, message, errors = compared(exercise, student, cases, right)
+    worst, tolerance, single = max(errors.values(), default=0.0), EXACT, False
+    if not message and EXACT < worst <= SINGLE * largest(right):
+        # Constants are float32 unless told otherwise; a formula that is exact without them is right.
+        double = guarded(answer, torch.float64)
+        theirs, said, better = compared(exercise, double, cases, right)
+        with Singles() as singles:
+            compared(exercise, student, cases, right)
+        single = singles.seen
+        if not said and max(better.values()) <= EXACT:
+            student, yours, worst = double, theirs, max(better.values())
+        elif single and not exercise.precise and worst <= ROUNDED * largest(right):
+            tolerance = ROUNDED * largest(right)
+    if not message and (worst > EXACT or tolerance == EXACT):
+        message = "" if tolerance > EXACT else symptom(exercise, student, cases, yours)
+    if not message and worst <= tolerance:
+        slopes = check_gradients(exercise, student, cases, seed, tolerance)
+        return praise(exercise, worst, slopes, *whose(exercise, student, cases))
+    # A mistake may show in one case and crash in the next: the earlier cases still name it.
+    found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
+    named = described(exercise.said, *found) if found else ""
+    wrong = [case for case in cases if errors.get(case, 1.0) > EXACT]
+    if not found and wrong == [OTHER_SIZES]:
+        named = (
+            "Only the case with other sizes is wrong. Is a size written into your code as a number?"
+        )
+    elif not found and len(yours) == len(cases) and worst > EXACT:
+        named = pattern(yours, right, errors, exercise.axes, single)
+        if not named.startswith("Nearly"):
+            named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
+    raise Finding(paragraphs(message, named), *(m.name for m in found))
+
+
+def largest(right: Cases) -> float:
+    """The largest right number of all cases, or 1."""
+    return max(1.0, *(float(a.abs().max()) for a in right.values()))
+
+
+def compared(
+    exercise: Exercise, student: Callable, cases: Cases, right: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], str, dict[str, float]]:
+    """The outputs up to the first case that does not run, what is wrong with that one, the errors."""
     yours: dict[str, Tensor] = {}
     message = ""
     try:
         for case, inputs in cases.items():
             output = exercise.tensor(run(student, inputs, case))
-            check_type(output, right[case], exercise.axes, case)
+            check_type(output, right[case], exercise.axes, case, exercise.wants)
             yours[case] = output.detach()
     except NotImplementedError:
         raise Finding(f"Still to be written. The formula: {exercise.formula}") from None
     except Finding as finding:
         message = str(finding)
-    errors = {case: distance(output, right[case]) for case, output in yours.items()}
-    worst = max(errors.values(), default=0.0)
-    message = message or symptom(exercise, student, cases, yours)
-    if not message and worst <= EXACT:
-        return praise(exercise, worst, check_gradients(exercise, student, cases, seed))
-    # A mistake may show in one case and crash in the next: the earlier cases still name it.
-    found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
-    named = described("Your output", *found) if found else ""
-    if not found and len(yours) == len(cases) and worst > EXACT:
-        named = pattern(yours, right, errors, exercise.axes)
-        if not named.startswith("Nearly"):
-            named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
-    raise Finding(paragraphs(message, named), *(m.name for m in found))
+    return yours, message, {case: distance(a, right[case]) for case, a in yours.items()}
+
+
+def whose(exercise: Exercise, student: Callable, cases: Cases) -> tuple[str, tuple[str, ...]]:
+    """A remark on an answer that calls the solution, and what it calls. Raises: Finding, if it is it."""
+    given = copies(next(iter(cases.values())))
+    taken = borrowed(student, given, solutions(exercise.right, exercise.package, exercise.twins))
+    uses = (*taken.solution, *taken.torch)
+    if taken.solution and taken.merely:
+        raise Finding(
+            f"This is the package's own {taken.solution[0]}, which is right, but there is nothing of "
+            f"yours to check. The formula: {exercise.formula}"
+        )
+    names = " and ".join([*taken.solution, *(f"torch's {name}" for name in taken.torch)])
+    return f"It calls {names}, which computes this formula for you." if uses else "", uses
 
 
 def described(what: str, *mistakes: Mistake) -> str:
     """A known mistake in words, or a pair of them."""
     message = f"{what} equals the formula {', and '.join(m.name for m in mistakes)}."
     two = ["So there are two mistakes."] if len(mistakes) > 1 else []
-    return " ".join([message, *two, *(f"Look at {m.term}. {m.hint}" for m in mistakes)])
+    hints = dict.fromkeys(text for m in mistakes for text in (f"Look at {m.term}.", m.hint))
+    return " ".join([message, *two, *hints])
 
 
-def praise(exercise: Exercise, error: float, gradient_error: float) -> str:
+def praise(
+    exercise: Exercise, error: float, gradient_error: float, remark: str, uses: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
     """What has been verified, and what to look at next."""
     cases, slopes = ", ".join(exercise.cases), f", gradients to {digits(gradient_error)}"
     message = f"It computes {exercise.formula}. Verified in float64 ({cases}): outputs to "
     message += f"{digits(error)}{slopes if exercise.differentiated else ''}."
     if exercise.properties:
         message += f" It also holds that {'; '.join(exercise.properties)}."
-    return paragraphs(message, exercise.next)
+    return paragraphs(message, remark, exercise.next), uses
 
 
 def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str, Tensor]) -> str:
@@ -198,7 +268,12 @@ def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str
         bad = ~output.isfinite()
         if bad.any():
             some = f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case})"
-            return f"{some}, the first at {place(exercise.axes, bad.nonzero()[0].tolist())}."
+            first = place(exercise.axes, bad.nonzero()[0].tolist())
+            return (
+                f"{some}, the first{first}."
+                if first
+                else f"It gives {float(output)} (case: {case})."
+            )
     for name, broken in exercise.properties.items():
         for case, inputs in cases.items():
             with suppress(Exception):  # it ran on the case itself; the rest of the answer will do
@@ -230,7 +305,9 @@ REPAIRED = (
 )
 
 
-def check_gradients(exercise: Exercise, student: Callable, cases: Cases, seed: int) -> float:
+def check_gradients(
+    exercise: Exercise, student: Callable, cases: Cases, seed: int, tolerance: float
+) -> float:
     """The largest error of gradients, relative to the largest entry. Raises: Finding, if wrong."""
     worst = 0.0
     for case, inputs in cases.items() if exercise.differentiated else ():
@@ -243,10 +320,12 @@ def check_gradients(exercise: Exercise, student: Callable, cases: Cases, seed: i
         for name in right:
             if name not in yours:
                 what = f"The output is right, but no gradient reaches {name} (case: {case})."
-                raise Finding(f"{what} Something cuts it off: .detach(), .item() or NumPy.")
+                raise Finding(
+                    f"{what} Something cuts it off: .detach(), .item(), no_grad or NumPy."
+                )
             off = distance(yours[name], right[name]) / max(1.0, float(right[name].abs().max()))
             worst = max(worst, off)
-            if off > EXACT:
+            if off > tolerance:
                 raise wrong_gradient(exercise, inputs, case, name, yours[name], off, seed)
     return worst
 

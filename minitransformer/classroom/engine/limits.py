@@ -12,6 +12,7 @@ import builtins
 import contextlib
 import ctypes
 import dis
+import random
 import signal
 import sys
 import threading
@@ -21,6 +22,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -56,6 +58,25 @@ def limited(seconds: float, memory: int = MEMORY) -> Iterator:
         stack.enter_context(address_space(memory))
         stack.enter_context(clock(seconds))
         yield
+
+
+@contextlib.contextmanager
+def usual_state(dtype: torch.dtype = torch.float32) -> Iterator:
+    """Within, torch is as after its import, whatever was set before; afterwards all is as it was."""
+    seeds = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+            torch.set_num_threads(threads)
+            for restore, state in zip(RESTORE, seeds, strict=True):
+                restore(state)
+
+
+RESTORE = (torch.set_rng_state, np.random.set_state, random.setstate)
 
 
 def no_questions(*_: Any) -> str:

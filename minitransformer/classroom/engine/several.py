@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .diagnosis import Exercise, Result
 from .numbers import EXACT, distance
-from .running import copies
+from .running import copies, guarded
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ExerciseOfSeveral(Exercise):
     def malformed(self, student: Callable, seed: int) -> str:
         """What is wrong with the number of outputs, their types or shapes; "" if nothing."""
         for case, inputs in self.inputs(seed).items():
-            output = student(*copies(inputs))
+            output = guarded(student)(*copies(inputs))
             if output is None:  # reported by the diagnosis
                 return ""
             got = len(output) if isinstance(output, tuple | list) else "one thing"
@@ -58,7 +58,7 @@ class ExerciseOfSeveral(Exercise):
         """Which outputs are wrong and which right; "" if all are right."""
         right = dict.fromkeys(self.outputs, True)
         for inputs in self.inputs(seed).values():
-            mine, theirs = student(*copies(inputs)), self.right(*copies(inputs))
+            mine, theirs = guarded(student)(*copies(inputs)), self.right(*copies(inputs))
             for name, a, b in zip(self.outputs, mine, theirs, strict=True):
                 right[name] &= distance(a.detach(), b) <= EXACT
         wrong = ", ".join(name for name in right if not right[name])

@@ -9,9 +9,9 @@ from torch.func import functional_call
 from ...formulas import ops
 from ...model.block import residual
 from ...model.layers import FeedForward
-from ...proofs.draws import BATCH, D_MODEL, FEED_FORWARD, QUERIES, draw, draw_norm
+from ...proofs.draws import FEED_FORWARD, SIZES, Sizes, draw, draw_norm
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise, distance
 from ..engine.patches import known
 from . import shared
 from .shared import POSITION, POST, random_norm
@@ -19,8 +19,8 @@ from .shared import POSITION, POST, random_norm
 FAR = "far from zero"
 
 
-def draw_layer_norm(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draw_norm(rng, "tiny" if case == "tiny" else "plain")
+def draw_layer_norm(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    inputs = draw_norm(rng, "tiny" if case == "tiny" else "plain", sizes)
     if case == FAR:
         inputs["x"] += 1e5
     if case == "all numbers equal":
@@ -31,18 +31,22 @@ def draw_layer_norm(rng: np.random.Generator, case: str) -> Inputs:
 def alone(f: Callable, inputs: Inputs) -> str | None:
     """Whether a position gives the same by itself."""
     x, *rest = inputs.values()
-    off = distance(f(x[:1, :1], *rest), f(x, *rest)[:1, :1])
-    return f"Position 0 by itself gives a different result, by {off:.2f}." if off > EXACT else None
+    together = f(x, *rest)[:1, :1]
+    off = distance(f(x[:1, :1], *rest), together)
+    said = f"Position 0 by itself gives a different result, by {off:.2g}."
+    return said if off > EXACT * max(1.0, float(together.abs().max())) else None
 
 
 def shift_invariant(f: Callable, inputs: Inputs) -> str | None:
     """Whether a number added to all of x changes the result."""
     x, *rest = inputs.values()
-    off = distance(f(x + 1e5, *rest), f(x, *rest))
-    if off <= 1e-7:  # x + 1e5 itself rounds in the eleventh digit
+    before = f(x, *rest)
+    off = distance(f(x + 1e5, *rest), before)
+    size = max(1.0, float(before.abs().max()))
+    if off <= 1e-7 * size:  # x + 1e5 itself rounds in the eleventh digit
         return None
     said = f"Adding 100,000 to every number of x changed your output by {off:.1e}."
-    if off < 1e-2:
+    if off < 1e-2 and distance(before, layer_norm.right(x, *rest)) < 1e-2:
         said += " This is rounding error: E[x²] - μ² is the difference of two large numbers."
         said += " Subtract μ first, then square."
     return said
@@ -52,7 +56,7 @@ layer_norm = Exercise(
     title="LayerNorm",
     formula="γ ⊙ (x - μ) / √(σ² + ε) + β",
     right=ops.layer_norm, rows=("layer_norm",),
-    draw=draw_layer_norm, cases=("plain", "tiny", FAR, "all numbers equal"), axes="batch length d_model",
+    draw=draw_layer_norm, cases=("tiny", FAR, "all numbers equal", "plain", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "the variance σ²",
         ("with the variance divided by d - 1", "torch's .var() and .std() divide by d - 1 unless told otherwise (correction=0). LayerNorm divides by d.",
@@ -90,13 +94,19 @@ def by_module(x: Tensor, W_1: Tensor, b_1: Tensor, W_2: Tensor, b_2: Tensor) -> 
     return functional_call(FeedForward(*W_1.shape, ops="formula"), state, (x,))
 
 
+def draw_feed_forward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    inputs = draw("x: batch queries d_model", FEED_FORWARD)(rng, case, sizes)
+    inputs["x"] *= 30 if case == "large numbers" else 1
+    return inputs
+
+
 RELU = "ops.relu(x @ W_1 + b_1)"
 ADDED = "The output is added to the residual stream and may well be negative."
 feed_forward = Exercise(
     title="the feed-forward network",
     formula="max(0, xW_1 + b_1) W_2 + b_2",
     right=shared.feed_forward, package=by_module,
-    draw=draw("x: batch queries d_model", FEED_FORWARD), cases=("plain",), axes="batch length d_model",
+    draw=draw_feed_forward, cases=("plain", "large numbers", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "max(0, ...) between the two maps",
         ("without the ReLU", "Two linear maps in a row are one linear map: nothing is gained.", "ops.relu", ""),
@@ -118,15 +128,15 @@ feed_forward = Exercise(
 )  # fmt: skip
 
 
-def draw_block(rng: np.random.Generator, case: str) -> Inputs:
+def draw_block(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """x and four functions of it, each with random weights."""
-    attention = shared.random_attention(rng)
+    attention = shared.random_attention(rng, sizes)
     return {
-        "x": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
+        **draw("x: batch queries d_model")(rng, case, sizes),
         "attention": lambda x: attention(x, x, None),
-        "feed_forward": shared.random_feed_forward(rng),
-        "norm_1": random_norm(rng),
-        "norm_2": random_norm(rng),
+        "feed_forward": shared.random_feed_forward(rng, sizes),
+        "norm_1": random_norm(rng, sizes),
+        "norm_2": random_norm(rng, sizes),
         "norm_position": case,
     }
 
@@ -152,7 +162,7 @@ PRE_1, PRE_2 = "a = x + attention(norm_1(x))", "return a + feed_forward(norm_2(a
 encoder_block = Exercise(
     title="the encoder block",
     formula='"post": a = LN_1(x + MHA(x)), y = LN_2(a + FFN(a)); "pre": a = x + MHA(LN_1(x)), y = a + FFN(LN_2(a))',
-    right=block, package=residuals, draw=draw_block, cases=("post", "pre"), axes="batch length d_model",
+    right=block, package=residuals, draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
     mistakes=POSITION + known(
         "what the norms are applied to",
         ("with the norm on the sublayer's output, x + LN(MHA(x))", "post: LN(x + MHA(x)). pre: x + MHA(LN(x)).",

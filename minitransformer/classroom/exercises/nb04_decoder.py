@@ -10,20 +10,23 @@ from torch.func import functional_call
 from ...formulas.ops import scaled_scores, softmax
 from ...model.attention import MultiHeadAttention, causal_mask
 from ...model.block import residual
-from ...proofs.draws import BATCH, D_K, D_MODEL, HEADS, HUGE, KEYS, QUERIES, draw
+from ...proofs.draws import ABOVE, HUGE, SIZES, Sizes, draw
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise
 from ..engine.patches import known
 from . import shared
 
 SQUARE, CACHE, ONE = "all at once", "a cache", "one query"
 
 
-def draw_causal(rng: np.random.Generator, case: str) -> Inputs:
-    queries, keys = {CACHE: (2, KEYS), ONE: (1, KEYS)}.get(case, (QUERIES, QUERIES))
-    scores = 2 * rng.standard_normal((BATCH, HEADS, queries, keys))
+def draw_causal(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    keys = sizes["keys"] if case in (CACHE, ONE) else sizes["queries"]
+    queries = {CACHE: 2, ONE: 1}.get(case, keys)
+    scores = 2 * rng.standard_normal((sizes["batch"], sizes["heads"], queries, keys))
     if case == HUGE:  # rows far apart, some of them far below zero
-        scores += 3e4 * rng.uniform(-1, 1, (BATCH, HEADS, queries, 1))
+        scores += 3e4 * rng.uniform(-1, 1, (*scores.shape[:3], 1))
+    if case == ABOVE:
+        scores += 3e4 * np.triu(np.ones((queries, keys)), keys - queries + 1)
     return {"scores": scores}
 
 
@@ -46,7 +49,7 @@ causal_weights = Exercise(
     title="causal attention weights",
     formula="softmax(s)_ij over the keys j ≤ i + (keys - queries)",
     right=right_causal_weights, parts=(softmax, causal_mask), rows=("causal_mask", "softmax"),
-    draw=draw_causal, cases=(SQUARE, CACHE, ONE, HUGE), axes="batch heads queries keys",
+    draw=draw_causal, cases=(SQUARE, CACHE, ONE, HUGE, ABOVE, OTHER_SIZES), axes="batch heads queries keys",
     # Of HIDDEN not -1e9: every query sees itself, so no row is hidden throughout. Of MASK not ~keep: the mask is the student's own.
     mistakes=known("which keys a query sees: j ≤ i + (keys - queries)",
         ("with the mask transposed, so that it shows the future and hides the past", "A query is a row: row i has ones up to column i. torch.tril keeps that half, torch.triu the other one.",
@@ -69,13 +72,16 @@ causal_weights = Exercise(
 EQUAL, LONGER, PADDED = "as many queries as keys, padded", "a longer source", "longer and padded"
 
 
-def draw_cross(rng: np.random.Generator, case: str) -> Inputs:
-    keys = QUERIES if case == EQUAL else KEYS
-    keep = np.ones((BATCH, 1, keys), dtype=bool)
+def draw_cross(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    keys = sizes["queries" if case == EQUAL else "keys"]
+    keep = np.ones((sizes["batch"], 1, keys), dtype=bool)
     if case != LONGER:
         keep[0, :, -4:] = keep[1, :, :2] = False
     shapes = f"y: batch queries d_model, z: batch {keys} d_model, W_Q W_K W_V: d_model d_k"
-    return draw(shapes)(rng, case) | {"keep": keep}
+    inputs = draw(shapes)(rng, case, sizes)
+    if case == ABOVE:  # for about half of the queries
+        inputs["z"][~keep[:, 0]] *= 1e4
+    return inputs | {"keep": keep}
 
 
 def right_cross_attention(
@@ -89,10 +95,10 @@ def one_of_one_head(
     y: Tensor, z: Tensor, W_Q: Tensor, W_K: Tensor, W_V: Tensor, keep: Tensor
 ) -> Tensor:
     """The package's module with a single head, whose output W_O puts into the first columns."""
-    module = MultiHeadAttention(D_MODEL, 1, bias=False, d_head=D_K)
-    maps = {"W_Q": W_Q.mT, "W_K": W_K.mT, "W_V": W_V.mT, "W_O": torch.eye(D_MODEL, D_K).to(y)}
+    module = MultiHeadAttention(len(W_Q), 1, bias=False, d_head=W_Q.shape[1])
+    maps = {"W_Q": W_Q.mT, "W_K": W_K.mT, "W_V": W_V.mT, "W_O": torch.eye(*W_Q.shape).to(y)}
     weights = {f"{name}.weight": W for name, W in maps.items()}
-    return functional_call(module, weights, (y, z, keep[:, None]))[..., :D_K]
+    return functional_call(module, weights, (y, z, keep[:, None]))[..., : W_Q.shape[1]]
 
 
 def hears_the_source(f: Callable, inputs: Inputs) -> str | None:
@@ -113,7 +119,7 @@ cross_attention = Exercise(
     title="cross-attention, one head",
     formula="softmax((y W_Q)(z W_K)ᵀ/√d_k) (z W_V)",
     right=right_cross_attention, parts=(softmax, scaled_scores), package=one_of_one_head,
-    draw=draw_cross, cases=(EQUAL, LONGER, PADDED), axes="batch queries d_k",
+    draw=draw_cross, cases=(EQUAL, LONGER, PADDED, ABOVE, OTHER_SIZES), axes="batch queries d_k",
     mistakes=known(
         "y W_Q, z W_K, z W_V",
         ("with keys and values from y, which is self-attention", "The decoder asks, the encoder answers: z is not read.", SOURCES, "y @ W_Q, y @ W_K, y @ W_V"),
@@ -133,15 +139,15 @@ cross_attention = Exercise(
 )  # fmt: skip
 
 
-def draw_block(rng: np.random.Generator, case: str) -> Inputs:
+def draw_block(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """y, z and six functions with random weights; z is as long as y, so that they can be mixed up."""
-    own, others = shared.random_attention(rng), shared.random_attention(rng)
+    own, others = (shared.random_attention(rng, sizes) for _ in range(2))
     return {
-        **draw("y z: batch queries d_model")(rng, case),
+        **draw("y z: batch queries d_model")(rng, case, sizes),
         "attention": lambda y: own(y, y, causal_mask(y.shape[1])),
         "cross_attention": lambda y, z: others(y, z, None),
-        "feed_forward": shared.random_feed_forward(rng),
-        **{f"norm_{of}": shared.random_norm(rng) for of in ("1", "cross", "2")},
+        "feed_forward": shared.random_feed_forward(rng, sizes),
+        **{f"norm_{of}": shared.random_norm(rng, sizes) for of in ("1", "cross", "2")},
         "norm_position": case,
     }
 
@@ -186,7 +192,7 @@ decoder_block = Exercise(
     title="the decoder block",
     formula='"post": a = LN_1(y + MHA(y)), c = LN_c(a + MHA_c(a, z)), out = LN_2(c + FFN(c)); '
     '"pre": a = y + MHA(LN_1(y)), c = a + MHA_c(LN_c(a), z), out = c + FFN(LN_2(c))',
-    right=right_decoder_block, package=three_sublayers, draw=draw_block, cases=("post", "pre"), axes="batch length d_model",
+    right=right_decoder_block, package=three_sublayers, draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "the residuals, y + ..., a + ..., c + ...",
         ("with z as the residual of the cross-attention", "The stream is the decoder's: z is read, never added. (Its length is usually different.)",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...formulas import ops
 from ...proofs import draws
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, copies
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise, copies
 from ..engine.patches import known
 from ..engine.several import ExerciseOfSeveral
 
@@ -26,8 +27,8 @@ def by_autograd(f: Callable[..., Tensor], n: int) -> Callable[..., tuple[Tensor,
     return backward
 
 
-def draw_softmax_backward(rng: np.random.Generator, case: str) -> Inputs:
-    scores, keep = draws.draw_softmax(rng, case).values()
+def draw_softmax_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    scores, keep = draws.draw_softmax(rng, case, sizes).values()
     P = ops.softmax(torch.from_numpy(scores), None if keep is None else torch.from_numpy(keep))
     return {"dP": rng.standard_normal(scores.shape), "P": P}
 
@@ -52,7 +53,7 @@ softmax_backward = Exercise(
     title="softmax backward",
     formula="dS = P ⊙ (dP - Σ_j dP_j P_j)",
     right=right_softmax_backward, package=softmax_by_autograd,
-    draw=draw_softmax_backward, cases=draws.MASKS, axes="batch queries keys",
+    differentiated=False, draw=draw_softmax_backward, cases=(*draws.MASKS, OTHER_SIZES), axes="batch queries keys",
     mistakes=known(
         "the term - Σ_j dP_j P_j",
         ("without the sum, dS = P ⊙ dP", "All weights of a row share one denominator: raising one score lowers every other weight.", SUM, ""),
@@ -69,8 +70,8 @@ softmax_backward = Exercise(
 )  # fmt: skip
 
 
-def draw_layer_norm_backward(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draws.draw_norm(rng, "plain" if case == "one token" else case)
+def draw_layer_norm_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    inputs = draws.draw_norm(rng, "plain" if case == "one token" else case, sizes)
     if case == "one token":
         inputs["x"] = inputs["x"][:1, :1]
     return {"dy": rng.standard_normal(inputs["x"].shape)} | inputs
@@ -92,7 +93,7 @@ layer_norm_backward = ExerciseOfSeveral(
     title="LayerNorm backward",
     formula="dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ⊙ x̂)) / s with dx̂ = dy ⊙ γ; dγ = Σ dy ⊙ x̂, dβ = Σ dy",
     right=right_layer_norm_backward, package=by_autograd(ops.layer_norm, 3), outputs=("dx", "dγ", "dβ"), like=("x", "gamma", "beta"),
-    draw=draw_layer_norm_backward, cases=("plain", "tiny", "one token"), axes="entry",
+    differentiated=False, draw=draw_layer_norm_backward, cases=("one token", "tiny", "plain", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the first mean", ("without - mean(dx̂)", "μ depends on every number of the token, so x_j also acts through μ.", " - along_mean", ""),
         "the second mean",
@@ -123,9 +124,9 @@ layer_norm_backward = ExerciseOfSeveral(
 SQUARE = "as many queries as keys"
 
 
-def draw_attention_backward(rng: np.random.Generator, case: str) -> Inputs:
+def draw_attention_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     # The square case comes first: there a forgotten transpose still runs, and can be named.
-    inputs = draws.draw_attention(rng, "causal" if case == SQUARE else case)
+    inputs = draws.draw_attention(rng, "causal" if case == SQUARE else case, sizes)
     leading, d_v = inputs["Q"].shape[:-1], inputs["V"].shape[-1]
     if case == SQUARE:
         inputs |= {name: inputs[name][..., : leading[-1], :] for name in "KV"}
@@ -149,7 +150,7 @@ attention_backward = ExerciseOfSeveral(
     title="attention backward",
     formula="dV = Pᵀ dO, dP = dO Vᵀ, dS = P ⊙ (dP - rowsum(dP ⊙ P)), dQ = dS K/√d_k, dK = dSᵀ Q/√d_k",
     right=right_attention_backward, parts=(right_softmax_backward,), package=by_autograd(ops.attention, 3),
-    draw=draw_attention_backward, cases=(SQUARE, *draws.MASKS), axes="entry", outputs=("dQ", "dK", "dV"), like=("Q", "K", "V"),
+    differentiated=False, draw=draw_attention_backward, cases=(SQUARE, *draws.MASKS, draws.ABOVE, OTHER_SIZES), axes="entry", outputs=("dQ", "dK", "dV"), like=("Q", "K", "V"),
     mistakes=known(
         "the factors 1/√d_k of dQ and dK",
         ("without 1/√d_k in dQ", ROOT, "@ K / root", "@ K"),
@@ -179,7 +180,7 @@ adamw_step = ExerciseOfSeveral(
     formula="m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², θ ← θ - ηλθ - η m̂/(√v̂ + ε) "
     "with m̂ = m/(1 - β₁ᵗ), v̂ = v/(1 - β₂ᵗ)",
     right=ops.adamw_step, rows=("adamw",), differentiated=False, outputs=("θ", "m", "v"), like=("theta", "m", "v"),
-    draw=draws.draw_adamw, cases=("step 12", "first step"), axes="entry",
+    draw=draws.draw_adamw, cases=("first step", "step 12", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the bias correction, m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ)",
         ("without the bias correction of m", "m starts at 0; after one step it is only (1 - β₁) g.", "m_hat = m / (1 - beta_1**t)", "m_hat = m"),

@@ -9,6 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
@@ -17,7 +18,7 @@ from .shared import filled
 PAD = -1
 
 
-def draw_words(rng: np.random.Generator, case: str) -> Inputs:
+def draw_words(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
     """Few tokens, so that pairs repeat, and one pair that is clearly ahead."""
     a, b, c, e = rng.permutation(5)[:4].tolist()
     d = 5
@@ -72,7 +73,7 @@ def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
 best_pair = Exercise(
     title="the most frequent pair",
     formula="[a, b, n(a, b)] with the largest n(a, b) = Σ_w counts_w · |{t: w_t = a and w_(t+1) = b}|",
-    right=most_frequent_pair, differentiated=False, package=learned_pair,
+    right=most_frequent_pair, differentiated=False, numbers=True, package=learned_pair,
     draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
     mistakes=known(
         "the factor counts_w",
@@ -99,15 +100,19 @@ best_pair = Exercise(
 )  # fmt: skip
 
 
-def draw_text(rng: np.random.Generator, case: str) -> Inputs:
-    """The pair at many places, alone and in runs; the last and the first token would make a pair."""
-    a, b, *others = rng.permutation(9).tolist()
-    c, d, e = others[:3]
-    parts = [[a, b, c], [c, b, a, d], [a, a, b, e], [d, a, b, a, b], [a, c], [b, b, d]]
+def draw_text(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    """The pair at many places, alone and in runs; the last and the first token would make a pair.
+
+    Written as text the ids would mislead: c ends with the digit of a, d begins with that of b.
+    """
+    b = int(rng.integers(1, 3))
+    a, e = (int(i) for i in rng.permutation([3, 4, 5, 6, 7, 8, 9])[:2])
+    c, d = 10 + a, 10 * b + int(rng.integers(3))
+    parts = [[a, b, c], [c, b, a, d], [a, a, b, e], [d, a, b, a, b], [a, c], [b, b, d], [c, b, e]]
     first, last = [b, c], [d, a]
     if case == "a token beside itself":
         b = a
-        parts = [[a] * n + [others[n % 3]] for n in (2, 3, 4, 5)]
+        parts = [[a] * n + [(c, d, e)[n % 3]] for n in (2, 3, 4, 5)]
         first, last = [a, c], [d, a, a, a]
     parts = [parts[i] for i in rng.permutation(len(parts))]
     if case == "the pair at the end":
@@ -139,7 +144,7 @@ FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found els
 merge_pair = Exercise(
     title="one merge",
     formula="from left to right, every a followed by b becomes new; padded with pad_id",
-    right=merged_pairs, differentiated=False, package=merged_by_the_library,
+    right=merged_pairs, differentiated=False, numbers=True, package=merged_by_the_library,
     draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
     mistakes=known(
         "every",
@@ -175,7 +180,7 @@ l lm ##mn ##o ##m o mn ##l ##lm
 """Each case renames the letters. The word of `a dead end` can be cut, but not greedily."""
 
 
-def draw_word(rng: np.random.Generator, case: str) -> Inputs:
+def draw_word(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
     """A word and a vocabulary, with other letters and other ids each time."""
     names = str.maketrans(ascii_lowercase, "".join(rng.permutation(list(ascii_lowercase))))
     ids = 2 + rng.permutation(len(PIECES))
@@ -212,7 +217,7 @@ MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len
 word_pieces = Exercise(
     title="the pieces of a word",
     formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; padded with pad_id",
-    right=word_pieces_by_rule, differentiated=False, package=cut_by_the_library,
+    right=word_pieces_by_rule, differentiated=False, numbers=True, package=cut_by_the_library,
     draw=draw_word, cases=tuple(CUTS), axes="length",
     mistakes=known(
         "the longest piece",

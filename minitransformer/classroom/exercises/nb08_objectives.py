@@ -12,24 +12,29 @@ from ...data.batches import EncodedTexts, pad
 from ...data.masking import MaskedTexts
 from ...data.vocabulary import train_tokenizer
 from ...formulas import ops
-from ...proofs.draws import BATCH
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import Exercise
+from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
 from .shared import LOG, filled
 
 N_SPECIAL, VOCAB, LENGTH = 5, 31, 67
 
 
-def draw_tokens(rng: np.random.Generator, case: str) -> Inputs:
-    """Many tokens are chosen, so that each of the three outcomes occurs often."""
-    size = (BATCH, LENGTH)
-    return {
+def draw_tokens(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    """Many tokens are chosen, so that each of the three outcomes occurs often; borders are met."""
+    size = (sizes["batch"], LENGTH)
+    inputs: Inputs = {
         "ids": rng.integers(N_SPECIAL, VOCAB, size),
         "special": rng.random(size) < (0.3 if case == "special tokens" else 0),
         "u": 0.3 * rng.random(size), "v": rng.random(size),
         "drawn": rng.integers(N_SPECIAL, VOCAB, size), "mask_id": 4,
     }  # fmt: skip
+    inputs["special"][:, :6] = False
+    inputs["u"][:, :2], inputs["u"][:, 2:6] = 0.15, 0.1
+    inputs["v"][:, :6] = [0.5, 0.85, 0.8, 0.9, 0.8, 0.9]
+    inputs["ids"][:, 2], inputs["drawn"][:, 2:6] = 7, [8, 9, 10, 11]
+    return inputs
 
 
 def right_mask_tokens(
@@ -58,7 +63,7 @@ DRAWN = "(v >= 0.8) & (v < 0.9)"
 mask_tokens = Exercise(
     title="masking tokens",
     formula="chosen: not special and u < 0.15; of these [MASK] if v < 0.8, the drawn token if 0.8 <= v < 0.9, otherwise unchanged",
-    right=right_mask_tokens, package=mask_by_package, draw=draw_tokens, cases=("special tokens", "no special tokens"), axes="batch length",
+    right=right_mask_tokens, numbers=True, differentiated=False, package=mask_by_package, draw=draw_tokens, cases=("no special tokens", "special tokens", OTHER_SIZES), axes="batch length",
     mistakes=known(
         "not special",
         ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
@@ -79,15 +84,16 @@ mask_tokens = Exercise(
 )  # fmt: skip
 
 
-def draw_predictions(rng: np.random.Generator, case: str) -> Inputs:
+def draw_predictions(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Every text has chosen tokens, and token 0 is among the targets."""
-    length, real = 13, [[13], [8], [10]] if case == "padding" else [[13]] * BATCH
+    batch, length, vocab = sizes["batch"], sizes["keys"], sizes["vocab"] + 2
+    real = [[length], [6], [8]][:batch] if case == "padding" else [[length]] * batch
     keep = np.arange(length) < np.array(real)
-    chosen = keep & (rng.random((BATCH, length)) < 0.4)
+    chosen = keep & (rng.random((batch, length)) < 0.4)
     chosen[:, 1], chosen[0, 5], chosen[:, 2] = True, True, False
-    targets = rng.integers(0, 11, (BATCH, length))
+    targets = rng.integers(0, vocab, (batch, length))
     targets[0, 1] = 0
-    logits = 2 * rng.standard_normal((BATCH, length, 11))
+    logits = 2 * rng.standard_normal((batch, length, vocab))
     return {"logits": logits, "targets": targets, "chosen": chosen, "keep": keep}
 
 
@@ -101,7 +107,7 @@ masked_loss = Exercise(
     title="the loss of a masked language model",
     formula="-1/|M| Σ log p(x_nt) over the chosen places (n, t) in M",
     right=right_masked_loss, package=lambda logits, targets, chosen, keep: ops.cross_entropy(logits[chosen], targets[chosen]),
-    draw=draw_predictions, cases=("padding", "no padding"), axes="",
+    precise=False, draw=draw_predictions, cases=("no padding", "padding", OTHER_SIZES), axes="",
     mistakes=known(
         "the mean over M, the chosen places",
         ("with every position counted, padding too", "Most tokens are there to be read, and padding is not even text. Only chosen tokens are predicted.",
@@ -124,7 +130,7 @@ masked_loss = Exercise(
 )  # fmt: skip
 
 
-def draw_spans(rng: np.random.Generator, case: str) -> Inputs:
+def draw_spans(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
     """Spans of different lengths; in one case at both ends of the text."""
     lengths = [2, 3, 4, 1, 5, 2, 1] if case == "ends with text" else [0, 2, 4, 1, 5, 3]
     noise = np.concatenate([np.full(n, i % 2 == 1) for i, n in enumerate(lengths)])
@@ -152,7 +158,7 @@ def spans_by_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int)
 corrupt_spans = Exercise(
     title="cutting spans out of a text",
     formula="source: the text with each span of noise replaced by the next sentinel, padded with pad_id",
-    right=right_corrupt_spans, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
+    right=right_corrupt_spans, numbers=True, differentiated=False, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
     mistakes=known(
         "one sentinel for each span",
         ("with a sentinel of its own for each token", "The model has to find out the span's length. A span starts where noise[t] is True and noise[t - 1] is not.",

@@ -3,26 +3,27 @@ r"""The exercises of notebook 10, on fine-tuning: one vector per text, and the l
 import numpy as np
 
 from ...model import heads
-from ...proofs.draws import draw
+from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
 from ...training import optim
-from ..engine.diagnosis import Exercise, NumberExercise
+from ..engine.diagnosis import OTHER_SIZES, Exercise, NumberExercise
 from ..engine.patches import known
 
 RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
 
 
-def draw_hidden(rng: np.random.Generator, case: str) -> Inputs:
-    position, lengths = np.arange(7), np.array([[7], [4], [1]])
-    real = {RIGHT: position < lengths, LEFT: position >= 7 - lengths, FULL: position >= 0 * lengths}
-    return draw("hidden: 3 7 5", real=real[case])(rng, case)
+def draw_hidden(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    n = sizes["queries"]
+    position, lengths = np.arange(n), np.array([[n], [1], [4]])[: sizes["batch"]]
+    real = {RIGHT: position < lengths, LEFT: position >= n - lengths, FULL: position >= 0 * lengths}
+    return draw("hidden: batch queries d_model", real=real[case])(rng, case, sizes)
 
 
 REAL, COUNT = "real.unsqueeze(-1)", "weight.sum(1).clamp(min=1)"
 mean_pool = Exercise(
     title="the mean over the real tokens",
     formula="Σ_t real_t h_t / Σ_t real_t",
-    right=heads.mean_pool, rows=("mean_pool",), draw=draw_hidden, cases=(RIGHT, LEFT, FULL), axes="batch d_model",
+    right=heads.mean_pool, rows=("mean_pool",), draw=draw_hidden, precise=False, cases=(FULL, RIGHT, LEFT, OTHER_SIZES), axes="batch d_model",
     mistakes=known(
         "the sum over the real tokens",
         ("over all positions, padding included", "The vectors at padded positions are not zero. A text would get a different vector in a different batch.",
@@ -44,9 +45,16 @@ mean_pool = Exercise(
 )  # fmt: skip
 
 PLACES = {
-    "the first step": 0, "in the warm-up": 1, "the last of the warm-up": 4,
-    "the first after it": 5, "half way": 11, "the last step": 22,
+    "the first step": (0, 23, 5), "in the warm-up": (1, 23, 5), "the last of the warm-up": (4, 23, 5),
+    "the first after it": (5, 23, 5), "half way": (11, 23, 5), "the last step": (22, 23, 5),
+    "another warm-up": (2, 41, 8), "another fall": (26, 41, 8),
+    "no warm-up": (0, 13, 0), "the second step without one": (1, 13, 0),
 }  # fmt: skip
+"""Steps, with the number of all steps and those of the warm-up."""
+
+
+def draw_step(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    return dict(zip(("step", "steps", "warmup"), PLACES[case], strict=True))
 
 
 def right_warmup_then_linear(step: int, steps: int, warmup: int) -> float:
@@ -59,8 +67,8 @@ FALL = "(steps - step) / (steps - warmup)"
 warmup_then_linear = NumberExercise(
     title="warm up, then fall",
     formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
-    right=right_warmup_then_linear, package=lambda s, S, w: optim.warmup_then_linear(s, S, (w - 0.5) / S),  # the warm-up is a share there, rounded up
-    draw=draw(step=PLACES.get, steps=23, warmup=5), cases=tuple(PLACES), axes="factor",
+    right=right_warmup_then_linear, package=lambda s, S, w: optim.warmup_then_linear(s, S, max(w - 0.5, 0) / S),  # the warm-up is a share there, rounded up
+    precise=False, draw=draw_step, cases=tuple(PLACES), axes="factor",
     mistakes=known(
         "(s + 1)/w",
         ("starting at 0", "A factor of 0 wastes the first step. Steps are counted from 0, so s + 1.", "(step + 1) / warmup", "step / warmup"),

@@ -4,14 +4,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...proofs.draws import draw
+from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
 from ...training.lora import LoRALinear
 from ...training.strategies import GradualUnfreezing, Progress
-from ..engine.diagnosis import Exercise
+from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
 
-STEPS = {"at the start": 0, "early": 11, "half way": 35, "at the end": 69}
+STEPS = {
+    "at the start": (7, 0, 70), "early": (7, 11, 70), "half way": (7, 35, 70), "at the end": (7, 69, 70),
+    "just before a border": (7, 9, 70), "on a border": (7, 10, 70), "before another": (7, 19, 70),
+    "eight layers": (8, 12, 100), "between two steps": (8, 13, 100), "after a border": (8, 25, 100),
+    "before the last layer": (8, 87, 100), "more layers than steps": (8, 2, 3),
+}  # fmt: skip
+"""How many layers there are, the step, and the number of steps."""
+
+
+def draw_progress(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    return dict(zip(("n_layers", "step", "steps"), STEPS[case], strict=True))
 
 
 def right_gradual_rates(n_layers: int, step: int, steps: int) -> Tensor:
@@ -23,7 +33,7 @@ gradual_rates = Exercise(
     title="gradual unfreezing",
     formula="layer l learns once step/steps ≥ (L - 1 - l)/L, layers counted from 0 at the bottom",
     right=right_gradual_rates, package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
-    draw=draw(n_layers=7, step=STEPS.get, steps=70), cases=tuple(STEPS), axes="layer",
+    numbers=True, differentiated=False, draw=draw_progress, cases=tuple(STEPS), axes="layer",
     mistakes=known(
         "the order of the layers",
         ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
@@ -37,8 +47,10 @@ gradual_rates = Exercise(
 )  # fmt: skip
 
 
-def draw_lora(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draw("x: 3 5 6, W: 7 6, A: 4 6, B: 7 4", alpha=9.0)(rng, case)
+def draw_lora(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    batch, rank = sizes["batch"], sizes["heads"]
+    shapes = f"x: {batch} queries d_k, W: d_v d_k, A: {rank} d_k, B: d_v {rank}"
+    inputs = draw(shapes, alpha=9.0 if sizes is SIZES else 2.0)(rng, case, sizes)
     inputs["B"] *= case != "B = 0"
     return inputs
 
@@ -56,7 +68,7 @@ def lora_by_package(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) ->
 lora = Exercise(
     title="a linear map with a low-rank change",
     formula="y = x Wᵀ + (α/r) x Aᵀ Bᵀ",
-    right=right_lora, package=lora_by_package, draw=draw_lora, cases=("B = 0", "a change"), axes="batch length d_out",
+    right=right_lora, package=lora_by_package, precise=False, draw=draw_lora, cases=("B = 0", "a change", OTHER_SIZES), axes="batch length d_out",
     mistakes=known(
         "x Wᵀ", ("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", ""),
         "the factor α/r",

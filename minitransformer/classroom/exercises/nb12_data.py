@@ -5,13 +5,17 @@ import torch
 from torch import Tensor
 
 from ...lab.results import mean_and_sd
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
 
 
-def draw_shares(rng: np.random.Generator, case: str) -> Inputs:
-    return {"p": rng.uniform(0.55, 0.95, 5), "n": {"a small test": 63, "a large test": 1008}[case]}
+def draw_shares(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    n, methods = {"a small test": (63, 5), "a large test": (1008, 3)}[case]
+    p = rng.uniform(0.55, 0.95, methods)
+    p[-1] = 1.0  # always right: no error
+    return {"p": p, "n": n}
 
 
 def right_accuracy_error(p: Tensor, n: int) -> Tensor:
@@ -21,7 +25,7 @@ def right_accuracy_error(p: Tensor, n: int) -> Tensor:
 accuracy_error = Exercise(
     title="the standard error of an accuracy",
     formula="√(p (1 - p) / n)",
-    right=right_accuracy_error, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
+    right=right_accuracy_error, numbers=True, differentiated=False, precise=False, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
     draw=draw_shares, cases=("a small test", "a large test"), axes="method",
     mistakes=known(
         "the root", ("without the root", "p (1 - p) / n is a variance.", ".sqrt()", ""),
@@ -34,8 +38,9 @@ accuracy_error = Exercise(
 )  # fmt: skip
 
 
-def draw_accuracies(rng: np.random.Generator, case: str) -> Inputs:
-    return {"accuracies": rng.uniform(0.5, 1.0, (4, {"three seeds": 3, "seven seeds": 7}[case]))}
+def draw_accuracies(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    shape = {"six seeds": (5, 6), "seven seeds": (3, 7)}[case]
+    return {"accuracies": rng.uniform(0.5, 1.0, shape)}
 
 
 def right_mean_and_error(accuracies: Tensor) -> Tensor:
@@ -52,7 +57,7 @@ def mean_and_error_by_package(accuracies: Tensor) -> Tensor:
 mean_and_error = Exercise(
     title="mean and standard error over seeds",
     formula="m = Σ a_s / n and √(Σ (a_s - m)² / (n - 1)) / √n",
-    right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
+    right=right_mean_and_error, numbers=True, differentiated=False, precise=False, package=mean_and_error_by_package, draw=draw_accuracies, cases=("six seeds", "seven seeds"), axes="method two",
     mistakes=known(
         "the n - 1 under the root",
         ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it.", "(n - 1)", "n"),

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...proofs.draws import draw
+from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import Exercise
+from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
 
 
-def draw_linear(rng: np.random.Generator, case: str) -> Inputs:
-    n = {"nine examples": 9, "one example": 1}[case]
-    return draw(f"X: {n} 6, y: {n}, v: 4, B: 4 6")(rng, case)
+def draw_linear(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    n = 1 if case == "one example" else sizes["keys"]
+    return draw(f"X: {n} d_k, y: {n}, v: heads, B: heads d_k")(rng, case, sizes)
 
 
 def right_feature_gradient(X: Tensor, y: Tensor, v: Tensor, B: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ feature_gradient = Exercise(
     title="what the head sends into the features",
     formula="∂L/∂B = (1/n) Σ (v·Bx - y) v xᵀ for L = (1/2n) Σ (v·Bx - y)²",
     right=right_feature_gradient, package=lambda X, y, v, B: torch.func.grad(lambda B: ((X @ B.mT @ v - y) ** 2).mean() / 2)(B),
-    draw=draw_linear, cases=("nine examples", "one example"), axes="k d",
+    differentiated=False, precise=False, draw=draw_linear, cases=("one example", "several examples", OTHER_SIZES), axes="k d",
     mistakes=known(
         "the v in front of xᵀ",
         ("without the head v", "The error reaches the features only through the head.", "torch.outer(v, ", "torch.outer(torch.ones_like(v), "),
@@ -38,8 +38,8 @@ feature_gradient = Exercise(
 )  # fmt: skip
 
 
-def draw_matrix(rng: np.random.Generator, case: str) -> Inputs:
-    n = {"four domains": 4, "three domains": 3}[case]
+def draw_matrix(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+    n = {"four domains": 4, "five domains": 5}[case]
     return {"accuracy": rng.uniform(0.4, 1.0, (n, n))}
 
 
@@ -58,7 +58,7 @@ AWAY = "(accuracy.sum() - home.sum()) / (n * n - n)"
 in_and_out = Exercise(
     title="at home and away",
     formula="(1/n) Σ_i a_ii and (1/(n² - n)) Σ_{i≠j} a_ij",
-    right=right_in_and_out, package=in_and_out_by_mask, draw=draw_matrix, cases=("four domains", "three domains"), axes="two",
+    right=right_in_and_out, numbers=True, differentiated=False, precise=False, package=in_and_out_by_mask, draw=draw_matrix, cases=("four domains", "five domains"), axes="two",
     mistakes=known(
         "i ≠ j in the second sum",
         ("with the whole matrix as away", "The diagonal is home and must not count twice.", AWAY, "accuracy.mean()"),

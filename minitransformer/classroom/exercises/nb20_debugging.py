@@ -6,13 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...proofs.draws import draw
+from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
 from ..clinic import charts as clinic
 from ..clinic.instruments import chance_loss as chance_of
 from ..clinic.instruments import leak
 from ..clinic.patients import FAULTS, SEATS
-from ..engine.diagnosis import EXACT, NumberExercise
+from ..engine.diagnosis import EXACT, OTHER_SIZES, NumberExercise
 from ..engine.patches import known
 from ..engine.quiz import Quiz
 
@@ -27,7 +27,7 @@ def loss_of_equal_logits(n: int) -> Tensor:
 chance_loss = NumberExercise(
     title="the loss of a model that knows nothing",
     formula="-ln(1/n) = ln n",
-    right=chance_of, package=loss_of_equal_logits, draw=draw(n=ANSWERS.get), cases=tuple(ANSWERS), axes="value",
+    right=chance_of, precise=False, package=loss_of_equal_logits, draw=draw(n=ANSWERS.get), cases=tuple(ANSWERS), axes="value",
     mistakes=known(
         "ln",
         ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
@@ -42,8 +42,12 @@ chance_loss = NumberExercise(
 
 BACK, TRAINING, BLANK = "looks back", "looks back, in training mode", "its last output is blank"
 AHEAD, FAINT, PLAIN = "one token ahead", "a mask of -7", "one token ahead, no norm"
-FIRST, REPEATS = "the first reads the last", "all repeat the first"
-LENGTH, D_MODEL = 7, 4
+EDGES: dict[str, Callable[[int], tuple[int, int]]] = {  # which position reads which, given t
+    "the one before t reads t": lambda t: (t - 1, t), "the one before t reads the last": lambda t: (t - 1, -1),
+    "the first reads t": lambda t: (0, t), "the first reads the last": lambda t: (0, -1),
+    "the second reads the one after t": lambda t: (1, t + 1),
+}  # fmt: skip
+REPEATS, NOTHING, ONE_TEXT = "all repeat the first", "it reads nothing", "the last text leaks"
 
 
 class Mixer(nn.Module):
@@ -57,25 +61,32 @@ class Mixer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Norm, mix, drop."""
         z = nn.functional.layer_norm(x, x.shape[-1:]) if self.norm else x
-        return nn.functional.dropout(self.weights @ z, 0.3, self.training)
+        weights = self.weights[-len(x) :, : x.shape[1], : x.shape[1]]  # a shorter text will do, too
+        return nn.functional.dropout(weights @ z, 0.3, self.training)
 
 
-def draw_block(rng: np.random.Generator, case: str) -> Inputs:
+def draw_block(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """A block that does or does not look ahead, and where to look."""
-    drawn = torch.from_numpy(rng.uniform(0.5, 1.5, (LENGTH, LENGTH)))
+    length, batch = sizes["queries"], sizes["batch"]
+    t = length - 1 if case == BLANK else length // 2 + 1
+    drawn = torch.from_numpy(rng.uniform(0.5, 1.5, (length, length)))
     weights = drawn.tril(1 if case in (AHEAD, PLAIN) else 0)
     if case == FAINT:
         weights = weights + 1e-3 * drawn.triu(1)
     if case == BLANK:
         weights = drawn.diag().diag()
         weights[-1] = 0.0
-    if case in (FIRST, REPEATS):
+    bare = {REPEATS: (slice(None), 0), NOTHING: (0, slice(0))} | {k: e(t) for k, e in EDGES.items()}
+    if case in bare:
         weights = torch.zeros_like(drawn)
-        weights[(0, -1) if case == FIRST else (slice(None), 0)] = 1.0
+        weights[bare[case]] = 1.0
+    weights = weights.repeat(batch, 1, 1)
+    if case == ONE_TEXT:
+        weights[-1] = drawn
     return {
-        "block": Mixer(weights, case not in (PLAIN, FIRST), case == TRAINING),
-        "x": rng.standard_normal((3, LENGTH, D_MODEL)),
-        "t": LENGTH - 1 if case == BLANK else 4,
+        "block": Mixer(weights, case not in (PLAIN, *EDGES), case == TRAINING),
+        "x": rng.standard_normal((batch, length, sizes["d_k"])),
+        "t": t,
     }
 
 
@@ -113,9 +124,11 @@ def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
 CHANGED = "other[:, t:]"
 leaks = NumberExercise(
     title="does a block look ahead?",
+    said="Your verdicts are those of a test",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
     right=looks_ahead, parts=(leak,), package=has_gradient_ahead,
-    draw=draw_block, cases=(BACK, TRAINING, AHEAD, FIRST, FAINT, PLAIN, BLANK, REPEATS), axes="verdict",
+    draw=draw_block, wants="True or False",
+    cases=(BACK, TRAINING, AHEAD, *EDGES, FAINT, PLAIN, BLANK, REPEATS, NOTHING, ONE_TEXT, OTHER_SIZES), axes="verdict",
     mistakes=known(
         "x', random from t on",
         ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",

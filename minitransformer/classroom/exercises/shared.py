@@ -15,7 +15,7 @@ from torch import Tensor
 from ...formulas import ops
 from ...formulas.ops import attention
 from ...model.attention import merge_heads, split_heads
-from ...proofs.draws import D_MODEL, FEED_FORWARD, HEADS, draw, matrix
+from ...proofs.draws import FEED_FORWARD, Sizes, draw, matrix
 from ...proofs.formula import Inputs
 from ..engine.patches import known
 
@@ -97,21 +97,22 @@ def feed_forward(x: Tensor, W_1: Tensor, b_1: Tensor, W_2: Tensor, b_2: Tensor) 
     return ops.relu(x @ W_1 + b_1) @ W_2 + b_2
 
 
-def random_attention(rng: np.random.Generator) -> Callable[..., Tensor]:
+def random_attention(rng: np.random.Generator, sizes: Sizes) -> Callable[..., Tensor]:
     """`multi_head_attention` with random maps: a function of x, z and keep."""
-    Q, K, V, O = (torch.from_numpy(matrix(rng, D_MODEL, D_MODEL)) for _ in range(4))  # noqa: E741
-    return lambda x, z, keep: multi_head_attention(x, z, Q, K, V, O, HEADS, keep)
+    d, heads = sizes["d_model"], sizes["heads"]
+    Q, K, V, O = (torch.from_numpy(matrix(rng, d, d)) for _ in range(4))  # noqa: E741
+    return lambda x, z, keep: multi_head_attention(x, z, Q, K, V, O, heads, keep)
 
 
-def random_feed_forward(rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+def random_feed_forward(rng: np.random.Generator, sizes: Sizes) -> Callable[[Tensor], Tensor]:
     """`feed_forward` with random maps and biases."""
-    maps = [torch.from_numpy(a) for a in draw(FEED_FORWARD)(rng, "").values()]
+    maps = [torch.from_numpy(a) for a in draw(FEED_FORWARD)(rng, "", sizes).values()]
     return lambda x: feed_forward(x, *maps)
 
 
-def random_norm(rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
+def random_norm(rng: np.random.Generator, sizes: Sizes) -> Callable[[Tensor], Tensor]:
     """A LayerNorm with random gain and shift."""
-    gamma, beta = (torch.from_numpy(rng.standard_normal(D_MODEL)) for _ in range(2))
+    gamma, beta = (torch.from_numpy(rng.standard_normal(sizes["d_model"])) for _ in range(2))
     return lambda x: ops.layer_norm(x, gamma, beta, 0.1)
 
 
