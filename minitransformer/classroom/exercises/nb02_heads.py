@@ -100,7 +100,7 @@ multi_head_attention = Exercise(
     right=shared.multi_head_attention, package=by_module,
     parts=(ops.softmax, ops.scaled_scores, ops.attention, heads.split_heads, heads.merge_heads),
     draw=draw_multi_head, cases=(*MASKS, ABOVE, OTHER_SIZES), axes="batch queries d_model",
-    mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:2] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(
+    mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:4] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(
         "W_O at the end",
         ("without W_O", "Without it every head writes to its own columns, and the heads never mix.", " @ W_O\n", "\n"),
         ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)", " @ W_O\n", " @ W_O.T\n"),
@@ -114,6 +114,9 @@ multi_head_attention = Exercise(
         ("without W_V", "The values are z W_V, not z.", "z @ W_V", "z"),
         "z W_K and z W_V",
         ("with keys and values from x", "x asks, z answers. In self-attention they are the same, in cross-attention not.", FIRST, f"    z = x\n{FIRST}"),
+        ("with W_K and W_V exchanged", "A token is found by its key, z W_K, and passes on its value, z W_V.", FIRST, f"    W_K, W_V = W_V, W_K\n{FIRST}"),
+        "x W_Q and z W_K", ("with W_Q and W_K exchanged", "W_Q is for the queries, which come from x.", FIRST, f"    W_Q, W_K = W_K, W_Q\n{FIRST}"),
+        "the whole: without a residual", ("with the residual already added", "The block adds the residual.", "return merge_heads(", "return x + merge_heads("),
         "the heads", ("with a single head as wide as d_model", "n_heads is given but never used.", ", n_heads)", ", 1)"),
     ),
     properties={"without a mask, the order of the queries does not matter": order_of_queries},

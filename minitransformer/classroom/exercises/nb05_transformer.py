@@ -116,6 +116,8 @@ target_loss = Exercise(
          "/ keep.sum()", "/ keep.numel()"),
         ("divided by the number of examples", "Divide by the number of tokens: otherwise long batches take larger steps.", "/ keep.sum()", "/ len(keep)"),
         ("summed, not averaged", "Divide by the number of tokens.", " / keep.sum()", ""),
+        ("with keep inverted", "keep is True where a token is real: keep those.", MEAN, "(log_p * ~keep).sum() / (~keep).sum()"),
+        ("with its exponential, the perplexity", "The loss is the mean itself.", f"-{MEAN}", f"torch.exp(-{MEAN})"),
         "log p(y_t | ...) at position t",
         ("with another shift", "The decoder's input was shifted already: logits and target belong together as they are.",
          FIRST, f"logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]; {FIRST}"),
@@ -186,6 +188,7 @@ def sees_padding(f: Callable, inputs: Inputs) -> str | None:
 
 READ, CROSS = "encoder(source, source_keep)", "causal, source_keep)"
 PAIRS = "torch.ones(length, length, dtype=torch.bool)"
+INVERTED = "Here True = may attend. (In nn.Transformer's masks True means hidden.)"
 CAUSAL = f"{PAIRS}.tril()"
 encoder_decoder = Exercise(
     title="encoder and decoder, with their masks",
@@ -198,7 +201,11 @@ encoder_decoder = Exercise(
          CROSS, "causal, None)"),
         ("with a causal mask in cross-attention", "To write the first token the decoder may look at the whole source.",
          CROSS, "causal, source_keep & torch.ones(length, source.shape[1], dtype=torch.bool).tril())"),
+        ("with the source's mask inverted in cross-attention", INVERTED, CROSS, "causal, ~source_keep)"),
+        "source_keep, wherever it is used",
+        ("with the source's mask inverted", INVERTED, READ, "encoder(source, ~source_keep)", CROSS, "causal, ~source_keep)"),
         "keep of the encoder",
+        ("with the source's mask inverted in the encoder", INVERTED, READ, "encoder(source, ~source_keep)"),
         ("without the source's mask in the encoder", "The source's words are mixed with padding before the decoder sees them.", READ, "encoder(source, None)"),
         ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",
          READ, "encoder(source, source_keep & causal_mask(source.shape[1]))"),

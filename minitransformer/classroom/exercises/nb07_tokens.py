@@ -95,6 +95,10 @@ best_pair = Exercise(
         ("with the rarest pair chosen", "Sorting begins with the smallest.", "max(n, key=n.get)", "min(n, key=n.get)"),
         "[a, b, n(a, b)]",
         ("with the pair written the other way round", "a is the token that comes first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,"),
+        ("with the count first", "First the pair, then its count.", "torch.tensor([a, b, n[a, b]])", "torch.tensor([n[a, b], a, b])"),
+        "w_t and w_(t+1)",
+        ("with the two most frequent tokens, whether they stand side by side or not", "Count pairs of neighbours, not tokens.",
+         "pairwise(text)", "text", "a, b = max(n, key=n.get)", "(a, most), (b, _) = n.most_common(2)", "n[a, b]])", "most])"),
     ),
     next="Next: the pair becomes one token, everywhere.",
 )  # fmt: skip
@@ -164,7 +168,10 @@ merge_pair = Exercise(
         ("with every a merged with whatever stands behind it", "Look at the next token too.", FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
         ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing follows the last token.",
          FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]"),
-        "padded with pad_id, after the end",
+        ("with the pair at the very end left alone", "The last pair starts at T - 2: range(T - 1) reaches it, range(T - 2) does not.", FOUND, f"{FOUND} and t + 2 < len(tokens)"),
+        ("with a token used in two pairs", "`aaa` holds one pair and a single token: a token that was merged is gone.",
+         "t += 2 if found else 1", "t += 2 if found and tokens[t + 1 : t + 3] != [a, b] else 1"),
+        "padded with pad_id, after the end", ("padded with 0", "pad_id is an argument.", "len(ids), pad_id)", "len(ids), 0)"),
         ("with a hole where b was", "Close the holes first, then pad at the end.", APPENDED, "merged += [new, pad_id] if found else [tokens[t]]"),
     ),
     next="Next: count again, and merge again. That is all there is to byte-pair encoding.",
@@ -182,12 +189,14 @@ l lm ##mn ##o ##m o mn ##l ##lm
 
 def draw_word(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
     """A word and a vocabulary, with other letters and other ids each time."""
-    names = str.maketrans(ascii_lowercase, "".join(rng.permutation(list(ascii_lowercase))))
+    letters = rng.permutation(list(ascii_lowercase))
+    letters[8] = letters[8].upper()  # the i of `a whole word`
+    names = str.maketrans(ascii_lowercase, "".join(letters))
     ids = 2 + rng.permutation(len(PIECES))
     vocab = {"[UNK]": 1} | {
         piece.translate(names): int(i) for piece, i in zip(PIECES, ids, strict=True)
     }
-    return {"word": CUTS[case].translate(names), "vocab": vocab, "pad_id": 0}
+    return {"word": CUTS[case].translate(names), "vocab": vocab, "pad_id": PAD}
 
 
 def word_pieces_by_rule(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
@@ -237,6 +246,8 @@ word_pieces = Exercise(
          DEAD_END, 'ids.append(vocab["[UNK]"]); start += 1; continue'),
         ("with a second try after a dead end", "Greedy means that a piece once taken stays, even if a shorter one would have led to the end.",
          "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:"),
+        "padded with pad_id", ("padded with 0", "pad_id is an argument.", "len(word), pad_id)", "len(word), 0)"),
+        "the vocabulary", ("with the word in small letters", "The check's words are to be looked up as they come.", "start = 0", "start, word = 0, word.lower()"),
         "from the left",
         ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
         ("from the right", "The first piece is cut off first, then the rest.",

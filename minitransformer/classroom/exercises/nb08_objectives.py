@@ -28,7 +28,7 @@ def draw_tokens(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> In
         "ids": rng.integers(N_SPECIAL, VOCAB, size),
         "special": rng.random(size) < (0.3 if case == "special tokens" else 0),
         "u": 0.3 * rng.random(size), "v": rng.random(size),
-        "drawn": rng.integers(N_SPECIAL, VOCAB, size), "mask_id": 4,
+        "drawn": rng.integers(N_SPECIAL, VOCAB, size), "mask_id": 4 if sizes is SIZES else 3,
     }  # fmt: skip
     inputs["special"][:, :6] = False
     inputs["u"][:, :2], inputs["u"][:, 2:6] = 0.15, 0.1
@@ -56,7 +56,8 @@ def mask_by_package(
     rng = Mock(np.random.Generator)
     rng.random.side_effect = [u.numpy(), v[chosen].numpy()]
     rng.integers.return_value = drawn[chosen].numpy() - N_SPECIAL
-    return texts.mask(pad(rows, tokenizer.pad_id), rng).ids.where(~special, ids)
+    seen = texts.mask(pad(rows, tokenizer.pad_id), rng).ids
+    return seen.masked_fill(seen == tokenizer.special["[MASK]"], mask_id).where(~special, ids)
 
 
 DRAWN = "(v >= 0.8) & (v < 0.9)"
@@ -67,7 +68,11 @@ mask_tokens = Exercise(
     mistakes=known(
         "not special",
         ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
+        ("with special tokens chosen, and no others", "special is True at the tokens to be left alone.", "~special & ", "special & "),
         "the shares of 80, 10 and 10 %",
+        ("with u for both questions, below 0.12 and below 0.135", "The shares are right, but the second question has a number of its own, v.", "(v < 0.8)", "(u < 0.12)", DRAWN, "(u >= 0.12) & (u < 0.135)"),
+        ("with ≤ for < at all borders", "0.15, 0.8 and 0.9 themselves belong to the upper part: <, and >= on the other side.",
+         "u < 0.15", "u <= 0.15", "v < 0.8", "v <= 0.8", "v >= 0.8", "v > 0.8", "v < 0.9", "v <= 0.9"),
         ("with [MASK] at every chosen token", "A u below 0.15 is always below 0.8: the second question needs a number of its own, v.", "(v ", "(u "),
         ("with 90 % masked and none drawn", "In a chain of if and elif the smaller bound comes first.", "v < 0.8", "v < 0.9", "v >= 0.8", "v >= 0.9"),
         ("with no token drawn at random", "The bounds add up: 0.8 to 0.9 is drawn, not v < 0.1 after v < 0.8 has been asked.", DRAWN, "(v >= 0.8) & (v < 0.1)"),
@@ -78,6 +83,7 @@ mask_tokens = Exercise(
         ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check puts the drawn ones first.", DRAWN, "(v >= 0.9)"),
         "u < 0.15",
         ("with all ordinary tokens chosen", "80 % of the chosen tokens are masked, not 80 % of all.", " & (u < 0.15)", ""),
+        ("with u ≤ 0.15", "A token whose u is exactly 0.15 is not chosen.", "u < 0.15", "u <= 0.15"),
         ("with the chosen and the other tokens exchanged", "A token is chosen where its u is below the share.", "u < 0.15", "u >= 0.15"),
     ),
     next="Next: the loss, which must be told what was chosen, since the ids do not show it.",
@@ -122,6 +128,7 @@ masked_loss = Exercise(
          "(losses * M).sum() / M.sum()", "((losses * M).sum(1) / M.sum(1)).mean()"),
         ("divided by the number of texts", "The mean is over tokens.", "/ M.sum()", "/ len(M)"),
         ("summed, not averaged", "Divide by |M|.", " / M.sum()", ""),
+        ("with its exponential, the perplexity", "The loss is the mean itself.", "(losses * M).sum() / M.sum()", "torch.exp((losses * M).sum() / M.sum())"),
         "log p(x_nt) at place t",
         ("with a shift, as for a causal model", "A hidden token is predicted at its own position.",
          "losses = -", "logits, targets, M, keep = logits[:, :-1], targets[:, 1:], M[:, 1:], keep[:, 1:]; losses = -"),
@@ -135,7 +142,7 @@ def draw_spans(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
     lengths = [2, 3, 4, 1, 5, 2, 1] if case == "ends with text" else [0, 2, 4, 1, 5, 3]
     noise = np.concatenate([np.full(n, i % 2 == 1) for i, n in enumerate(lengths)])
     ids, sentinels = rng.integers(N_SPECIAL, VOCAB, len(noise)), 100 + rng.permutation(len(noise))
-    return {"ids": ids, "noise": noise, "sentinels": sentinels, "pad_id": 0}
+    return {"ids": ids, "noise": noise, "sentinels": sentinels, "pad_id": -1}
 
 
 def right_corrupt_spans(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int) -> Tensor:
@@ -168,12 +175,14 @@ corrupt_spans = Exercise(
         ("with the same sentinel for all spans", "The target must say which hole it fills: each span gets the next one.", "sentinels[used]", "sentinels[0]"),
         ("with the sentinels taken from the end", "The first span gets the first of the list. (T5's own ids count down, its list does not.)",
          "sentinels[used]", "sentinels[-1 - used]"),
+        ("with the second sentinel for the first span", "Counting starts at sentinels[0].", "sentinels[used]", "sentinels[used + 1]"),
         ("without sentinels", "Nothing says where something is missing.", "source.append(int(sentinels[used]))", "pass"),
         "replaced", ("with the spans left in the text", "The answer is still there to be read.", "if not hidden[t]:", "if True:"),
         "noise", ("with noise and text exchanged", "noise is True at the tokens to be removed.", "noise.tolist()", "(~noise).tolist()"),
         "the start of a span",
         ("with the first token compared with the last", "roll(1) and the index -1 wrap around: nothing comes before the first token.",
          "t > 0 and hidden[t - 1]", "hidden[t - 1]"),
+        "padded with pad_id", ("padded with 0", "pad_id is an argument.", "len(ids), pad_id)", "len(ids), 0)"),
         "source",
         ("with the closing sentinel in the source", "It belongs to the target, at its end.", "filled(source,", "filled([*source, int(sentinels[used])],"),
     ),

@@ -43,6 +43,7 @@ temperature = Exercise(
          DIVIDED, "", SOFTMAX, f"{SOFTMAX}.div(temperature)"),
         ("with the temperature ignored", "Divide by it.", DIVIDED, ""),
         ("with the logits divided by the root of the temperature", "The root is for attention's d_k; here it is T itself.", DIVIDED, " * temperature**-0.5"),
+        "exp(s_v / T) / ...", ("with the logarithms of the probabilities", "log_softmax gives log p.", SOFTMAX, "return scores.log_softmax(-1)"),
         "the denominator",
         ("with the probabilities to the power 1/T, which no longer sum to 1", "The proportions are right: divide each row by its sum.",
          DIVIDED, "", SOFTMAX, f"{SOFTMAX} ** temperature**-1"),
@@ -87,6 +88,7 @@ def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
 
 
 KEPT, RENORMALISED = "ordered.cumsum(-1) - ordered < top_p", "q / q.sum(-1, keepdim=True)"
+NONE_LEFT = (RENORMALISED, f"({RENORMALISED}).nan_to_num(0.0)")
 PUT_BACK = "torch.zeros_like(q).scatter(-1, ids, q)"
 top_p = Exercise(
     title="top-p, the nucleus",
@@ -97,16 +99,21 @@ top_p = Exercise(
         "the fewest likeliest tokens with a sum of at least p",
         ("with one token too few, the one that crosses p", "The sum must reach p, so the token that takes it past p belongs to A. A small p must leave the likeliest token, not none.",
          KEPT, "ordered.cumsum(-1) <= top_p + EXACT"),
+        ("with one token too few, but never none", "The token that takes the sum past p belongs to A, whichever it is.", KEPT, "(ordered.cumsum(-1) <= top_p) | (ordered.cumsum(-1) == ordered)"),
+        ("with one token too few, and rows of zeros where none is left", "A small p must leave the likeliest token.", KEPT, "ordered.cumsum(-1) < top_p", *NONE_LEFT),
+        ("with one token too many where a sum equals p", "There p is reached: <, not <=.", KEPT, "ordered.cumsum(-1) - ordered <= top_p"),
         ("with one token too many", "A token is kept if those before it sum to below p.", KEPT, "ordered.cumsum(-1) - ordered - ordered.roll(1, -1) < top_p"),
         ("with the least likely tokens kept", "sort() begins with the smallest unless told descending=True.", "descending=True", "descending=False"),
         ("with the tokens added up in the order of their ids, not of their probability", "Likeliest first: sort before the cumulative sum.",
          "probabilities.sort(-1, descending=True)", "probabilities, torch.arange(probabilities.shape[-1]).expand_as(probabilities)"),
         ("with tokens kept whose own probability is at least p", "p bounds the sum, not the single token.", KEPT, "ordered >= top_p"),
+        ("with tokens kept whose own probability is at least p, and rows of zeros where there are none", "p bounds the sum, not the single token.", KEPT, "ordered >= top_p", *NONE_LEFT),
         ("with tokens kept whose own probability is at least 1 - p", "p bounds the sum, not the single token.", KEPT, "ordered >= 1 - top_p"),
         "the denominator Σ_A p",
         ("without dividing by the sum of what is kept", "The probabilities of the kept tokens must sum to one again.", RENORMALISED, "q"),
         ("with what was cut off shared out in equal parts", "Dividing by the sum keeps the proportions; adding the same to each does not.",
          RENORMALISED, "q + kept * ((1 - q.sum(-1, keepdim=True)) / kept.sum(-1, keepdim=True))"),
+        ("with a softmax of the kept probabilities", "They are probabilities already: divide by their sum.", RENORMALISED, "q.where(kept, float('-inf')).softmax(-1)"),
         "q_v for token v",
         ("put back by gather, not by scatter", "ids[i] is the token at place i. gather(ids) takes what is at place ids[i]; scatter(ids, q) puts q[i] at place ids[i].",
          PUT_BACK, "q.gather(-1, ids)"),
