@@ -23,18 +23,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...proofs.draws import OTHER, SIZES
+from ...proofs.draws import ABOVE, HUGE, OTHER
 from ...proofs.formula import Inputs
 from . import limits
-from .identity import borrowed, solutions
-from .numbers import (
-    EXACT, ROUNDED, SEED, SINGLE, Singles, as_numbers, digits, distance, gradients, pattern, place,
-)  # fmt: skip
+from .identity import whose
+from .numbers import EXACT, ROUNDED, SEED, as_numbers, digits, distance, gradients, pattern, place
 from .patches import Mistake, patched
 from .running import Finding, check_type, copies, crash, guarded, paragraphs, run, stopped
 
 Cases = dict[str, Inputs]
-OTHER_SIZES = "other sizes"  # the case before this one, with every size another one
+OTHER_SIZES = "other sizes"  # the first case, with every size another one
+ALONE = {  # what it means if everything else is right
+    (OTHER_SIZES,): "Is a size written into your code as a number?",
+    (HUGE, ABOVE): "Is something hidden by a finite number, or the largest score taken of hidden ones?",
+}  # fmt: skip
 Property = Callable[[Callable, Inputs], str | None]  # says how it is broken; None if it holds
 
 
@@ -79,6 +81,7 @@ class Exercise:
     next: str = ""  # one sentence: what to look at when it is right
     differentiated: bool = True  # whether training sends gradients through it
     parts: tuple[Callable, ...] = ()  # functions that `right` calls and mistakes may patch as well
+    wants: str = "one torch tensor"
     numbers: bool = False  # whether numbers of any kind will do: a list, an array, whole numbers
     precise: bool = True  # whether float32's digits are too few
     twins: tuple[Callable, ...] = ()  # other functions of the package that are the solution
@@ -106,16 +109,11 @@ class Exercise:
         except Finding as finding:
             return Result(self.title, False, str(finding), finding.mistakes)
 
-    @property
-    def wants(self) -> str:
-        """What the answer is asked to return, in words."""
-        return "numbers" if self.numbers else "one torch tensor"
-
     def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""
         every = {}
-        for case, before in zip(self.cases, ("", *self.cases), strict=False):
-            what = (before, OTHER) if case == OTHER_SIZES else (case, SIZES)
+        for case in self.cases:
+            what = (self.cases[0], OTHER) if case == OTHER_SIZES else (case,)
             every[case] = self.draw(np.random.default_rng(seed), *what)
         return {
             case: {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in x.items()}
@@ -151,20 +149,6 @@ class Exercise:
         return [pair for pair in combinations(self.mistakes, 2) if self.patched(*pair)]
 
 
-@dataclass(frozen=True)
-class NumberExercise(Exercise):
-    """An exercise whose answer is a number, or a yes or no, instead of a tensor."""
-
-    wants: str = "a number"
-
-    def tensor(self, output: Any) -> Any:
-        """The number as a tensor."""
-        try:
-            return torch.as_tensor(output, dtype=torch.float64).detach().reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            return output
-
-
 def diagnose(exercise: Exercise, answer: Any, seed: int) -> tuple[str, tuple[str, ...]]:
     """What to say to a right answer, and what it borrows. Raises: Finding, which says what is wrong."""
     if not callable(answer):
@@ -172,48 +156,6 @@ def diagnose(exercise: Exercise, answer: Any, seed: int) -> tuple[str, tuple[str
         raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
     cases, student = exercise.inputs(seed), guarded(answer)
     right = {case: exercise.correct(*copies(inputs)) for case, inputs in cases.items()}
-    yours, message, errors = compared(exercise, student, cases, right)
-    worst, tolerance, single = max(errors.values(), default=0.0), EXACT, False
-    if not message and EXACT < worst <= SINGLE * largest(right):
-        # Constants are float32 unless told otherwise; a formula that is exact without them is right.
-        double = guarded(answer, torch.float64)
-        theirs, said, better = compared(exercise, double, cases, right)
-        with Singles() as singles:
-            compared(exercise, student, cases, right)
-        single = singles.seen
-        if not said and max(better.values()) <= EXACT:
-            student, yours, worst = double, theirs, max(better.values())
-        elif single and not exercise.precise and worst <= ROUNDED * largest(right):
-            tolerance = ROUNDED * largest(right)
-    if not message and (worst > EXACT or tolerance == EXACT):
-        message = "" if tolerance > EXACT else symptom(exercise, student, cases, yours)
-    if not message and worst <= tolerance:
-        slopes = check_gradients(exercise, student, cases, seed, tolerance)
-        return praise(exercise, worst, slopes, *whose(exercise, student, cases))
-    # A mistake may show in one case and crash in the next: the earlier cases still name it.
-    found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
-    named = described(exercise.said, *found) if found else ""
-    wrong = [case for case in cases if errors.get(case, 1.0) > EXACT]
-    if not found and wrong == [OTHER_SIZES]:
-        named = (
-            "Only the case with other sizes is wrong. Is a size written into your code as a number?"
-        )
-    elif not found and len(yours) == len(cases) and worst > EXACT:
-        named = pattern(yours, right, errors, exercise.axes, single)
-        if not named.startswith("Nearly"):
-            named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
-    raise Finding(paragraphs(message, named), *(m.name for m in found))
-
-
-def largest(right: Cases) -> float:
-    """The largest right number of all cases, or 1."""
-    return max(1.0, *(float(a.abs().max()) for a in right.values()))
-
-
-def compared(
-    exercise: Exercise, student: Callable, cases: Cases, right: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], str, dict[str, float]]:
-    """The outputs up to the first case that does not run, what is wrong with that one, the errors."""
     yours: dict[str, Tensor] = {}
     message = ""
     try:
@@ -225,41 +167,52 @@ def compared(
         raise Finding(f"Still to be written. The formula: {exercise.formula}") from None
     except Finding as finding:
         message = str(finding)
-    return yours, message, {case: distance(a, right[case]) for case, a in yours.items()}
-
-
-def whose(exercise: Exercise, student: Callable, cases: Cases) -> tuple[str, tuple[str, ...]]:
-    """A remark on an answer that calls the solution, and what it calls. Raises: Finding, if it is it."""
-    given = copies(next(iter(cases.values())))
-    taken = borrowed(student, given, solutions(exercise.right, exercise.package, exercise.twins))
-    uses = (*taken.solution, *taken.torch)
-    if taken.solution and taken.merely:
-        raise Finding(
-            f"This is the package's own {taken.solution[0]}, which is right, but there is nothing of "
-            f"yours to check. The formula: {exercise.formula}"
-        )
-    names = " and ".join([*taken.solution, *(f"torch's {name}" for name in taken.torch)])
-    return f"It calls {names}, which computes this formula for you." if uses else "", uses
+    errors = {case: distance(output, right[case]) for case, output in yours.items()}
+    worst, tolerance = max(errors.values(), default=0.0), EXACT
+    if not exercise.precise:
+        tolerance = ROUNDED * max(1.0, *(float(a.abs().max()) for a in right.values()))
+    if not EXACT < worst <= tolerance:  # otherwise it is right, but for float32's rounding
+        message = message or symptom(exercise, student, cases, yours)
+    if not message and worst <= tolerance:
+        slopes = check_gradients(exercise, student, cases, seed, tolerance)
+        remark, uses = whose(exercise, student, copies(cases[exercise.cases[0]]))
+        return praise(exercise, worst, slopes, remark), uses
+    # A mistake may show in one case and crash in the next: the earlier cases still name it.
+    found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
+    named = described(exercise.said, *found) if found else ""
+    wrong = {case for case in cases if errors.get(case, 1.0) > EXACT}
+    if not found and len(yours) == len(cases) and worst > EXACT:
+        named = pattern(yours, right, errors, exercise.axes)
+        if not named.startswith("Nearly"):
+            named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
+        elif message:
+            named = ""
+    if not found:
+        alone = [
+            f"All other cases are right. {why}"
+            for of, why in ALONE.items()
+            if wrong and wrong <= {*of}
+        ]
+        named = paragraphs(named, *alone)
+    raise Finding(paragraphs(message, named), *(m.name for m in found))
 
 
 def described(what: str, *mistakes: Mistake) -> str:
     """A known mistake in words, or a pair of them."""
-    message = f"{what} equals the formula {', and '.join(m.name for m in mistakes)}."
+    message = f"{what} {', and '.join(m.name for m in mistakes)}."
     two = ["So there are two mistakes."] if len(mistakes) > 1 else []
     hints = dict.fromkeys(text for m in mistakes for text in (f"Look at {m.term}.", m.hint))
     return " ".join([message, *two, *hints])
 
 
-def praise(
-    exercise: Exercise, error: float, gradient_error: float, remark: str, uses: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
+def praise(exercise: Exercise, error: float, gradient_error: float, remark: str) -> str:
     """What has been verified, and what to look at next."""
     cases, slopes = ", ".join(exercise.cases), f", gradients to {digits(gradient_error)}"
     message = f"It computes {exercise.formula}. Verified in float64 ({cases}): outputs to "
     message += f"{digits(error)}{slopes if exercise.differentiated else ''}."
     if exercise.properties:
         message += f" It also holds that {'; '.join(exercise.properties)}."
-    return paragraphs(message, remark, exercise.next), uses
+    return paragraphs(message, remark, exercise.next)
 
 
 def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str, Tensor]) -> str:
@@ -267,6 +220,8 @@ def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str
     for case, output in yours.items():
         bad = ~output.isfinite()
         if bad.any():
+            if output.numel() == 1:
+                return f"It gives {float(output)} (case: {case})."
             some = f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case})"
             first = place(exercise.axes, bad.nonzero()[0].tolist())
             return (
@@ -292,7 +247,7 @@ def recognise(
         if all(
             (wrong := exercise.wrong(seed, case, cases[case], *mistakes)) is not None
             and wrong.shape == output.shape
-            and torch.allclose(wrong, output, rtol=0.0, atol=EXACT, equal_nan=True)
+            and torch.allclose(wrong, output, rtol=EXACT, atol=EXACT, equal_nan=True)
             for case, output in yours.items()
         ):
             return mistakes
@@ -346,5 +301,7 @@ def wrong_gradient(
         made = exercise.patched(mistake)
         wrong = gradients(lambda *given, f=made: exercise.tensor(f(*given)), inputs)
         if name in wrong and distance(wrong[name], yours) <= EXACT:
-            return Finding(paragraphs(message, described("It", mistake)), mistake.name)
+            return Finding(
+                paragraphs(message, described("It equals the formula", mistake)), mistake.name
+            )
     return Finding(paragraphs(message, REPAIRED if nan else ""))

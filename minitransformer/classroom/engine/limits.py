@@ -61,22 +61,18 @@ def limited(seconds: float, memory: int = MEMORY) -> Iterator:
 
 
 @contextlib.contextmanager
-def usual_state(dtype: torch.dtype = torch.float32) -> Iterator:
-    """Within, torch is as after its import, whatever was set before; afterwards all is as it was."""
-    seeds = torch.get_rng_state(), np.random.get_state(), random.getstate()
-    before, threads = torch.get_default_dtype(), torch.get_num_threads()
-    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        torch.set_default_dtype(dtype)
+def usual_state() -> Iterator:
+    """Within, torch is as after its import, but float64 by default; afterwards it is as it was."""
+    state = torch.get_default_dtype(), np.random.get_state(), random.getstate()
+    plain = torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False)
+    with torch.random.fork_rng(devices=[]), plain[0], plain[1], plain[2]:
+        torch.set_default_dtype(torch.float64)
         try:
             yield
         finally:
-            torch.set_default_dtype(before)
-            torch.set_num_threads(threads)
-            for restore, state in zip(RESTORE, seeds, strict=True):
-                restore(state)
-
-
-RESTORE = (torch.set_rng_state, np.random.set_state, random.setstate)
+            torch.set_default_dtype(state[0])
+            np.random.set_state(state[1])
+            random.setstate(state[2])
 
 
 def no_questions(*_: Any) -> str:

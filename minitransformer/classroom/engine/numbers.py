@@ -7,40 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ...proofs.formula import Inputs
 
 SEED = 4
 EXACT = 1e-9  # float64 rounds in the 16th digit; a mistake shows in the third
 SINGLE = 1e-4  # an answer that agrees this well, but no better, was computed in float32 somewhere
-ROUNDED = 1e-6  # what a few roundings to float32 cost, relative to the largest entry
-
-IN_SINGLE = (
-    "That is float32's precision, and the inputs are float64: some step makes a float32 tensor or "
-    "number, or a small number is added that the formula does not have."
-)
-IN_DOUBLE = (
-    "That is too much for rounding in float64: a small number is added that the formula does not "
-    "have, or two large numbers are subtracted whose difference is small."
-)
-
-
-class Singles(TorchFunctionMode):
-    """Notices whether any operation inside makes a float32 tensor."""
-
-    seen = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        self.seen |= isinstance(output, Tensor) and output.dtype == torch.float32
-        return output
+ROUNDED = 2e-7  # what a few roundings to float32 cost, relative to the largest entry
 
 
 def as_numbers(output: Any) -> Any:
-    """Numbers of any kind as a float64 tensor: a tuple, an array, whole numbers; else unchanged."""
+    """A list, an array or whole numbers as a float64 tensor; what holds no numbers stays as it is."""
     try:
         made = output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))
+        if made.numel() == 1:
+            return made.detach().double().reshape(())
         return output if made.dtype == torch.bool else made.detach().double()
     except (TypeError, ValueError, RuntimeError):
         return output
@@ -67,9 +48,8 @@ def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
 
 
 def pattern(
-    yours: dict[str, Tensor], right: dict[str, Tensor], errors: dict[str, float], axes: str,
-    single: bool,
-) -> str:  # fmt: skip
+    yours: dict[str, Tensor], right: dict[str, Tensor], errors: dict[str, float], axes: str
+) -> str:
     """In which cases and places an output is wrong, by how much, and in what pattern."""
     case = max(errors, key=lambda c: errors[c])
     a, b = yours[case], right[case]
@@ -77,8 +57,11 @@ def pattern(
     at = place(axes, np.unravel_index(int(off.argmax()), off.shape))
     where = f" (case: {case})"
     if errors[case] <= SINGLE * max(1.0, float(b.abs().max())):
-        why = IN_SINGLE if single else IN_DOUBLE
-        return f"Nearly: the largest difference is {errors[case]:.0e}{at}{where}. {why}"
+        return (
+            f"Nearly: the largest difference is {errors[case]:.0e}{at}{where}. That is float32's "
+            "precision, and the inputs are float64: some step makes a float32 tensor or number, or a "
+            "small number is added that the formula does not have."
+        )
     if b.numel() == 1:
         parts = [f"It gives {float(a):.6g}; the formula gives {float(b):.6g}{where}."]
     else:
@@ -88,9 +71,9 @@ def pattern(
     peak = int(b.abs().argmax())
     largest = float(b.reshape(-1)[peak])
     factor = float(a.reshape(-1)[peak]) / largest if largest else math.nan
-    if math.isfinite(factor) and factor and b.numel() > 1:
-        if distance(a, factor * b) <= EXACT * abs(largest):
-            parts.append(f"Every entry is {factor:.4g} times the right one: a factor.")
+    proportional = math.isfinite(factor) and distance(a, factor * b) <= EXACT * abs(largest)
+    if proportional and factor and b.numel() > 1:
+        parts.append(f"Every entry is {factor:.4g} times the right one: a factor.")
     for i, name in enumerate(axes.split()):
         wrong = [j for j in range(a.shape[i]) if float(off.select(i, j).max()) > EXACT]
         if len(wrong) < a.shape[i] and len(wrong) <= 12:

@@ -5,14 +5,12 @@ import dis
 import functools
 import inspect
 import linecache
-import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ...proofs.formula import Inputs
 from . import limits
@@ -34,12 +32,15 @@ def copies(inputs: Inputs) -> list[Any]:
     ]
 
 
-def guarded(student: Callable, dtype: torch.dtype = torch.float32) -> Callable:
-    """The student's function, which finds torch as usual and leaves it as usual at every call."""
+def guarded(student: Callable) -> Callable:
+    """The student's function; what it sets in torch does not outlive the call."""
 
     def calm(*given: Any) -> Any:
-        with limits.usual_state(dtype):
+        try:
             return student(*given)
+        finally:
+            torch.set_grad_enabled(True)
+            torch.set_default_dtype(torch.float64)
 
     return functools.update_wrapper(calm, student, updated=())
 
@@ -53,13 +54,16 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
         if isinstance(error, NotImplementedError) and raised_by_python(error):
             raise
         raise Finding(crash(student, error, inputs, case)) from None
-    for i, (name, before) in enumerate(inputs.items()):
-        if isinstance(before, Tensor):
-            same = before.equal(given[i])
-        else:
-            same = not isinstance(before, dict | list) or before == given[i]
-        if not same:
-            raise Finding(changed(student, inputs, name, i, case))
+    for name, before, after in zip(inputs, inputs.values(), given, strict=True):
+        whole = before.equal if isinstance(before, Tensor) else before.__eq__
+        if isinstance(before, Tensor | dict | list) and not whole(after):
+            copied = "clone" if isinstance(before, Tensor) else "copy"
+            raise Finding(
+                f"Your function changes its argument {name} (case: {case}), which the caller still "
+                f"needs. Make a new one, or work on a copy, {name}.{copied}(). These write into what "
+                "they are given: `+=` and the like, `[...] =`, and methods that end in _ or that "
+                "change a list or a dictionary."
+            )
     return output
 
 
@@ -73,46 +77,10 @@ def raised_by_python(error: Exception) -> bool:
     return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
-class Watch(TorchFunctionMode):
-    """Remembers the line of a file at which a tensor is first written to."""
-
-    def __init__(self, tensor: Any, file: str) -> None:
-        super().__init__()
-        self.tensor, self.file, self.line = tensor, file, ""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        before = self.tensor._version
-        output = func(*args, **(kwargs or {}))
-        if self.tensor._version > before and not self.line:
-            frame = sys._getframe()
-            while frame.f_back and frame.f_code.co_filename != self.file:
-                frame = frame.f_back
-            self.line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        return output
-
-
-def changed(student: Callable, inputs: Inputs, name: str, i: int, case: str) -> str:
-    """What to say to a function that changes its i-th argument, and the line that does it."""
-    message = (
-        f"Your function changes its argument {name} (case: {case}). The caller still needs it: "
-    )
-    if not isinstance(inputs[name], Tensor):
-        return f"{message}work on a copy, `{name} = {name}.copy()`, or do not write to it."
-    given = copies(inputs)
-    watch = Watch(given[i], getattr(code_of(student), "co_filename", ""))
-    with watch:
-        student(*given)
-    message += (
-        f"make a new tensor, or start with `{name} = {name}.clone()`. Methods whose names end in "
-    )
-    message += "_, `+=` and the like, and `[...] =` write into the tensor they are given."
-    return paragraphs(message, f"It happens in the line\n\n    {watch.line}" if watch.line else "")
-
-
 def code_of(student: Callable) -> Any:
     """The code of a function, or of the `forward` or `__call__` of an object; None if it has none."""
     f = inspect.unwrap(student)
-    method = getattr(f, "forward", None) or getattr(type(f), "__call__", None)
+    method = getattr(f, "forward", type(f).__call__)
     return getattr(f, "__code__", None) or getattr(method, "__code__", None)
 
 
@@ -121,7 +89,7 @@ def crash(student: Callable, error: Exception, inputs: Inputs, case: str) -> str
     given = ", ".join(
         f"{name} {tuple(a.shape) if isinstance(a, Tensor) else repr(a)}"
         for name, a in inputs.items()
-        if isinstance(a, Tensor | str)
+        if isinstance(a, Tensor | str | int | float)
     )
     return paragraphs(
         f"It does not run (case: {case}). {type(error).__name__}: {error}",

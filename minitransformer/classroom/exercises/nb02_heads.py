@@ -40,7 +40,7 @@ CUT, CONCAT = "x.unflatten(-1, (n_heads, -1)).transpose(1, 2)", "heads.transpose
 split_heads = Exercise(
     title="split into heads",
     formula="(batch, length, h d_k) -> (batch, h, length, d_k)",
-    right=heads.split_heads, rows=("multi_head_attention",), draw=draw_split, cases=(ONE, SEVEN, OTHER_SIZES), axes="batch heads length d_k",
+    right=heads.split_heads, rows=("multi_head_attention",), draw=draw_split, cases=(SEVEN, ONE, OTHER_SIZES), axes="batch heads length d_k",
     mistakes=known("the split into heads",
         ("cut by view(batch, heads, length, d_k) without a transpose", "A view only renames axes: read row by row, the first d_model numbers are one token, and this spreads them over several positions. Split the last axis, then swap two axes.",
          CUT, "x.reshape(len(x), n_heads, x.shape[1], -1)"),
@@ -55,7 +55,7 @@ split_heads = Exercise(
 merge_heads = Exercise(
     title="merge the heads",
     formula="Concat(head_1, ..., head_h): (batch, h, length, d_k) -> (batch, length, h d_k)",
-    right=heads.merge_heads, rows=("multi_head_attention",), draw=draw_merge, cases=(ONE, SEVEN, OTHER_SIZES), axes="batch length d_model",
+    right=heads.merge_heads, rows=("multi_head_attention",), draw=draw_merge, cases=(SEVEN, ONE, OTHER_SIZES), axes="batch length d_model",
     mistakes=known("Concat(head_1, ..., head_h)",
         ("with the heads merged by reshape without a transpose", "Concatenation puts the heads of one token side by side: first the axis of heads must move next to d_k.",
          CONCAT, "heads.reshape(len(heads), heads.shape[2], -1)"),
@@ -97,7 +97,7 @@ FIRST = "    Q = split_heads("
 multi_head_attention = Exercise(
     title="multi-head attention",
     formula="Concat(head_1, ..., head_h) W_O, head_i = Attention(x W_Q_i, z W_K_i, z W_V_i)",
-    right=shared.multi_head_attention, package=by_module,
+    right=shared.multi_head_attention, package=by_module, twins=(heads.MultiHeadAttention.forward,),
     parts=(ops.softmax, ops.scaled_scores, ops.attention, heads.split_heads, heads.merge_heads),
     draw=draw_multi_head, cases=(*MASKS, ABOVE, OTHER_SIZES), axes="batch queries d_model",
     mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:4] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(

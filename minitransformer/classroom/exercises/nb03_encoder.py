@@ -56,7 +56,7 @@ layer_norm = Exercise(
     title="LayerNorm",
     formula="γ ⊙ (x - μ) / √(σ² + ε) + β",
     right=ops.layer_norm, rows=("layer_norm",),
-    draw=draw_layer_norm, cases=("tiny", FAR, "all numbers equal", "plain", OTHER_SIZES), axes="batch length d_model",
+    draw=draw_layer_norm, cases=("plain", "tiny", FAR, "all numbers equal", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "the variance σ²",
         ("with the variance divided by d - 1", "torch's .var() and .std() divide by d - 1 unless told otherwise (correction=0). LayerNorm divides by d.",
@@ -110,7 +110,7 @@ ADDED = "The output is added to the residual stream and may well be negative."
 feed_forward = Exercise(
     title="the feed-forward network",
     formula="max(0, xW_1 + b_1) W_2 + b_2",
-    right=shared.feed_forward, package=by_module,
+    right=shared.feed_forward, package=by_module, twins=(FeedForward.forward,),
     draw=draw_feed_forward, cases=("plain", "large numbers", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "max(0, ...) between the two maps",
@@ -121,7 +121,6 @@ feed_forward = Exercise(
         ("with a sigmoid for ReLU", "Above zero, ReLU changes nothing.", "ops.relu", "torch.sigmoid"),
         ("with ReLU6", "Above 6, ReLU still changes nothing.", "ops.relu", "torch.nn.functional.relu6"),
         ("with a softplus for ReLU", "It is a smooth ReLU; here it is max(0, x) itself.", "ops.relu", "torch.nn.functional.softplus"),
-        ("with tanh for ReLU", "Above zero, ReLU changes nothing.", "ops.relu", "torch.tanh"),
         ("with the absolute value", "Below zero it is exactly 0.", "ops.relu", "torch.abs"),
         ("with min(0, ...) for max(0, ...)", "What is negative becomes 0; what is positive stays.", "ops.relu", "-ops.relu(-1 * ", "(x @ W_1 + b_1)", "(x @ W_1 + b_1))"),
         ("with a leaky ReLU", "Below zero it is exactly 0.", "ops.relu", "torch.nn.functional.leaky_relu"),
@@ -172,7 +171,7 @@ PRE_1, PRE_2 = "a = x + attention(norm_1(x))", "return a + feed_forward(norm_2(a
 encoder_block = Exercise(
     title="the encoder block",
     formula='"post": a = LN_1(x + MHA(x)), y = LN_2(a + FFN(a)); "pre": a = x + MHA(LN_1(x)), y = a + FFN(LN_2(a))',
-    right=block, package=residuals, draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
+    right=block, package=residuals, twins=(residual,), draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
     mistakes=POSITION + known(
         "what the norms are applied to",
         ("with the norm on the sublayer's output, x + LN(MHA(x))", "post: LN(x + MHA(x)). pre: x + MHA(LN(x)).",

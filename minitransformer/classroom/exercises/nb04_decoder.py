@@ -125,7 +125,7 @@ SOURCES = "y @ W_Q, z @ W_K, z @ W_V"
 cross_attention = Exercise(
     title="cross-attention, one head",
     formula="softmax((y W_Q)(z W_K)ᵀ/√d_k) (z W_V)",
-    right=right_cross_attention, parts=(softmax, scaled_scores), package=one_of_one_head,
+    right=right_cross_attention, parts=(softmax, scaled_scores), package=one_of_one_head, twins=(MultiHeadAttention.forward,),
     draw=draw_cross, cases=(EQUAL, LONGER, PADDED, ABOVE, OTHER_SIZES), axes="batch queries d_k",
     mistakes=known(
         "y W_Q, z W_K, z W_V",
@@ -203,7 +203,7 @@ decoder_block = Exercise(
     title="the decoder block",
     formula='"post": a = LN_1(y + MHA(y)), c = LN_c(a + MHA_c(a, z)), out = LN_2(c + FFN(c)); '
     '"pre": a = y + MHA(LN_1(y)), c = a + MHA_c(LN_c(a), z), out = c + FFN(LN_2(c))',
-    right=right_decoder_block, package=three_sublayers, draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
+    right=right_decoder_block, package=three_sublayers, twins=(residual,), draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "the residuals, y + ..., a + ..., c + ...",
         ("with z as the residual of the cross-attention", "The stream is the decoder's: z is read, never added. (Its length is usually different.)",

@@ -20,7 +20,6 @@ from ..engine.patches import known
 from .shared import LOG, moved, random_attention
 
 
-
 def lengths_of(sizes: Sizes) -> list[int]:
     """How many real tokens each target has, including the end token."""
     return [sizes["queries"], sizes["queries"] - 3, 2][: sizes["batch"]]
@@ -54,7 +53,7 @@ shift_right = Exercise(
     title="what the decoder reads",
     formula="start, y_1, y_2, ..., y_(T-1)",
     right=objectives.shift_right, package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
-    draw=draw_target, cases=("one token", "ended and padded", OTHER_SIZES), axes="batch length",
+    draw=draw_target, cases=("ended and padded", "one token", OTHER_SIZES), axes="batch length",
     mistakes=known(
         "y_(t-1) at position t",
         ("without the shift", "The decoder reads the very token it should predict. The loss falls to zero; nothing is learned.", SHIFTED, "target.clone()"),
@@ -99,8 +98,8 @@ FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 target_loss = Exercise(
     title="the loss of a batch of targets",
     formula="-1/N Σ log p(y_t | y_<t, x) over the N real tokens of the batch",
-    right=mean_loss, package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
-    precise=False, draw=draw_loss, cases=("no padding", "padding", OTHER_SIZES), axes="",
+    right=mean_loss, twins=(ops.cross_entropy,), package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
+    precise=False, draw=draw_loss, cases=("padding", "no padding", OTHER_SIZES), axes="",
     mistakes=known(
         "the mean over the N real tokens",
         ("with padding counted", "The model is taught to write padding after padding: the more padding, the smaller the loss.", MEAN, "log_p.mean()"),
@@ -193,7 +192,7 @@ CAUSAL = f"{PAIRS}.tril()"
 encoder_decoder = Exercise(
     title="encoder and decoder, with their masks",
     formula="z = encoder(source, source_keep), decoder(target, z, causal, source_keep)",
-    right=whole_transformer, package=package_transformer,
+    right=whole_transformer, package=package_transformer, twins=(EncoderDecoder.forward,),
     draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "memory_keep of the decoder",

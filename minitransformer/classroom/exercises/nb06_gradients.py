@@ -96,7 +96,7 @@ layer_norm_backward = ExerciseOfSeveral(
     title="LayerNorm backward",
     formula="dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ⊙ x̂)) / s with dx̂ = dy ⊙ γ; dγ = Σ dy ⊙ x̂, dβ = Σ dy",
     right=right_layer_norm_backward, package=by_autograd(ops.layer_norm, 3), outputs=("dx", "dγ", "dβ"), like=("x", "gamma", "beta"),
-    differentiated=False, draw=draw_layer_norm_backward, cases=("one token", "tiny", "plain", OTHER_SIZES), axes="entry",
+    differentiated=False, draw=draw_layer_norm_backward, cases=("plain", "tiny", "one token", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the first mean", ("without - mean(dx̂)", "μ depends on every number of the token, so x_j also acts through μ.", " - along_mean", ""),
         "the second mean",
@@ -184,7 +184,7 @@ adamw_step = ExerciseOfSeveral(
     formula="m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², θ ← θ - ηλθ - η m̂/(√v̂ + ε) "
     "with m̂ = m/(1 - β₁ᵗ), v̂ = v/(1 - β₂ᵗ)",
     right=ops.adamw_step, rows=("adamw",), differentiated=False, outputs=("θ", "m", "v"), like=("theta", "m", "v"),
-    draw=draws.draw_adamw, cases=("first step", "step 12", OTHER_SIZES), axes="entry",
+    draw=draws.draw_adamw, cases=("step 12", "first step", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the bias correction, m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ)",
         ("without the bias correction of m", "m starts at 0; after one step it is only (1 - β₁) g.", "m_hat = m / (1 - beta_1**t)", "m_hat = m"),

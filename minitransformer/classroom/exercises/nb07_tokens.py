@@ -9,7 +9,6 @@ import torch
 from tokenizers import Tokenizer, models, trainers
 from torch import Tensor
 
-from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
@@ -18,7 +17,7 @@ from .shared import filled
 PAD = -1
 
 
-def draw_words(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_words(rng: np.random.Generator, case: str) -> Inputs:
     """Few tokens, so that pairs repeat, and one pair that is clearly ahead."""
     a, b, c, e = rng.permutation(5)[:4].tolist()
     d = 5
@@ -104,7 +103,7 @@ best_pair = Exercise(
 )  # fmt: skip
 
 
-def draw_text(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_text(rng: np.random.Generator, case: str) -> Inputs:
     """The pair at many places, alone and in runs; the last and the first token would make a pair.
 
     Written as text the ids would mislead: c ends with the digit of a, d begins with that of b.
@@ -187,11 +186,9 @@ l lm ##mn ##o ##m o mn ##l ##lm
 """Each case renames the letters. The word of `a dead end` can be cut, but not greedily."""
 
 
-def draw_word(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_word(rng: np.random.Generator, case: str) -> Inputs:
     """A word and a vocabulary, with other letters and other ids each time."""
-    letters = rng.permutation(list(ascii_lowercase))
-    letters[8] = letters[8].upper()  # the i of `a whole word`
-    names = str.maketrans(ascii_lowercase, "".join(letters))
+    names = str.maketrans(ascii_lowercase, "".join(rng.permutation(list(ascii_lowercase))))
     ids = 2 + rng.permutation(len(PIECES))
     vocab = {"[UNK]": 1} | {
         piece.translate(names): int(i) for piece, i in zip(PIECES, ids, strict=True)
@@ -247,7 +244,6 @@ word_pieces = Exercise(
         ("with a second try after a dead end", "Greedy means that a piece once taken stays, even if a shorter one would have led to the end.",
          "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:"),
         "padded with pad_id", ("padded with 0", "pad_id is an argument.", "len(word), pad_id)", "len(word), 0)"),
-        "the vocabulary", ("with the word in small letters", "The check's words are to be looked up as they come.", "start = 0", "start, word = 0, word.lower()"),
         "from the left",
         ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
         ("from the right", "The first piece is cut off first, then the rest.",

@@ -64,7 +64,7 @@ DRAWN = "(v >= 0.8) & (v < 0.9)"
 mask_tokens = Exercise(
     title="masking tokens",
     formula="chosen: not special and u < 0.15; of these [MASK] if v < 0.8, the drawn token if 0.8 <= v < 0.9, otherwise unchanged",
-    right=right_mask_tokens, numbers=True, differentiated=False, package=mask_by_package, draw=draw_tokens, cases=("no special tokens", "special tokens", OTHER_SIZES), axes="batch length",
+    right=right_mask_tokens, twins=(MaskedTexts.mask,), numbers=True, differentiated=False, package=mask_by_package, draw=draw_tokens, cases=("special tokens", "no special tokens", OTHER_SIZES), axes="batch length",
     mistakes=known(
         "not special",
         ("with special tokens chosen like others", "[CLS], [SEP] and the padding are in every text: there is nothing to learn from them.", "~special & ", ""),
@@ -112,8 +112,8 @@ def right_masked_loss(logits: Tensor, targets: Tensor, chosen: Tensor, keep: Ten
 masked_loss = Exercise(
     title="the loss of a masked language model",
     formula="-1/|M| Σ log p(x_nt) over the chosen places (n, t) in M",
-    right=right_masked_loss, package=lambda logits, targets, chosen, keep: ops.cross_entropy(logits[chosen], targets[chosen]),
-    precise=False, draw=draw_predictions, cases=("no padding", "padding", OTHER_SIZES), axes="",
+    right=right_masked_loss, twins=(ops.cross_entropy,), package=lambda logits, targets, chosen, keep: ops.cross_entropy(logits[chosen], targets[chosen]),
+    precise=False, draw=draw_predictions, cases=("padding", "no padding", OTHER_SIZES), axes="",
     mistakes=known(
         "the mean over M, the chosen places",
         ("with every position counted, padding too", "Most tokens are there to be read, and padding is not even text. Only chosen tokens are predicted.",
@@ -137,7 +137,7 @@ masked_loss = Exercise(
 )  # fmt: skip
 
 
-def draw_spans(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_spans(rng: np.random.Generator, case: str) -> Inputs:
     """Spans of different lengths; in one case at both ends of the text."""
     lengths = [2, 3, 4, 1, 5, 2, 1] if case == "ends with text" else [0, 2, 4, 1, 5, 3]
     noise = np.concatenate([np.full(n, i % 2 == 1) for i, n in enumerate(lengths)])
@@ -165,7 +165,7 @@ def spans_by_package(ids: Tensor, noise: Tensor, sentinels: Tensor, pad_id: int)
 corrupt_spans = Exercise(
     title="cutting spans out of a text",
     formula="source: the text with each span of noise replaced by the next sentinel, padded with pad_id",
-    right=right_corrupt_spans, numbers=True, differentiated=False, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
+    right=right_corrupt_spans, twins=(spans.corrupt_spans,), numbers=True, differentiated=False, package=spans_by_package, draw=draw_spans, cases=("ends with text", "spans at both ends"), axes="length",
     mistakes=known(
         "one sentinel for each span",
         ("with a sentinel of its own for each token", "The model has to find out the span's length. A span starts where noise[t] is True and noise[t - 1] is not.",

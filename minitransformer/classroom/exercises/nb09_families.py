@@ -52,8 +52,8 @@ def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
 relative_bucket = Exercise(
     title="T5's relative buckets",
     formula="|r| if |r| < n/2, otherwise min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
-    right=bucket_of_distance, package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
-    differentiated=False, draw=draw_distances, cases=("causal", "bidirectional", OTHER_SIZES), axes="queries keys",
+    right=bucket_of_distance, twins=(ops.relative_buckets,), package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
+    differentiated=False, draw=draw_distances, cases=("bidirectional", "causal", OTHER_SIZES), axes="queries keys",
     mistakes=known(
         "the sign of r = j - i",
         ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; in the causal case, all are for r <= 0.",
@@ -108,7 +108,7 @@ ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    right=three_maps, package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
+    right=three_maps, twins=(gpt2.normalise,), package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
     differentiated=False, draw=draw_c_attn, cases=("random numbers", OTHER_SIZES), axes="which d_out d_in",
     mistakes=known(
         "[W_Q | W_K | W_V]",

@@ -6,8 +6,9 @@ from ...model import heads
 from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
 from ...training import optim
-from ..engine.diagnosis import OTHER_SIZES, Exercise, NumberExercise
+from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
+from .shared import table
 
 RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
 
@@ -23,7 +24,7 @@ REAL, COUNT = "real.unsqueeze(-1)", "weight.sum(1).clamp(min=1)"
 mean_pool = Exercise(
     title="the mean over the real tokens",
     formula="Σ_t real_t h_t / Σ_t real_t",
-    right=heads.mean_pool, rows=("mean_pool",), draw=draw_hidden, precise=False, cases=(FULL, RIGHT, LEFT, OTHER_SIZES), axes="batch d_model",
+    right=heads.mean_pool, rows=("mean_pool",), draw=draw_hidden, precise=False, cases=(RIGHT, LEFT, FULL, OTHER_SIZES), axes="batch d_model",
     mistakes=known(
         "the sum over the real tokens",
         ("over all positions, padding included", "The vectors at padded positions are not zero. A text would get a different vector in a different batch.",
@@ -54,10 +55,6 @@ PLACES = {
 """Steps, with the number of all steps and those of the warm-up."""
 
 
-def draw_step(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
-    return dict(zip(("step", "steps", "warmup"), PLACES[case], strict=True))
-
-
 def right_warmup_then_linear(step: int, steps: int, warmup: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
@@ -65,11 +62,12 @@ def right_warmup_then_linear(step: int, steps: int, warmup: int) -> float:
 
 
 FALL = "(steps - step) / (steps - warmup)"
-warmup_then_linear = NumberExercise(
+warmup_then_linear = Exercise(
     title="warm up, then fall",
     formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
-    right=right_warmup_then_linear, package=lambda s, S, w: optim.warmup_then_linear(s, S, max(w - 0.5, 0) / S),  # the warm-up is a share there, rounded up
-    precise=False, draw=draw_step, cases=tuple(PLACES), axes="factor",
+    right=right_warmup_then_linear, twins=(optim.warmup_then_linear,), package=lambda s, S, w: optim.warmup_then_linear(s, S, max(w - 0.5, 0) / S),  # the warm-up is a share there, rounded up
+    numbers=True, differentiated=False, precise=False, wants="a number",
+    draw=table("step steps warmup", PLACES), cases=tuple(PLACES), axes="",
     mistakes=known(
         "(s + 1)/w",
         ("starting at 0", "A factor of 0 wastes the first step. Steps are counted from 0, so s + 1.", "(step + 1) / warmup", "step / warmup"),

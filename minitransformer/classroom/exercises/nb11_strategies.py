@@ -10,6 +10,7 @@ from ...training.lora import LoRALinear
 from ...training.strategies import GradualUnfreezing, Progress
 from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
+from .shared import table
 
 STEPS = {
     "at the start": (7, 0, 70), "early": (7, 11, 70), "half way": (7, 35, 70), "at the end": (7, 69, 70),
@@ -20,10 +21,6 @@ STEPS = {
 """How many layers there are, the step, and the number of steps."""
 
 
-def draw_progress(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
-    return dict(zip(("n_layers", "step", "steps"), STEPS[case], strict=True))
-
-
 def right_gradual_rates(n_layers: int, step: int, steps: int) -> Tensor:
     thawed = min(1 + n_layers * step // steps, n_layers)
     return (torch.arange(n_layers) >= n_layers - thawed).float()
@@ -32,8 +29,8 @@ def right_gradual_rates(n_layers: int, step: int, steps: int) -> Tensor:
 gradual_rates = Exercise(
     title="gradual unfreezing",
     formula="layer l learns once step/steps ≥ (L - 1 - l)/L, layers counted from 0 at the bottom",
-    right=right_gradual_rates, package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
-    numbers=True, differentiated=False, draw=draw_progress, cases=tuple(STEPS), axes="layer",
+    right=right_gradual_rates, twins=(GradualUnfreezing.rates,), package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
+    numbers=True, differentiated=False, draw=table("n_layers step steps", STEPS), cases=tuple(STEPS), axes="layer",
     mistakes=known(
         "the order of the layers",
         ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),
@@ -57,7 +54,7 @@ gradual_rates = Exercise(
 def draw_lora(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     batch, rank = sizes["batch"], sizes["heads"]
     shapes = f"x: {batch} queries d_k, W: d_v d_k, A: {rank} d_k, B: d_v {rank}"
-    inputs = draw(shapes, alpha=9.0 if sizes is SIZES else 2.0)(rng, case, sizes)
+    inputs = draw(shapes, alpha=13.0 if sizes is SIZES else 8.0)(rng, case, sizes)
     inputs["B"] *= case != "B = 0"
     return inputs
 
@@ -75,7 +72,7 @@ def lora_by_package(x: Tensor, W: Tensor, A: Tensor, B: Tensor, alpha: float) ->
 lora = Exercise(
     title="a linear map with a low-rank change",
     formula="y = x Wᵀ + (α/r) x Aᵀ Bᵀ",
-    right=right_lora, package=lora_by_package, precise=False, draw=draw_lora, cases=("B = 0", "a change", OTHER_SIZES), axes="batch length d_out",
+    right=right_lora, twins=(LoRALinear.forward,), package=lora_by_package, precise=False, draw=draw_lora, cases=("B = 0", "a change", OTHER_SIZES), axes="batch length d_out",
     mistakes=known(
         "x Wᵀ", ("without the pretrained map", "LoRA adds to what was there; with B = 0 the output must be that of W alone.", "x @ W.mT + ", ""),
         "the factor α/r",

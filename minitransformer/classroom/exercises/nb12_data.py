@@ -5,13 +5,12 @@ import torch
 from torch import Tensor
 
 from ...lab.results import mean_and_sd
-from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
 from ..engine.diagnosis import Exercise
 from ..engine.patches import known
 
 
-def draw_shares(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_shares(rng: np.random.Generator, case: str) -> Inputs:
     n, methods = {"a small test": (63, 5), "a large test": (1008, 3)}[case]
     p = rng.uniform(0.55, 0.95, methods)
     p[-1] = 1.0  # always right: no error
@@ -40,7 +39,7 @@ accuracy_error = Exercise(
 )  # fmt: skip
 
 
-def draw_accuracies(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_accuracies(rng: np.random.Generator, case: str) -> Inputs:
     shape = {"six seeds": (5, 6), "seven seeds": (3, 7)}[case]
     return {"accuracies": rng.uniform(0.5, 1.0, shape)}
 
@@ -59,7 +58,7 @@ def mean_and_error_by_package(accuracies: Tensor) -> Tensor:
 mean_and_error = Exercise(
     title="mean and standard error over seeds",
     formula="m = Σ a_s / n and √(Σ (a_s - m)² / (n - 1)) / √n",
-    right=right_mean_and_error, numbers=True, differentiated=False, precise=False, package=mean_and_error_by_package, draw=draw_accuracies, cases=("six seeds", "seven seeds"), axes="method two",
+    right=right_mean_and_error, twins=(mean_and_sd,), numbers=True, differentiated=False, precise=False, package=mean_and_error_by_package, draw=draw_accuracies, cases=("six seeds", "seven seeds"), axes="method two",
     mistakes=known(
         "the n - 1 under the root",
         ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it.", "(n - 1)", "n"),

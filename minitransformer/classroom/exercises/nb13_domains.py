@@ -24,7 +24,7 @@ feature_gradient = Exercise(
     title="what the head sends into the features",
     formula="∂L/∂B = (1/n) Σ (v·Bx - y) v xᵀ for L = (1/2n) Σ (v·Bx - y)²",
     right=right_feature_gradient, package=lambda X, y, v, B: torch.func.grad(lambda B: ((X @ B.mT @ v - y) ** 2).mean() / 2)(B),
-    differentiated=False, precise=False, draw=draw_linear, cases=("one example", "several examples", OTHER_SIZES), axes="k d",
+    differentiated=False, precise=False, draw=draw_linear, cases=("several examples", "one example", OTHER_SIZES), axes="k d",
     mistakes=known(
         "the v in front of xᵀ",
         ("without the head v", "The error reaches the features only through the head.", "torch.outer(v, ", "torch.outer(torch.ones_like(v), "),
@@ -40,7 +40,7 @@ feature_gradient = Exercise(
 )  # fmt: skip
 
 
-def draw_matrix(rng: np.random.Generator, case: str, _: Sizes = SIZES) -> Inputs:
+def draw_matrix(rng: np.random.Generator, case: str) -> Inputs:
     n = {"four domains": 4, "five domains": 5}[case]
     return {"accuracy": rng.uniform(0.4, 1.0, (n, n))}
 

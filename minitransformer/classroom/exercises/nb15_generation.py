@@ -35,7 +35,7 @@ temperature = Exercise(
     title="softmax with a temperature",
     formula="p_v = exp(s_v / T) / Σ_w exp(s_w / T)",
     right=next_token_probabilities, package=lambda logits, temperature: torch.distributions.Categorical(logits=logits / temperature).probs,
-    differentiated=False, precise=False, draw=draw_logits, cases=("T = 0.004", "T = 1", "T = 0.7", "T = 3", OTHER_SIZES), axes="batch vocab",
+    differentiated=False, precise=False, draw=draw_logits, cases=("T = 0.7", "T = 1", "T = 3", "T = 0.004", OTHER_SIZES), axes="batch vocab",
     mistakes=known(
         "the temperature in s/T",
         ("with the logits multiplied by the temperature", "A low temperature must sharpen: it divides, so differences grow.", DIVIDED, " * temperature"),
@@ -93,8 +93,8 @@ PUT_BACK = "torch.zeros_like(q).scatter(-1, ids, q)"
 top_p = Exercise(
     title="top-p, the nucleus",
     formula="q_v = p_v / Σ_A p for v in A, otherwise 0; A = the fewest likeliest tokens with Σ_A p_v >= p",
-    right=nucleus, package=lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p - 1e-12),
-    draw=draw_probabilities, differentiated=False, precise=False, cases=("small p", "p = 1", MET, "p = 0.8", OTHER_SIZES), axes="batch vocab",
+    right=nucleus, twins=(next_token_probabilities,), package=lambda p, top_p: next_token_probabilities(p.log(), top_p=top_p - 1e-12),
+    draw=draw_probabilities, differentiated=False, precise=False, cases=("p = 0.8", "p = 1", "small p", MET, OTHER_SIZES), axes="batch vocab",
     mistakes=known(
         "the fewest likeliest tokens with a sum of at least p",
         ("with one token too few, the one that crosses p", "The sum must reach p, so the token that takes it past p belongs to A. A small p must leave the likeliest token, not none.",

@@ -12,7 +12,7 @@ from ..clinic import charts as clinic
 from ..clinic.instruments import chance_loss as chance_of
 from ..clinic.instruments import leak
 from ..clinic.patients import FAULTS, SEATS
-from ..engine.diagnosis import EXACT, OTHER_SIZES, NumberExercise
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise
 from ..engine.patches import known
 from ..engine.quiz import Quiz
 
@@ -24,10 +24,11 @@ def loss_of_equal_logits(n: int) -> Tensor:
     return nn.functional.cross_entropy(torch.zeros(1, n, dtype=torch.float64), torch.tensor([0]))
 
 
-chance_loss = NumberExercise(
+chance_loss = Exercise(
     title="the loss of a model that knows nothing",
     formula="-ln(1/n) = ln n",
-    right=chance_of, precise=False, package=loss_of_equal_logits, draw=draw(n=ANSWERS.get), cases=tuple(ANSWERS), axes="value",
+    numbers=True, differentiated=False, precise=False, wants="a number",
+    right=chance_of, package=loss_of_equal_logits, draw=draw(n=ANSWERS.get), cases=tuple(ANSWERS), axes="",
     mistakes=known(
         "ln",
         ("with the logarithm to base 2", "Those are bits. torch's cross-entropy is in nats: math.log, not math.log2.", "math.log(", "math.log2("),
@@ -124,13 +125,13 @@ def yes_or_no(f: Callable, inputs: Inputs) -> str | None:
 
 
 CHANGED = "other[:, t:]"
-leaks = NumberExercise(
+leaks = Exercise(
     title="does a block look ahead?",
     said="Your verdicts are those of a test",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
     right=looks_ahead, parts=(leak,), package=has_gradient_ahead,
-    draw=draw_block, wants="True or False",
-    cases=(BACK, TRAINING, AHEAD, *EDGES, FAINT, PLAIN, BLANK, REPEATS, NOTHING, ONE_TEXT, OTHER_SIZES), axes="verdict",
+    draw=draw_block, numbers=True, differentiated=False, wants="True or False",
+    cases=(AHEAD, BACK, TRAINING, *EDGES, FAINT, PLAIN, BLANK, REPEATS, NOTHING, ONE_TEXT, OTHER_SIZES), axes="",
     mistakes=known(
         "x', random from t on",
         ("with a constant added, for random numbers", "LayerNorm subtracts the mean, and your constant with it: the block never notices.",

@@ -82,7 +82,6 @@ LOG = known("log p",
     ("with the softmax taken twice", "cross_entropy takes logits and applies the softmax itself.", ".log_softmax(-1)", ".softmax(-1).log_softmax(-1)"),
     ("without the minus", "log p is negative, and a loss is positive: take -log p.", ".log_softmax(-1)", ".log_softmax(-1).neg()"),
     ("with the logits themselves for log p", "nll_loss takes log-probabilities: log_softmax first, or cross_entropy.", ".log_softmax(-1)", ""),
-    ("with the logarithm to base 2", "Those are bits; the loss is in nats, with the natural logarithm.", ".log_softmax(-1)", ".log_softmax(-1).div(np.log(2))"),
     ("without the logarithm", "Take the mean of -log p, not of -p.", ".log_softmax(-1)", ".softmax(-1)"),
 )
 
@@ -129,6 +128,11 @@ def random_norm(rng: np.random.Generator, sizes: Sizes) -> Callable[[Tensor], Te
     """A LayerNorm with random gain and shift."""
     gamma, beta = (torch.from_numpy(rng.standard_normal(sizes["d_model"])) for _ in range(2))
     return lambda x: ops.layer_norm(x, gamma, beta, 0.1)
+
+
+def table(names: str, rows: dict[str, tuple]) -> Callable[..., Inputs]:
+    """A `draw` that looks the arguments up by the case."""
+    return lambda rng, case: dict(zip(names.split(), rows[case], strict=True))
 
 
 def moved(f: Callable[..., Tensor], inputs: Inputs, name: str, where: Any) -> Tensor:
