@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from . import draws
-from .draws import D_K, D_V, HUGE, KEYS, MASKS, draw
+from .draws import ABOVE, D_K, D_V, HUGE, KEYS, MASKS, draw
 from .formula import Formula, Inputs, both, per_example
 
 # --- Our implementations, where a row arranges them ---------------------------------------------

@@ -66,10 +66,16 @@ def test_a_wrong_shape_is_told_by_the_names_of_axes():
         (lambda Q, K: (Q, K), "returns 2 things"),
         (lambda Q, K: (Q @ K.mT).numpy(), "returns ndarray"),
         (lambda Q, K: (Q @ K.mT / Q.shape[-1] ** 0.5).float(), "float32"),
-        (lambda Q, K: (Q.float() @ K.float().mT / Q.shape[-1] ** 0.5).double(), "float32's precision"),
+        (
+            lambda Q, K: (Q.float() @ K.float().mT / Q.shape[-1] ** 0.5).double(),
+            "float32's precision",
+        ),
         (lambda Q, K: Q.mul_(Q.shape[-1] ** -0.5) @ K.mT, "changes its argument Q"),
         (lambda Q, K: (Q @ K.mT / Q.shape[-1] ** 0.5).detach(), "no gradient reaches Q"),
-        (lambda Q, K: Q @ K.mT / Q.shape[-1] ** 0.5 * 7.4, "Every entry is 7.4 times the right one"),
+        (
+            lambda Q, K: Q @ K.mT / Q.shape[-1] ** 0.5 * 7.4,
+            "Every entry is 7.4 times the right one",
+        ),
         (lambda Q, K: Q @ K.mT / 0.0, "NaN or infinite"),
     ],
 )

@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
+
+from tqdm import tqdm
 
 from . import limits
 from .diagnosis import Result
@@ -59,15 +62,19 @@ class Quiz:
     def compare(self, given: dict[str, str | None], measured: bool) -> Result:
         """The answer to existing names for existing letters."""
         named = {letter: name for letter, name in given.items() if name is not None}
+        slowly = partial(tqdm, desc="examining the patients", leave=False)
         if named == self.right:
-            evidence = map(self.evidence, self.right) if measured else ["Every patient is named."]
+            evidence = map(self.evidence, slowly(self.right)) if measured else ["All are named."]
             return Result(self.title, True, paragraphs(*evidence))
         wrong = {letter: name for letter, name in named.items() if name != self.right[letter]}
         good = [letter for letter in named if letter not in wrong]
         left = [letter for letter in self.right if letter not in named]
-        why = {x: f": {self.against(x, wrong[x])}" if measured else "." for x in wrong}
+        why = {x: f": {self.against(x, wrong[x])}" for x in slowly(wrong)} if measured else {}
         message = paragraphs(
-            *(f"{letter} is not a case of {wrong[letter]!r}{why[letter]}" for letter in wrong),
+            *(
+                f"{letter} is not a case of {wrong[letter]!r}{why.get(letter, '.')}"
+                for letter in wrong
+            ),
             f"Right: {', '.join(good)}." if good else "",
             f"Not named yet: {', '.join(left)}." if left else "",
         )

@@ -101,7 +101,9 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
 
 
 def draw_c_attn(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
-    return draw(f"c_attn: {12 if sizes is SIZES else 14} {3 * (20 if sizes is SIZES else 9)}")(rng, case)
+    return draw(f"c_attn: {12 if sizes is SIZES else 14} {3 * (20 if sizes is SIZES else 9)}")(
+        rng, case
+    )
 
 
 ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
