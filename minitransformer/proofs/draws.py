@@ -18,8 +18,8 @@ SIZES: Sizes = {
 BATCH, HEADS, QUERIES, KEYS, D_K, D_V, D_MODEL, D_FF, D_NORM, VOCAB = SIZES.values()
 # A second set without a size in common, so that a number written into an answer is found.
 OTHER: Sizes = {
-    "batch": 2, "heads": 3, "queries": 10, "keys": 13, "d_k": 14, "d_v": 17, "d_model": 42, "d_ff": 55,
-    "d_norm": 15, "vocab": 19,
+    "batch": 2, "heads": 3, "queries": 10, "keys": 13, "d_k": 15, "d_v": 17, "d_model": 45, "d_ff": 55,
+    "d_norm": 21, "vocab": 19,
 }  # fmt: skip
 MASKS = ("no mask", "causal", "left padding", "right padding", "a query without keys")
 PADDING = ("no mask", "left padding", "right padding")

@@ -68,7 +68,7 @@ causal_weights = Exercise(
          ".tril(keys - queries)", ".tril()", *NAN),
         "softmax(...)",
         ("without the softmax", "Hidden scores of -inf are half of it: the softmax makes weights of the others.",
-         "softmax(scores, causal_mask(*scores.shape[-2:]))", "scores.masked_fill(~causal_mask(*scores.shape[-2:]), -math.inf)"),
+         "return e / total.masked_fill(empty, 1.0)", "return scores"),
         ("with the future zeroed after the softmax, and the rows divided by their sums", "Where a later score is far above, only zeros are left to divide by. Hide the scores first.",
          shared.HIDE, "pass", "return e / total.masked_fill(empty, 1.0)", "return e * keep / total / (e * keep / total).sum(-1, keepdim=True)"),
     ) + shared.HIDDEN[:4] + shared.AXIS + shared.MASK[:1] + shared.MASK[2:3],

@@ -18,12 +18,12 @@ from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
 from .shared import LOG, filled
 
-N_SPECIAL, VOCAB, LENGTH = 5, 31, 67
+N_SPECIAL, VOCAB = 5, 31
 
 
 def draw_tokens(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Many tokens are chosen, so that each of the three outcomes occurs often; borders are met."""
-    size = (sizes["batch"], LENGTH)
+    size = (sizes["batch"], 6 * sizes["keys"])
     inputs: Inputs = {
         "ids": rng.integers(N_SPECIAL, VOCAB, size),
         "special": rng.random(size) < (0.3 if case == "special tokens" else 0),
