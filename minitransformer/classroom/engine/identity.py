@@ -1,7 +1,7 @@
 """Whose work an answer is: the package's functions and torch's are recognised by what they are.
 
-Names do not matter: the answer runs once under Python's profiler, which sees every function that is
-entered, whether it was found in a closure, a default argument, an object or `sys.modules`.
+The answer runs once under Python's profiler, which sees every function that is entered, whatever its
+name: from a closure, a default argument, an object or `sys.modules`.
 """
 
 import dis
@@ -51,7 +51,9 @@ def whose(exercise: Any, student: Callable, given: list) -> tuple[str, tuple[str
     more = code and any(step.opname in STORES for step in dis.get_instructions(code))
     parts = output if isinstance(output, tuple | list) else (output,)
     if returned and not more and all(any(part is a for a in returned) for part in parts):
-        what = f"This is the package's own {next(iter(called))}, so there is nothing of yours to check."
+        what = (
+            f"This is the package's own {next(iter(called))}: there is nothing of yours to check."
+        )
         raise Finding(f"{what} The formula: {exercise.formula}")
     remark = f"It calls {' and '.join(called)}, which does the work of this formula."
     return remark if called else "", tuple(called)

@@ -12,7 +12,6 @@ import builtins
 import contextlib
 import ctypes
 import dis
-import random
 import signal
 import sys
 import threading
@@ -22,7 +21,6 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 
@@ -63,16 +61,15 @@ def limited(seconds: float, memory: int = MEMORY) -> Iterator:
 @contextlib.contextmanager
 def usual_state() -> Iterator:
     """Within, torch is as after its import, but float64 by default; afterwards it is as it was."""
-    state = torch.get_default_dtype(), np.random.get_state(), random.getstate()
-    plain = torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False)
-    with torch.random.fork_rng(devices=[]), plain[0], plain[1], plain[2]:
+    before = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.callback(torch.set_default_dtype, before)
         torch.set_default_dtype(torch.float64)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(state[0])
-            np.random.set_state(state[1])
-            random.setstate(state[2])
+        yield
 
 
 def no_questions(*_: Any) -> str:

@@ -69,7 +69,11 @@ class Quiz:
         wrong = {letter: name for letter, name in named.items() if name != self.right[letter]}
         good = [letter for letter in named if letter not in wrong]
         left = [letter for letter in self.right if letter not in named]
-        why = {x: f": {self.against(x, wrong[x])}" for x in slowly(wrong)} if measured else {}
+        why = (
+            {x: f": {self.against(x, wrong[x])}" for x in slowly(wrong)}
+            if measured and wrong
+            else {}
+        )
         message = paragraphs(
             *(
                 f"{letter} is not a case of {wrong[letter]!r}{why.get(letter, '.')}"

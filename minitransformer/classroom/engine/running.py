@@ -69,12 +69,9 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
 
 def raised_by_python(error: Exception) -> bool:
     """Whether an error comes from a `raise` outside of the libraries, such as that of a stub."""
-    last = error.__traceback__
-    while last and last.tb_next:
-        last = last.tb_next
-    if last is None or "site-packages" in last.tb_frame.f_code.co_filename:
-        return False
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    raised = frame.f_code.co_code[frame.f_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and "site-packages" not in frame.f_code.co_filename
 
 
 def code_of(student: Callable) -> Any:

@@ -83,7 +83,6 @@ mask_tokens = Exercise(
         ("with the drawn ones and those that stay exchanged", "The shares are just as good; the check puts the drawn ones first.", DRAWN, "(v >= 0.9)"),
         "u < 0.15",
         ("with all ordinary tokens chosen", "80 % of the chosen tokens are masked, not 80 % of all.", " & (u < 0.15)", ""),
-        ("with u ≤ 0.15", "A token whose u is exactly 0.15 is not chosen.", "u < 0.15", "u <= 0.15"),
         ("with the chosen and the other tokens exchanged", "A token is chosen where its u is below the share.", "u < 0.15", "u >= 0.15"),
     ),
     next="Next: the loss, which must be told what was chosen, since the ids do not show it.",

@@ -58,7 +58,6 @@ relative_bucket = Exercise(
         "the sign of r = j - i",
         ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; in the causal case, all are for r <= 0.",
          "(r > 0)", "(r < 0)", "(-r)", "r"),
-        ("with distance 0 counted as behind", "r > 0 is after the query; the query itself is not.", "(r > 0)", "(r >= 0)"),
         "n, which is half of n_buckets when bidirectional",
         ("with one set of buckets for both directions", "A key three positions before the query must be told apart from one three positions after it.",
          "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0"),

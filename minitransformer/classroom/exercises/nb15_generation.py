@@ -60,11 +60,8 @@ temperature = Exercise(
 
 
 def draw_probabilities(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
-    """Probabilities, and p; a small p is below the largest probability of every row.
-
-    In one case a row's likeliest tokens sum to p: cumsum - q is p, and the sum of those before is not
-    below it, so that whoever writes one or the other draws the line at the same place.
-    """
+    """Probabilities, and p: a small one is below the largest of every row; in one case the three
+    likeliest of a row sum to p, and to no less in whatever order they are added."""
     p = torch.from_numpy(np.exp(1.5 * rng.standard_normal((sizes["batch"], sizes["vocab"]))))
     p /= p.sum(1, keepdim=True)
     top_p = {"p = 0.8": 0.8, "p = 1": 1.0}.get(case, float(p.amax(1).min()) / 2)
