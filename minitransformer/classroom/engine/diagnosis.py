@@ -34,8 +34,9 @@ from .running import Finding, check_type, copies, crash, guarded, paragraphs, ru
 Cases = dict[str, Inputs]
 OTHER_SIZES = "other sizes"  # the first case, with every size another one
 ALONE = {  # what it means if everything else is right
-    (OTHER_SIZES,): "Is a size written into your code as a number?",
-    (HUGE, ABOVE): "Is something hidden by a finite number, or the largest score taken of hidden ones?",
+    (OTHER_SIZES,): "All other cases are right: is a size written into your code as a number?",
+    (HUGE, ABOVE): "All other cases are right: is something hidden by a finite number, or the largest "
+    "score taken of hidden ones as well?",
 }  # fmt: skip
 Property = Callable[[Callable, Inputs], str | None]  # says how it is broken; None if it holds
 
@@ -188,12 +189,7 @@ def diagnose(exercise: Exercise, answer: Any, seed: int) -> tuple[str, tuple[str
         elif message:
             named = ""
     if not found:
-        alone = [
-            f"All other cases are right. {why}"
-            for of, why in ALONE.items()
-            if wrong and wrong <= {*of}
-        ]
-        named = paragraphs(named, *alone)
+        named = paragraphs(named, *(why for of, why in ALONE.items() if wrong and wrong <= {*of}))
     raise Finding(paragraphs(message, named), *(m.name for m in found))
 
 
@@ -223,12 +219,7 @@ def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str
             if output.numel() == 1:
                 return f"It gives {float(output)} (case: {case})."
             some = f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case})"
-            first = place(exercise.axes, bad.nonzero()[0].tolist())
-            return (
-                f"{some}, the first{first}."
-                if first
-                else f"It gives {float(output)} (case: {case})."
-            )
+            return f"{some}, the first{place(exercise.axes, bad.nonzero()[0].tolist())}."
     for name, broken in exercise.properties.items():
         for case, inputs in cases.items():
             with suppress(Exception):  # it ran on the case itself; the rest of the answer will do
@@ -275,9 +266,7 @@ def check_gradients(
         for name in right:
             if name not in yours:
                 what = f"The output is right, but no gradient reaches {name} (case: {case})."
-                raise Finding(
-                    f"{what} Something cuts it off: .detach(), .item(), no_grad or NumPy."
-                )
+                raise Finding(f"{what} What cuts it off: .detach(), .item(), no_grad or NumPy?")
             off = distance(yours[name], right[name]) / max(1.0, float(right[name].abs().max()))
             worst = max(worst, off)
             if off > tolerance:
@@ -301,7 +290,6 @@ def wrong_gradient(
         made = exercise.patched(mistake)
         wrong = gradients(lambda *given, f=made: exercise.tensor(f(*given)), inputs)
         if name in wrong and distance(wrong[name], yours) <= EXACT:
-            return Finding(
-                paragraphs(message, described("It equals the formula", mistake)), mistake.name
-            )
+            named = described("It equals the formula", mistake)
+            return Finding(paragraphs(message, named), mistake.name)
     return Finding(paragraphs(message, REPAIRED if nan else ""))

@@ -24,12 +24,12 @@ class Finding(Exception):
         self.mistakes = mistakes  # names of the known ones that explain it
 
 
+WRITING = "`+=` and the like, `[...] =`, and methods that end in _ write into the tensor given."
+
+
 def copies(inputs: Inputs) -> list[Any]:
     """The arguments, copied: a function that changes them harms nobody else."""
-    return [
-        a.clone() if isinstance(a, Tensor) else copy.copy(a) if isinstance(a, dict | list) else a
-        for a in inputs.values()
-    ]
+    return [a.clone() if isinstance(a, Tensor) else copy.copy(a) for a in inputs.values()]
 
 
 def guarded(student: Callable) -> Callable:
@@ -55,14 +55,17 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
             raise
         raise Finding(crash(student, error, inputs, case)) from None
     for name, before, after in zip(inputs, inputs.values(), given, strict=True):
-        whole = before.equal if isinstance(before, Tensor) else before.__eq__
-        if isinstance(before, Tensor | dict | list) and not whole(after):
-            copied = "clone" if isinstance(before, Tensor) else "copy"
+        tensor = isinstance(before, Tensor)
+        if (
+            isinstance(before, dict | list)
+            and before != after
+            or tensor
+            and not before.equal(after)
+        ):
             raise Finding(
                 f"Your function changes its argument {name} (case: {case}), which the caller still "
-                f"needs. Make a new one, or work on a copy, {name}.{copied}(). These write into what "
-                "they are given: `+=` and the like, `[...] =`, and methods that end in _ or that "
-                "change a list or a dictionary."
+                f"needs. Make a new one, or work on a copy, {name}.{'clone' if tensor else 'copy'}(). "
+                + (WRITING if tensor else "Methods such as pop() change what they belong to.")
             )
     return output
 
@@ -153,7 +156,7 @@ def wrong_shape(axes: list[str], output: Tensor, right: Tensor, case: str) -> st
     wanted = ", ".join(f"{a}={n}" for a, n in zip(axes, right.shape, strict=True))
     message = f"The shape is wrong (case: {case}): wanted ({wanted}), got {tuple(output.shape)}."
     name = dict(zip(right.shape, axes, strict=True))
-    if len(name) == len(axes) and all(n in name for n in output.shape):
+    if output.dim() and len(name) == len(axes) and all(n in name for n in output.shape):
         mine = ", ".join(name[n] for n in output.shape)
         message += f" Judging by their sizes, your axes are ({mine})."
     return message

@@ -100,7 +100,7 @@ multi_head_attention = Exercise(
     right=shared.multi_head_attention, package=by_module, twins=(heads.MultiHeadAttention.forward,),
     parts=(ops.softmax, ops.scaled_scores, ops.attention, heads.split_heads, heads.merge_heads),
     draw=draw_multi_head, cases=(*MASKS, ABOVE, OTHER_SIZES), axes="batch queries d_model",
-    mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:4] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(
+    mistakes=split_heads.mistakes + merge_heads.mistakes + SCALE[:5] + SCALE[-1:] + AXIS + MASK + NO_KEYS + known(
         "W_O at the end",
         ("without W_O", "Without it every head writes to its own columns, and the heads never mix.", " @ W_O\n", "\n"),
         ("with W_O transposed", "The formula multiplies from the right, Concat(...) W_O. (nn.Linear stores the transpose.)", " @ W_O\n", " @ W_O.T\n"),

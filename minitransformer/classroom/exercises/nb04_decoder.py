@@ -144,7 +144,7 @@ cross_attention = Exercise(
          "keep) @ V", "keep.mT) @ V", *NAN),
         ("with the mask inverted, and NaN where nothing is padding", "keep is True where a key may be seen: hide ~keep. (nn.MultiheadAttention's masks mean the opposite.)", "~keep", "keep", *NAN),
         "the denominator √d_k", ("divided by √d_model", "d_k is the width of a query: the last axis of W_Q, not the first.", "(Q, K)", "(Q, K, len(W_K) ** -0.5)"),
-    ) + shared.SCALE[:4] + shared.AXIS + shared.MASK,
+    ) + shared.SCALE[:5] + shared.AXIS + shared.MASK,
     properties={"every query depends on the whole source, except for padding": hears_the_source},
     next="Next: the block, where this stands between self-attention and the feed-forward network.",
 )  # fmt: skip

@@ -38,6 +38,8 @@ gradual_rates = Exercise(
         ("with only the newest layer learning", "A thawed layer keeps learning when the next one joins it.", ">= n_layers", "== n_layers"),
         "the number of layers at step 0",
         ("with nothing learning at first", "At step 0 the head learns: one layer, not none.", "1 + n_layers * step", "n_layers * step"),
+        ("with two layers from the start", "At step 0 the head learns alone.", "1 + n_layers * step", "2 + n_layers * step"),
+        "⌊L · step/steps⌋",
         ("with layers thawed a step too early", "Layer l learns once step/steps reaches (L - 1 - l)/L: step counts, not step + 1.", "* step //", "* (step + 1) //"),
         ("with step/(steps - 1) for step/steps", "The last layer thaws at step/steps = (L - 1)/L.", "// steps,", "// (steps - 1),"),
         ("with step/(steps + 1) for step/steps", "The last layer thaws at step/steps = (L - 1)/L.", "// steps,", "// (steps + 1),"),
@@ -45,7 +47,6 @@ gradual_rates = Exercise(
         ("with L · step/steps rounded to the nearest", "A layer learns once its border is reached: round down.", "n_layers * step // steps", "round(n_layers * step / steps)"),
         ("with L · step/steps rounded up", "A layer learns once its border is reached: round down.", "n_layers * step // steps", "-(-n_layers * step // steps)"),
         ("with at most as many layers as steps", "The bound is the number of layers.", "steps, n_layers)", "steps, steps)"),
-        ("with two layers from the start", "At step 0 the head learns alone.", "1 + n_layers * step", "2 + n_layers * step"),
     ),
     next="Next: compare with GradualUnfreezing.rates in training/strategies.py, which takes a few lines.",
 )  # fmt: skip

@@ -1,6 +1,7 @@
 r"""The exercises of notebook 20, on debugging: two instruments, and the names of nine mistakes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,7 +80,9 @@ def draw_block(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inp
     if case == BLANK:
         weights = drawn.diag().diag()
         weights[-1] = 0.0
-    bare = {REPEATS: (slice(None), 0), NOTHING: (0, slice(0))} | {k: e(t) for k, e in EDGES.items()}
+    bare: dict[str, Any] = {REPEATS: (slice(None), 0), NOTHING: (0, slice(0))} | {
+        k: e(t) for k, e in EDGES.items()
+    }
     if case in bare:
         weights = torch.zeros_like(drawn)
         weights[bare[case]] = 1.0
