@@ -421,3 +421,11 @@ def test_the_other_sizes_are_drawn_like_the_first_case():
             inputs = exercise.inputs()
             first, other = (axes_in(inputs[case]) for case in (exercise.cases[0], OTHER_SIZES))
             assert first.keys() == other.keys(), name
+
+
+def test_a_stub_inside_a_with_statement_is_still_to_be_written():
+    def stub(Q, K):
+        with torch.no_grad():
+            raise NotImplementedError
+
+    assert mt.check.scaled_scores(stub).message.startswith("Still to be written")

@@ -56,11 +56,8 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
         raise Finding(crash(student, error, inputs, case)) from None
     for name, before, after in zip(inputs, inputs.values(), given, strict=True):
         tensor = isinstance(before, Tensor)
-        if (
-            isinstance(before, dict | list)
-            and before != after
-            or tensor
-            and not before.equal(after)
+        if (isinstance(before, dict | list) and before != after) or (
+            tensor and not before.equal(after)
         ):
             raise Finding(
                 f"Your function changes its argument {name} (case: {case}), which the caller still "
@@ -72,9 +69,12 @@ def run(student: Callable, inputs: Inputs, case: str) -> Any:
 
 def raised_by_python(error: Exception) -> bool:
     """Whether an error comes from a `raise` outside of the libraries, such as that of a stub."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    raised = frame.f_code.co_code[frame.f_lasti] == dis.opmap["RAISE_VARARGS"]
-    return raised and "site-packages" not in frame.f_code.co_filename
+    last: Any = error.__traceback__
+    while last.tb_next:
+        last = last.tb_next
+    code = last.tb_frame.f_code
+    raised = code.co_code[last.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return raised and "site-packages" not in code.co_filename
 
 
 def code_of(student: Callable) -> Any:

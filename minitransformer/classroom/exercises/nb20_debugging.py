@@ -132,7 +132,7 @@ leaks = Exercise(
     title="does a block look ahead?",
     said="Your verdicts are those of a test",
     formula="some |f(x')_i - f(x)_i| > 0 with i < t, where x' is x before t and random from t on",
-    right=looks_ahead, parts=(leak,), package=has_gradient_ahead,
+    right=looks_ahead, parts=(leak,), twins=(leak,), package=has_gradient_ahead,
     draw=draw_block, numbers=True, differentiated=False, wants="True or False",
     cases=(AHEAD, BACK, TRAINING, *EDGES, FAINT, PLAIN, BLANK, REPEATS, NOTHING, ONE_TEXT, OTHER_SIZES), axes="",
     mistakes=known(
