@@ -181,7 +181,7 @@ BUDGETS = {
     "inference": 480,
     "proofs": 1500,
     "lab": 500,
-    "classroom": 4900,
+    "classroom": 5200,
     "commands": 530,
     ".": 300,
 }

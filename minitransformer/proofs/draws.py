@@ -91,29 +91,27 @@ def draw_softmax(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> I
     if case == HUGE:  # every row near one large number of its own: some far below zero
         scores += 3e4 * rng.uniform(-1, 1, (*scores.shape[:2], 1))
     keep = draw_keep(rng, case, scores.shape)
-    if case == ABOVE:
+    if case == ABOVE and keep is not None:
         scores[~keep] += 3e4
     return {"scores": scores, "keep": keep}
 
 
 def draw_attention(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Queries, keys and values, and a mask."""
-    d_k = 16 if case == HUGE else sizes["d_k"]  # a root that float32 divides by without rounding
-    batch, heads, queries, keys = (sizes[axis] for axis in ("batch", "heads", "queries", "keys"))
-    # Scores of order 1 to 5: a flat softmax would hide a wrong scale.
-    inputs: Inputs = {
-        "Q": 1.5 * rng.standard_normal((batch, heads, queries, d_k)),
-        "K": 1.5 * rng.standard_normal((batch, heads, keys, d_k)),
-        "V": rng.standard_normal((batch, heads, keys, sizes["d_v"])),
-    }
+    if case == HUGE:  # a root that float32 divides huge scores by without rounding
+        sizes = sizes | {"d_k": 16}
+    shapes = "Q: batch heads queries d_k, K: batch heads keys d_k, V: batch heads keys d_v"
+    inputs = draw(shapes)(rng, case, sizes)
+    for name in "QK":  # scores of order 1 to 5: a flat softmax would hide a wrong scale
+        inputs[name] *= 1.5
+    shape = inputs["Q"].shape[:3]
     if case == HUGE:  # as in softmax: the first entry of a key is 1, that of a query is the size
         inputs["K"][..., 0] = 1
-        inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, (batch, heads, queries))
+        inputs["Q"][..., 0] = 6e4 * rng.uniform(-1, 1, shape)
         for name in "QK":  # with few digits, so that float32 can hold their products
             inputs[name] = np.round(inputs[name] * 16) / 16
-    mask = "left padding" if case == ABOVE else case
-    keep = draw_keep(rng, mask, (batch, heads, queries, keys))
-    if case == ABOVE:  # for about half of the queries; far below for the others
+    keep = draw_keep(rng, "left padding" if case == ABOVE else case, (*shape, sizes["keys"]))
+    if case == ABOVE and keep is not None:  # for about half of the queries; for others far below
         inputs["K"][~keep[:, :, 0]] *= 1e4
     return inputs | {"keep": keep}
 

@@ -15,11 +15,8 @@ import torch.nn.functional as F
 
 from .running import Finding, code_of
 
-READY = (
-    F.scaled_dot_product_attention, F.multi_head_attention_forward,
-    torch.layer_norm, torch.native_layer_norm, torch.group_norm,
-)  # fmt: skip
-"""What torch has ready-made. It is right to use it, and good to know that one did."""
+# What torch has ready-made: right to use, and good to know that one did.
+READY = (F.scaled_dot_product_attention, F.multi_head_attention_forward, torch.layer_norm)
 STORES = {"STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "STORE_DEREF"}
 
 

@@ -8,7 +8,6 @@ from ...proofs.formula import Inputs
 from ...training import optim
 from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
-from .shared import table
 
 RIGHT, LEFT, FULL = "padding on the right", "padding on the left", "no padding"
 
@@ -67,7 +66,7 @@ warmup_then_linear = Exercise(
     formula="(s + 1)/w for s < w, then (S - s)/(S - w)",
     right=right_warmup_then_linear, twins=(optim.warmup_then_linear,), package=lambda s, S, w: optim.warmup_then_linear(s, S, max(w - 0.5, 0) / S),  # the warm-up is a share there, rounded up
     numbers=True, differentiated=False, precise=False, wants="a number",
-    draw=table("step steps warmup", PLACES), cases=tuple(PLACES), axes="",
+    draw=lambda rng, case: dict(zip(("step", "steps", "warmup"), PLACES[case], strict=True)), cases=tuple(PLACES), axes="",
     mistakes=known(
         "(s + 1)/w",
         ("starting at 0", "A factor of 0 wastes the first step. Steps are counted from 0, so s + 1.", "(step + 1) / warmup", "step / warmup"),

@@ -10,7 +10,6 @@ from ...training.lora import LoRALinear
 from ...training.strategies import GradualUnfreezing, Progress
 from ..engine.diagnosis import OTHER_SIZES, Exercise
 from ..engine.patches import known
-from .shared import table
 
 STEPS = {
     "at the start": (7, 0, 70), "early": (7, 11, 70), "half way": (7, 35, 70), "at the end": (7, 69, 70),
@@ -30,7 +29,7 @@ gradual_rates = Exercise(
     title="gradual unfreezing",
     formula="layer l learns once step/steps ≥ (L - 1 - l)/L, layers counted from 0 at the bottom",
     right=right_gradual_rates, twins=(GradualUnfreezing.rates,), package=lambda L, s, S: torch.tensor(GradualUnfreezing(every=None).rates(L, Progress(s, S, 0))),
-    numbers=True, differentiated=False, draw=table("n_layers step steps", STEPS), cases=tuple(STEPS), axes="layer",
+    numbers=True, differentiated=False, draw=lambda rng, case: dict(zip(("n_layers", "step", "steps"), STEPS[case], strict=True)), cases=tuple(STEPS), axes="layer",
     mistakes=known(
         "the order of the layers",
         ("with the layers thawed from the bottom up", "Layer 0 is the embeddings. The head is new and must learn first.", ".float()", ".float().flip(0)"),

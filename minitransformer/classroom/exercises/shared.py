@@ -131,11 +131,6 @@ def random_norm(rng: np.random.Generator, sizes: Sizes) -> Callable[[Tensor], Te
     return lambda x: ops.layer_norm(x, gamma, beta, 0.1)
 
 
-def table(names: str, rows: dict[str, tuple]) -> Callable[..., Inputs]:
-    """A `draw` that looks the arguments up by the case."""
-    return lambda rng, case: dict(zip(names.split(), rows[case], strict=True))
-
-
 def moved(f: Callable[..., Tensor], inputs: Inputs, name: str, where: Any) -> Tensor:
     """How far each output moves when one of the inputs changes at these places."""
     other = inputs[name].clone()
