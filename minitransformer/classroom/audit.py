@@ -60,7 +60,7 @@ def measure(name: str, exercise: Exercise, seeds: Iterable[int] = SEEDS) -> Meas
         return result
 
     for seed in seeds:
-        if not answer(exercise.right, seed).passed:
+        if not answer(exercise.patched(), seed).passed:
             found.wrong.append(f"the right answer is rejected with seed {seed}")
         found.right = found.right or found.slowest
     answer(lambda *inputs: 3 * exercise.correct(*inputs) + 1)  # compared with every pair

@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from ..formulas import by_hand, by_hand_decoder, decoder_gradients, gradients, ops
 from . import draws
-from .draws import D_K, D_V, HUGE, KEYS, MASKS, draw
+from .draws import ABOVE, D_K, D_V, HUGE, KEYS, MASKS, draw
 from .formula import Formula, Inputs, both, per_example
 
 # --- Our implementations, where a row arranges them ---------------------------------------------
@@ -120,7 +120,7 @@ ROWS = (
     Formula(
         id="softmax", title="softmax", source="Vaswani et al. 2017, section 3.2.1",
         latex=r"\mathrm{softmax}(s)_j = \frac{e^{s_j}}{\sum_m e^{s_m}}",
-        draw=draws.draw_softmax, cases=(*MASKS, HUGE),
+        draw=draws.draw_softmax, cases=(*MASKS, HUGE, ABOVE),
         by_hand=per_example(by_hand.softmax, axes=2), backward_by_hand=gradients.softmax_backward,
         ours=ops.softmax, fused=ops.FUSED.softmax, reference=torch_softmax,
     ),
@@ -128,7 +128,7 @@ ROWS = (
         id="attention", title="scaled dot-product attention",
         latex=r"\mathrm{Attention}(Q, K, V) = \mathrm{softmax}\left(\frac{QK^\top}{\sqrt{d_k}}\right) V",
         source="Vaswani et al. 2017, equation 1; article, section 4",
-        draw=draws.draw_attention, cases=(*MASKS, HUGE),
+        draw=draws.draw_attention, cases=(*MASKS, HUGE, ABOVE),
         by_hand=per_example(lambda **i: by_hand.attention(**i)[0], axes=2, of=by_hand.attention),
         backward_by_hand=gradients.attention_backward,
         ours=ops.attention, fused=ops.FUSED.attention, reference=torch_attention,

@@ -129,7 +129,11 @@ for name, scale in (("without the root", 1.0), ("with it", math.sqrt(1024))):
 
 # %%
 def my_scaled_scores(Q, K):
-    """QKᵀ/√d_k: (..., queries, d_k), (..., keys, d_k) -> (..., queries, keys)."""
+    """QKᵀ/√d_k.
+
+    Q: (batch, heads, queries, d_k); K: (batch, heads, keys, d_k).
+    Returns: (batch, heads, queries, keys).
+    """
     # BEGIN SOLUTION
     return Q @ K.mT / math.sqrt(Q.shape[-1])
     # END SOLUTION
@@ -220,7 +224,12 @@ assert values.grad.isnan().all()
 
 # %%
 def my_softmax(scores, keep=None):
-    """(..., queries, keys) -> the same: weights that sum to 1 over the kept keys."""
+    """The weights, which sum to 1 over the kept keys; zeros for a query that has none.
+
+    scores: (batch, queries, keys); keep: a boolean mask of the same shape, True = may attend, or
+    None, and then everything is kept. Any score may be as large as 30,000, hidden ones too.
+    Returns: (batch, queries, keys).
+    """
     # BEGIN SOLUTION
     if keep is None:
         return torch.softmax(scores, -1)
@@ -263,7 +272,12 @@ assert (output <= V.amax(0) + 1e-6).all() and (output >= V.amin(0) - 1e-6).all()
 
 # %%
 def my_attention(Q, K, V, keep=None):
-    """softmax(QKᵀ/√d_k) V -> (..., queries, d_v)."""
+    """softmax(QKᵀ/√d_k) V, over the kept keys.
+
+    Q: (batch, heads, queries, d_k); K: (batch, heads, keys, d_k); V: (batch, heads, keys, d_v);
+    keep: boolean, (batch, heads, queries, keys), True = may attend, or None.
+    Returns: (batch, heads, queries, d_v); zeros for a query that may attend to nothing.
+    """
     # BEGIN SOLUTION
     return my_softmax(my_scaled_scores(Q, K), keep) @ V
     # END SOLUTION

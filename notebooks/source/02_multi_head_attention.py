@@ -142,7 +142,7 @@ for name, split in (("right", cut_right), ("wrong", cut_wrong)):
 
 # %%
 def my_split_heads(x, n_heads):
-    """(batch, length, h d_k) -> (batch, h, length, d_k)."""
+    """x: (batch, length, n_heads * d_k). Returns: (batch, n_heads, length, d_k)."""
     # BEGIN SOLUTION
     batch, length, d_model = x.shape
     return x.view(batch, length, n_heads, d_model // n_heads).transpose(1, 2)
@@ -162,7 +162,7 @@ mt.check.split_heads(my_split_heads)
 
 # %%
 def my_merge_heads(heads):
-    """(batch, h, length, d_k) -> (batch, length, h d_k)."""
+    """heads: (batch, n_heads, length, d_k). Returns: (batch, length, n_heads * d_k)."""
     # BEGIN SOLUTION
     return heads.transpose(1, 2).flatten(2)
     # END SOLUTION
@@ -202,7 +202,13 @@ assert torch.allclose(concat, as_a_sum, atol=1e-5)
 
 # %%
 def my_multi_head_attention(x, z, W_Q, W_K, W_V, W_O, n_heads, keep=None):
-    """(batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_model)."""
+    """Concat(head_1, ..., head_h) W_O, without biases and without a residual.
+
+    x: (batch, queries, d_model), which asks; z: (batch, keys, d_model), which answers;
+    W_Q, W_K, W_V, W_O: (d_model, d_model), multiplied from the right; keep: boolean,
+    (batch, 1, queries, keys), True = may attend, or None.
+    Returns: (batch, queries, d_model).
+    """
     # BEGIN SOLUTION
     Q = my_split_heads(x @ W_Q, n_heads)
     K = my_split_heads(z @ W_K, n_heads)

@@ -82,7 +82,11 @@ for d in (4, 20, 64, 768):
 
 # %%
 def my_layer_norm(x, gamma, beta, eps):
-    """γ ⊙ (x - μ) / √(σ² + ε) + β over the last axis: (batch, length, d_model) -> the same."""
+    """γ ⊙ (x - μ) / √(σ² + ε) + β over the last axis.
+
+    x: (batch, length, d_model); gamma, beta: (d_model,); eps: a number.
+    Returns: (batch, length, d_model).
+    """
     # BEGIN SOLUTION
     mu = x.mean(-1, keepdim=True)
     variance = ((x - mu) ** 2).mean(-1, keepdim=True)
@@ -196,7 +200,12 @@ assert 0.64 < sizes["feed_forward"] / whole < 0.68
 
 # %%
 def my_feed_forward(x, W_1, b_1, W_2, b_2):
-    """max(0, xW_1 + b_1) W_2 + b_2: (batch, length, d_model) -> the same."""
+    """max(0, xW_1 + b_1) W_2 + b_2; max(0, ...) is called ReLU.
+
+    x: (batch, length, d_model); W_1: (d_model, d_ff); b_1: (d_ff,); W_2: (d_ff, d_model);
+    b_2: (d_model,).
+    Returns: (batch, length, d_model).
+    """
     # BEGIN SOLUTION
     return torch.relu(x @ W_1 + b_1) @ W_2 + b_2
     # END SOLUTION
@@ -228,7 +237,12 @@ mt.check.feed_forward(my_feed_forward)
 
 # %%
 def my_encoder_block(x, attention, feed_forward, norm_1, norm_2, norm_position):
-    """(batch, length, d_model) -> the same."""
+    """One block, with the norms where norm_position says.
+
+    x: (batch, length, d_model); attention, feed_forward, norm_1, norm_2: functions of one tensor
+    (batch, length, d_model) that return the same shape; norm_position: "post" or "pre".
+    Returns: (batch, length, d_model).
+    """
     # BEGIN SOLUTION
     if norm_position == "post":
         a = norm_1(x + attention(x))

@@ -115,7 +115,12 @@ assert infinity[:2] == (0.0, 0.0) and abs(infinity[2] - 1) < 1e-6
 
 # %%
 def my_causal_weights(scores):
-    """(batch, heads, queries, keys) -> weights of the same shape."""
+    """The softmax over the keys that are not later than the query.
+
+    scores: (batch, heads, queries, keys), where the queries are the last positions of the keys;
+    any score may be as large as 30,000, a hidden one too.
+    Returns: the weights, of the same shape.
+    """
     # BEGIN SOLUTION
     queries, keys = scores.shape[-2:]
     keep = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
@@ -209,7 +214,12 @@ assert output.shape == (len(target), d_k) and weights[:, -1].max() == 0
 
 # %%
 def my_cross_attention(y, z, W_Q, W_K, W_V, keep):
-    """(batch, queries, d_model), (batch, keys, d_model) -> (batch, queries, d_k)."""
+    """softmax((y W_Q)(z W_K)ᵀ/√d_k) (z W_V), over the kept positions of z.
+
+    y: (batch, queries, d_model); z: (batch, keys, d_model); W_Q, W_K, W_V: (d_model, d_k);
+    keep: boolean, (batch, 1, keys), True = a real token. Every text has at least one.
+    Returns: (batch, queries, d_k).
+    """
     # BEGIN SOLUTION
     Q, K, V = y @ W_Q, z @ W_K, z @ W_V
     scores = Q @ K.mT / K.shape[-1] ** 0.5
@@ -259,7 +269,13 @@ mt.check.cross_attention(own_values)
 def my_decoder_block(
     y, z, attention, cross_attention, feed_forward, norm_1, norm_cross, norm_2, norm_position
 ):
-    """(batch, length, d_model), (batch, keys, d_model) -> (batch, length, d_model)."""
+    """One block of three sublayers, with the norms where norm_position says.
+
+    y: (batch, length, d_model), the decoder's stream; z: (batch, keys, d_model), the encoder's
+    output; attention, feed_forward, norm_1, norm_cross, norm_2: functions of one tensor;
+    cross_attention(a, z): a asks, z answers; norm_position: "post" or "pre".
+    Returns: (batch, length, d_model).
+    """
     # BEGIN SOLUTION
     if norm_position == "post":
         a = norm_1(y + attention(y))

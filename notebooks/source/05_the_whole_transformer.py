@@ -126,9 +126,10 @@ print(train[0][0], "->", tokenizer.tokens(train_data.targets[0]))
 
 # %%
 def my_shift_right(target, start_id):
-    """The decoder's input: (batch, length) -> (batch, length), both integer ids.
+    """What the decoder reads, as integer ids: (batch, length).
 
-    target: the tokens to be written, each row with its end token, then padding.
+    target: (batch, length), the ids to be written, each row with its end token, then padding;
+    start_id: the id that comes first.
     """
     # BEGIN SOLUTION
     start = torch.full_like(target[:, :1], start_id)
@@ -287,7 +288,7 @@ assert error < 1e-10 and padding.any()
 
 # %%
 def my_loss(logits, target, keep):
-    """The mean loss, a number.
+    """The mean loss over the real tokens, as a tensor that holds one number, of shape ().
 
     logits: (batch, length, vocab); target: (batch, length), the tokens to predict;
     keep: (batch, length), True = a real token, the end included.

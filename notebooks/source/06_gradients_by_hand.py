@@ -126,7 +126,12 @@ assert abs(jacobian[1, 0] - slope(lambda s: s.softmax(-1)[1], scores, 0)) < 1e-8
 
 # %%
 def my_softmax_backward(dP, P):
-    """dS from dP and the weights P of the forward pass: (batch, queries, keys) -> the same."""
+    """dS, the gradient of the scores.
+
+    dP: (batch, queries, keys), the gradient of the weights; P: the weights of the forward pass, of
+    the same shape, with zeros at hidden keys.
+    Returns: (batch, queries, keys).
+    """
     # BEGIN SOLUTION
     return P * (dP - (dP * P).sum(-1, keepdim=True))
     # END SOLUTION
@@ -207,7 +212,11 @@ assert abs(dx.sum()) < 1e-12 and abs(dx @ x_hat) < 1e-12
 
 # %%
 def my_layer_norm_backward(dy, x, gamma, beta, eps):
-    """dx (batch, length, d_model), dgamma (d_model), dbeta (d_model)."""
+    """The gradients of x, gamma and beta.
+
+    dy, x: (batch, length, d_model); gamma, beta: (d_model,); eps: a number.
+    Returns: dx (batch, length, d_model), dgamma (d_model,) and dbeta (d_model,).
+    """
     # BEGIN SOLUTION
     s = torch.sqrt(x.var(-1, correction=0, keepdim=True) + eps)
     x_hat = (x - x.mean(-1, keepdim=True)) / s
@@ -279,7 +288,12 @@ assert abs(dQ[4, 1] - slope(loss, Q, (4, 1))) < 1e-8
 
 # %%
 def my_attention_backward(dO, Q, K, V, keep):
-    """dQ, dK, dV, with the shapes of Q, K and V."""
+    """The gradients of Q, K and V.
+
+    dO: (batch, heads, queries, d_v); Q: (batch, heads, queries, d_k); K: (batch, heads, keys, d_k);
+    V: (batch, heads, keys, d_v); keep: boolean, (batch, heads, queries, keys), or None.
+    Returns: dQ, dK and dV, with the shapes of Q, K and V.
+    """
     # BEGIN SOLUTION
     root = math.sqrt(Q.shape[-1])
     _, P = mt.scaled_dot_product_attention(Q, K, V, keep)
@@ -535,7 +549,11 @@ assert 30 < 1 / np.sqrt(v[0]) < 33  # only m corrected: the first step is 31 tim
 
 # %%
 def my_adamw_step(theta, g, m, v, t, lr, beta_1, beta_2, eps, weight_decay):
-    """The new theta, m, v."""
+    """One step: the new theta, m and v; the arguments stay as they are.
+
+    theta, g, m, v: tensors of one shape, the weights, their gradient, its average and that of its
+    square; t: the number of this step, 1 for the first; the others: numbers.
+    """
     # BEGIN SOLUTION
     m = beta_1 * m + (1 - beta_1) * g
     v = beta_2 * v + (1 - beta_2) * g**2

@@ -154,9 +154,10 @@ assert whole[-1][2] > 0.05 and all(p[2] < 0.001 for p in (*pairs, *pieces, chara
 
 # %%
 def my_best_pair(words, counts, pad_id):
-    """[a, b, n(a, b)] of the pair with the largest n: words (n, length), counts (n,) -> (3,).
+    """The three numbers a, b and n(a, b) of the pair with the largest n, as a tensor or a list.
 
-    Pairs lie within a word, and padding is no token.
+    words: (n_words, length), integer ids, each row one word and then pad_id; counts: (n_words,),
+    how often each word occurs. Pairs lie within a word, and padding is no token. Loops are fine.
     """
     # BEGIN SOLUTION
     n = Counter()
@@ -179,7 +180,11 @@ mt.check.best_pair(my_best_pair)
 
 # %%
 def my_merge_pair(ids, a, b, new, pad_id):
-    """Every a with b behind it becomes new: (length,) -> (length,), filled with pad_id."""
+    """Every a that is followed by b becomes new, from left to right.
+
+    ids: (length,), integers; a, b, new, pad_id: integers.
+    Returns: (length,), what is left and then pad_id, as a tensor or a list. Loops are fine.
+    """
     # BEGIN SOLUTION
     merged, t = [], 0
     while t < len(ids):
@@ -274,7 +279,11 @@ assert by_hand == its
 
 # %%
 def my_word_pieces(word, vocab, pad_id):
-    """The ids of the pieces, (len(word),), filled with pad_id."""
+    """The ids of the word's pieces.
+
+    word: a string; vocab: a dictionary from pieces to ids, with "[UNK]"; pad_id: an integer.
+    Returns: (len(word),), the ids and then pad_id, as a tensor or a list.
+    """
     # BEGIN SOLUTION
     ids, start = [], 0
     while start < len(word):

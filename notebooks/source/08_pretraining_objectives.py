@@ -169,10 +169,13 @@ picture("masked: what stood at the blue places? (three epochs)", **rows)
 
 # %%
 def my_mask_tokens(ids, special, u, v, drawn, mask_id):
-    """What the model sees, (batch, length).
+    """What the model sees: (batch, length), integer ids.
+
+    ids: (batch, length), integers; special: boolean, True at [CLS], [SEP] and padding; u, v: random
+    numbers from 0 to 1; drawn: random ids, all of the same shape; mask_id: the id of [MASK].
 
     Chosen: not special, and u < 0.15. Of these [MASK] where v < 0.8, the drawn token where
-    0.8 <= v < 0.9, and else the token itself.
+    0.8 <= v < 0.9, and otherwise the token itself.
     """
     # BEGIN SOLUTION
     chosen = ~special & (u < 0.15)
@@ -213,7 +216,11 @@ assert abs(share - 0.15) < 0.01 and abs(counts["masked"] / counts["chosen"] - 0.
 
 # %%
 def my_masked_loss(logits, targets, chosen, keep):
-    """The mean loss over the chosen places: (batch, length, vocab) logits -> a number."""
+    """The mean loss over the chosen places, as a tensor that holds one number, of shape ().
+
+    logits: (batch, length, vocab); targets: (batch, length), the original ids; chosen, keep:
+    boolean, (batch, length), True where a token was chosen, and where it is real.
+    """
     # BEGIN SOLUTION
     log_p = logits[chosen].log_softmax(-1)
     return -log_p.gather(-1, targets[chosen][:, None]).mean()
@@ -280,9 +287,11 @@ picture(
 
 # %%
 def my_corrupt_spans(ids, noise, sentinels, pad_id):
-    """The source: ids (length,) -> (length,), filled with pad_id behind its end.
+    """The source: each span of noise is replaced by one sentinel, the first by sentinels[0].
 
-    Each span of noise is replaced by one sentinel, the first by sentinels[0], and so on.
+    ids: (length,), integers; noise: boolean, (length,), True at the tokens to be cut out;
+    sentinels: a tensor of ids, more than are needed; pad_id: an integer.
+    Returns: (length,), the source and then pad_id, as a tensor or a list. Loops are fine.
     """
     # BEGIN SOLUTION
     source, used = [], 0

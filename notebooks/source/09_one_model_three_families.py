@@ -234,7 +234,7 @@ assert difference(right, wrong, real) > 0.1
 
 # %%
 def my_split(c_attn):
-    """(d_in, 3 d_out) -> (3, d_out, d_in): W_Q, W_K and W_V, each (out, in)."""
+    """c_attn: (d_in, 3 d_out). Returns: one tensor (3, d_out, d_in), W_Q, W_K, W_V, each (out, in)."""
     # BEGIN SOLUTION
     return torch.stack([W.T for W in c_attn.chunk(3, dim=1)])
     # END SOLUTION
@@ -298,7 +298,12 @@ assert torch.equal(bias["encoder"][:-1, :-1], bias["encoder"][1:, 1:])  # only j
 
 # %%
 def my_buckets(r, n_buckets, max_distance, bidirectional):
-    """(queries, keys) distances -> their buckets."""
+    """The bucket of each distance, as integers: (queries, keys).
+
+    r: (queries, keys), integers, key minus query; n_buckets, max_distance: integers;
+    bidirectional: True in an encoder; False in a decoder, where all keys after the query, r > 0, go
+    to bucket 0.
+    """
     # BEGIN SOLUTION
     n = n_buckets // 2 if bidirectional else n_buckets
     first = n * (r > 0) if bidirectional else 0

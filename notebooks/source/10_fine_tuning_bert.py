@@ -170,7 +170,12 @@ assert (alone - together).abs().max() < 1e-4 < (alone - unmasked).abs().max()
 
 # %%
 def my_mean_pool(hidden, real):
-    """(batch, length, d_model) and a boolean (batch, length) -> (batch, d_model)."""
+    """The mean of each text's real tokens.
+
+    hidden: (batch, length, d_model); real: boolean, (batch, length), True at a real token, of which
+    every text has at least one.
+    Returns: (batch, d_model).
+    """
     # BEGIN SOLUTION
     weight = real.unsqueeze(-1).to(hidden.dtype)  # (batch, length, 1)
     return (hidden * weight).sum(1) / weight.sum(1)
@@ -229,7 +234,10 @@ mt.ledger.show("adamw")
 
 # %%
 def my_schedule(step, steps, warmup):
-    """The factor, a number, at `step` of `steps`, the first `warmup` of which warm up."""
+    """The factor of the learning rate, a number.
+
+    step: from 0 to steps - 1; warmup: how many of the steps warm up, perhaps none. All integers.
+    """
     # BEGIN SOLUTION
     if step < warmup:
         return (step + 1) / warmup

@@ -54,6 +54,11 @@ for strategy in (HeadOnly(), LastLayers(2), GradualUnfreezing(every=None), LoRA(
 
 # %%
 def gradual_rates(n_layers: int, step: int, steps: int) -> torch.Tensor:
+    """One number per layer, 0 or 1, layer 0 (the bottom) first: (n_layers,), whole or not.
+
+    step: from 0 to steps - 1. The number of layers that learn is 1 + ⌊L step/steps⌋, which says the
+    same as: layer l learns once step/steps ≥ (L - 1 - l)/L.
+    """
     # BEGIN SOLUTION
     thawed = min(1 + n_layers * step // steps, n_layers)
     rates = torch.zeros(n_layers)
@@ -73,6 +78,11 @@ mt.check.gradual_rates(gradual_rates)
 
 # %%
 def low_rank(x, W, A, B, alpha):
+    """x Wᵀ + (α/r) x Aᵀ Bᵀ.
+
+    x: (batch, length, d_in); W: (d_out, d_in); A: (r, d_in); B: (d_out, r); alpha: a number.
+    Returns: (batch, length, d_out).
+    """
     # BEGIN SOLUTION
     r = len(A)
     return x @ W.T + alpha / r * (x @ A.T @ B.T)

@@ -126,6 +126,7 @@ for method in ("full", "head-only"):
 
 # %%
 def accuracy_error(p, n):
+    """p: (methods,), accuracies from 0 to 1; n: the number of test texts. Returns: (methods,)."""
     # BEGIN SOLUTION
     return (p * (1 - p) / n).sqrt()
     # END SOLUTION
@@ -143,6 +144,7 @@ mt.check.accuracy_error(accuracy_error)
 
 # %%
 def mean_and_error(accuracies):
+    """accuracies: (methods, seeds). Returns: (methods, 2), each method's mean and its error."""
     # BEGIN SOLUTION
     n = accuracies.shape[1]
     return torch.stack([accuracies.mean(1), accuracies.std(1) / n**0.5], 1)

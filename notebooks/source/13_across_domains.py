@@ -35,6 +35,11 @@ RESULTS = mt.data.data_folder() / "results"
 
 # %%
 def feature_gradient(X, y, v, B):
+    """∂L/∂B for n examples with d numbers each and k features.
+
+    X: (n, d), one example per row; y: (n,); v: (k,), the head; B: (k, d), the features.
+    Returns: (k, d).
+    """
     # BEGIN SOLUTION
     error = X @ B.T @ v - y
     return torch.outer(v, error @ X) / len(X)
@@ -161,6 +166,10 @@ _ = axes[1, 0].set_xlabel("tested on")
 
 # %%
 def in_and_out(accuracy):
+    """accuracy: a tensor (n, n), row: trained on, column: tested on.
+
+    Returns: two numbers, the mean at home and the mean away, as a pair, an array or a tensor.
+    """
     # BEGIN SOLUTION
     n, home = len(accuracy), accuracy.diagonal()
     return torch.stack([home.mean(), (accuracy.sum() - home.sum()) / (n * n - n)])

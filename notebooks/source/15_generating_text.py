@@ -210,7 +210,7 @@ assert again["greedy"] > 0.15 and again["greedy"] > 5 * max(again["people"], aga
 
 # %%
 def my_temperature(logits, temperature):
-    """(batch, vocab) logits -> (batch, vocab) probabilities."""
+    """logits: (batch, vocab); temperature: a positive number. Returns: probabilities, (batch, vocab)."""
     # BEGIN SOLUTION
     return (logits / temperature).softmax(-1)
     # END SOLUTION
@@ -256,7 +256,11 @@ assert heads[0] > heads[1] > heads[2]
 
 # %%
 def my_top_p(probabilities, top_p):
-    """Zero outside the nucleus, sum 1 within: (batch, vocab) -> (batch, vocab)."""
+    """Zero outside the nucleus; inside, the proportions stay, and the sum is 1.
+
+    probabilities: (batch, vocab); top_p: a number above 0 and up to 1.
+    Returns: (batch, vocab). A hint: sort, cumsum, and scatter for the way back.
+    """
     # BEGIN SOLUTION
     ordered, ids = probabilities.sort(dim=-1, descending=True)
     before = ordered.cumsum(-1) - ordered  # what the likelier ones have together

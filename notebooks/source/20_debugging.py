@@ -74,7 +74,8 @@ for name in ("writer", "reader"):
 
 # %%
 def my_chance_loss(n):
-    """The cross-entropy, in nats, of a model that gives n answers the same probability."""
+    """The cross-entropy, in nats (natural logarithms), of a model that gives n answers the same
+    probability. n: an integer. Returns: a number."""
     # BEGIN SOLUTION
     return math.log(n)
     # END SOLUTION
@@ -104,7 +105,12 @@ for name, chart in healthy.items():
 
 # %%
 def my_leak_test(block, x, t):
-    """True if an output before position t depends on the input at t or later."""
+    """True if an output before position t depends on the input at t or later, otherwise False.
+
+    block: a module, from (batch, length, d_model) to the same shape, perhaps with dropout switched
+    on; leave it in the mode, training or evaluation, in which it came. x: (batch, length, d_model);
+    t: an integer from 1 to length - 1.
+    """
     # BEGIN SOLUTION
     other = x.clone()
     other[:, t:] = torch.randn_like(other[:, t:])
@@ -324,7 +330,7 @@ assert sum(charts[p].random < 0.8 * math.log(8) for p in writers) == 2
 
 # %%
 def my_diagnoses():
-    """Letter -> name of the mistake."""
+    """Returns: a dictionary from letters to names, such as {"A": "no shift"}."""
     # BEGIN SOLUTION
     return {
         "A": "padding is heard",

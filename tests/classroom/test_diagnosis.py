@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 import minitransformer as mt
-from minitransformer.proofs.draws import D_K
 
 
 def attention_by_torch(Q, K, V, keep=None):
@@ -66,11 +65,17 @@ def test_a_wrong_shape_is_told_by_the_names_of_axes():
         (lambda Q, K: None, "Is the `return` missing?"),
         (lambda Q, K: (Q, K), "returns 2 things"),
         (lambda Q, K: (Q @ K.mT).numpy(), "returns ndarray"),
-        (lambda Q, K: (Q @ K.mT / D_K**0.5).float(), "float32"),
-        (lambda Q, K: (Q.float() @ K.float().mT / D_K**0.5).double(), "float32's precision"),
-        (lambda Q, K: Q.mul_(D_K**-0.5) @ K.mT, "changes its argument Q"),
-        (lambda Q, K: (Q @ K.mT / D_K**0.5).detach(), "no gradient reaches Q"),
-        (lambda Q, K: Q @ K.mT / D_K**0.5 * 7.4, "Every entry is 7.4 times the right one"),
+        (lambda Q, K: (Q @ K.mT / Q.shape[-1] ** 0.5).float(), "float32"),
+        (
+            lambda Q, K: (Q.float() @ K.float().mT / Q.shape[-1] ** 0.5).double(),
+            "float32's precision",
+        ),
+        (lambda Q, K: Q.mul_(Q.shape[-1] ** -0.5) @ K.mT, "changes its argument Q"),
+        (lambda Q, K: (Q @ K.mT / Q.shape[-1] ** 0.5).detach(), "no gradient reaches Q"),
+        (
+            lambda Q, K: Q @ K.mT / Q.shape[-1] ** 0.5 * 7.4,
+            "Every entry is 7.4 times the right one",
+        ),
         (lambda Q, K: Q @ K.mT / 0.0, "NaN or infinite"),
     ],
 )
@@ -167,7 +172,7 @@ def test_the_axis_of_a_softmax_is_called_by_its_name():
 
 def test_what_is_no_factor_is_not_called_one():
     """Small beside the right numbers, not in proportion to them."""
-    said = mt.check.temperature(lambda s, T: (s / T).log_softmax(-1)).message
+    said = mt.check.temperature(lambda s, T: (s / T).log_softmax(-1) - 1).message
     assert "None of the" in said and "a factor" not in said
 
 

@@ -533,7 +533,7 @@ def pool_text_by_text(hidden, real):
 
 def schedule_as_a_minimum(step, steps, warmup):
     """The lower of two lines, which cross between the last step of the warm-up and the next."""
-    return min((step + 1) / warmup, 1 - max(step - warmup, 0) / (steps - warmup))
+    return min((step + 1) / max(warmup, 1), 1 - max(step - warmup, 0) / (steps - warmup))
 
 
 def schedule_by_interpolation(step, steps, warmup):
@@ -592,7 +592,7 @@ def pool_in_loops(hidden, real):
 
 
 def schedule_as_two_lines(step, steps, warmup):
-    return min((step + 1) / warmup, (steps - step) / (steps - warmup))
+    return min((step + 1) / max(warmup, 1), (steps - step) / (steps - warmup))
 
 
 # --- Pretraining objectives -----------------------------------------------------------------------
@@ -822,7 +822,6 @@ RIGHT = {
     "attention": [
         attention_flat, attention_online, attention_in_torchs_layout, attention_by_einsum,
         attention_by_loops, attention_by_torch,
-        lambda Q, K, V, keep: mt.scaled_dot_product_attention(Q, K, V, keep)[0],
     ],
     "split_heads": [
         split_into_a_new_tensor, split_as_strided, split_by_loop,
@@ -892,7 +891,6 @@ RIGHT = {
     ],
     "warmup_then_linear": [
         schedule_as_a_minimum, schedule_by_interpolation, schedule_as_two_lines,
-        lambda s, S, w: mt.training.optim.warmup_then_linear(s, S, w / S),
     ],
     "mask_tokens": [
         masking_by_arithmetic, masking_in_place_on_a_copy, masking_step_by_step, masking_by_where,

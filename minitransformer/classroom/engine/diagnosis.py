@@ -23,13 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...proofs.draws import ABOVE, HUGE, OTHER
 from ...proofs.formula import Inputs
 from . import limits
-from .numbers import EXACT, SEED, digits, distance, gradients, pattern, place
+from .identity import whose
+from .numbers import EXACT, ROUNDED, SEED, as_numbers, digits, distance, gradients, pattern, place
 from .patches import Mistake, patched
-from .running import Finding, check_type, copies, crash, paragraphs, run, stopped
+from .running import Finding, check_type, copies, crash, guarded, paragraphs, run, stopped
 
 Cases = dict[str, Inputs]
+OTHER_SIZES = "other sizes"  # the first case, with every size another one
+ALONE = {  # what it means if everything else is right
+    (OTHER_SIZES,): "All other cases are right: is a size written into your code as a number?",
+    (HUGE, ABOVE): "All other cases are right: is something hidden by a finite number, or the largest "
+    "score taken of hidden ones as well?",
+}  # fmt: skip
 Property = Callable[[Callable, Inputs], str | None]  # says how it is broken; None if it holds
 
 
@@ -41,6 +49,7 @@ class Result:
     passed: bool
     message: str
     mistakes: tuple[str, ...] = ()  # names of the known ones that were recognised
+    uses: tuple[str, ...] = ()  # functions of the package or of torch that are the solution
 
     def __repr__(self) -> str:
         return f"{'passed' if self.passed else 'not yet'}: {self.title}\n\n{self.message}"
@@ -64,14 +73,19 @@ class Exercise:
     title: str
     formula: str
     right: Callable[..., Any]  # where there is one, the package's own; its source is patched
-    draw: Callable[[np.random.Generator, str], Inputs]  # `draw(rng, case)`: arguments in order
+    draw: Callable[..., Inputs]  # `draw(rng, case, sizes)`: the arguments in order
     cases: tuple[str, ...]
     axes: str  # names of the output's axes
     mistakes: tuple[Mistake, ...]
     properties: dict[str, Property] = field(default_factory=dict)  # by name
+    said: str = "Your output equals the formula"  # before the name of a known mistake
     next: str = ""  # one sentence: what to look at when it is right
     differentiated: bool = True  # whether training sends gradients through it
     parts: tuple[Callable, ...] = ()  # functions that `right` calls and mistakes may patch as well
+    wants: str = "one torch tensor"
+    numbers: bool = False  # whether numbers of any kind will do: a list, an array, whole numbers
+    precise: bool = True  # whether float32's digits are too few
+    twins: tuple[Callable, ...] = ()  # other functions of the package that are the solution
     # If `right` belongs to the package: the ledger's rows in which a planted mistake must show.
     rows: tuple[str, ...] = ()
     # Otherwise: the same computed by the package, or by the library that it relies on.
@@ -82,7 +96,8 @@ class Exercise:
     def __call__(self, student: Any, seed: int = SEED) -> Result:
         """Check a student's function; it gets an answer even if it never ends."""
         try:
-            with limits.limited(limits.SECONDS):
+            with limits.limited(limits.SECONDS), limits.usual_state():
+                torch.manual_seed(seed)
                 return self.answer(student, seed)
         except limits.STOPS as stop:
             return Result(self.title, False, stopped(student, stop))
@@ -90,21 +105,25 @@ class Exercise:
     def answer(self, student: Any, seed: int) -> Result:
         """The answer to a function that comes to an end."""
         try:
-            return Result(self.title, True, diagnose(self, student, seed))
+            message, uses = diagnose(self, student, seed)
+            return Result(self.title, True, message, uses=uses)
         except Finding as finding:
             return Result(self.title, False, str(finding), finding.mistakes)
 
     def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""
-        every = {case: self.draw(np.random.default_rng(seed), case) for case in self.cases}
+        every = {}
+        for case in self.cases:
+            what = (self.cases[0], OTHER) if case == OTHER_SIZES else (case,)
+            every[case] = self.draw(np.random.default_rng(seed), *what)
         return {
             case: {k: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for k, a in x.items()}
             for case, x in every.items()
         }
 
-    def tensor(self, output: Any) -> Any:
+    def tensor(self, output: Any, inputs: Inputs | None = None) -> Any:
         """An output in the form in which it is compared; what cannot be compared stays as it is."""
-        return output
+        return as_numbers(output) if self.numbers else output
 
     def correct(self, *inputs: Any) -> Tensor:
         """The right answer in the form in which it is compared."""
@@ -131,65 +150,65 @@ class Exercise:
         return [pair for pair in combinations(self.mistakes, 2) if self.patched(*pair)]
 
 
-class NumberExercise(Exercise):
-    """An exercise whose answer is a number, or a yes or no, instead of a tensor."""
-
-    def tensor(self, output: Any) -> Any:
-        """The number as a tensor."""
-        try:
-            return torch.as_tensor(output, dtype=torch.float64).detach().reshape(-1)
-        except (TypeError, ValueError, RuntimeError):
-            return output
-
-
-def diagnose(exercise: Exercise, student: Any, seed: int) -> str:
-    """What to say to a right answer. Raises: Finding, which says what is wrong with any other."""
-    if not callable(student):
-        kind = type(student).__name__
+def diagnose(exercise: Exercise, answer: Any, seed: int) -> tuple[str, tuple[str, ...]]:
+    """What to say to a right answer, and what it borrows. Raises: Finding, which says what is wrong."""
+    if not callable(answer):
+        kind = type(answer).__name__
         raise Finding(f"Pass the function itself, without calling it; this check got {kind}.")
-    cases = exercise.inputs(seed)
+    cases, student = exercise.inputs(seed), guarded(answer)
     right = {case: exercise.correct(*copies(inputs)) for case, inputs in cases.items()}
     yours: dict[str, Tensor] = {}
     message = ""
     try:
         for case, inputs in cases.items():
-            output = exercise.tensor(run(student, inputs, case))
-            check_type(output, right[case], exercise.axes, case)
+            output = exercise.tensor(run(student, inputs, case), inputs)
+            check_type(output, right[case], exercise.axes, case, exercise.wants)
             yours[case] = output.detach()
     except NotImplementedError:
         raise Finding(f"Still to be written. The formula: {exercise.formula}") from None
     except Finding as finding:
         message = str(finding)
     errors = {case: distance(output, right[case]) for case, output in yours.items()}
-    worst = max(errors.values(), default=0.0)
-    message = message or symptom(exercise, student, cases, yours)
-    if not message and worst <= EXACT:
-        return praise(exercise, worst, check_gradients(exercise, student, cases, seed))
+    worst, tolerance = max(errors.values(), default=0.0), EXACT
+    if not exercise.precise:
+        tolerance = ROUNDED * max(1.0, *(float(a.abs().max()) for a in right.values()))
+    if not EXACT < worst <= tolerance:  # otherwise it is right, but for float32's rounding
+        message = message or symptom(exercise, student, cases, yours)
+    if not message and worst <= tolerance:
+        slopes = check_gradients(exercise, student, cases, seed, tolerance)
+        remark, uses = whose(exercise, student, copies(cases[exercise.cases[0]]))
+        return praise(exercise, worst, slopes, remark), uses
     # A mistake may show in one case and crash in the next: the earlier cases still name it.
     found = recognise(exercise, cases, yours, seed) if worst > EXACT else ()
-    named = described("Your output", *found) if found else ""
+    named = described(exercise.said, *found) if found else ""
+    wrong = {case for case in cases if errors.get(case, 1.0) > EXACT}
     if not found and len(yours) == len(cases) and worst > EXACT:
         named = pattern(yours, right, errors, exercise.axes)
         if not named.startswith("Nearly"):
             named = f"None of the {len(exercise.mistakes)} mistakes this check knows. {named}"
+        elif message:
+            named = ""
+    if not found:
+        named = paragraphs(named, *(why for of, why in ALONE.items() if wrong and wrong <= {*of}))
     raise Finding(paragraphs(message, named), *(m.name for m in found))
 
 
 def described(what: str, *mistakes: Mistake) -> str:
     """A known mistake in words, or a pair of them."""
-    message = f"{what} equals the formula {', and '.join(m.name for m in mistakes)}."
+    message = f"{what} {', and '.join(m.name for m in mistakes)}."
     two = ["So there are two mistakes."] if len(mistakes) > 1 else []
-    return " ".join([message, *two, *(f"Look at {m.term}. {m.hint}" for m in mistakes)])
+    hints = dict.fromkeys(text for m in mistakes for text in (f"Look at {m.term}.", m.hint))
+    return " ".join([message, *two, *hints])
 
 
-def praise(exercise: Exercise, error: float, gradient_error: float) -> str:
+def praise(exercise: Exercise, error: float, gradient_error: float, remark: str) -> str:
     """What has been verified, and what to look at next."""
     cases, slopes = ", ".join(exercise.cases), f", gradients to {digits(gradient_error)}"
     message = f"It computes {exercise.formula}. Verified in float64 ({cases}): outputs to "
     message += f"{digits(error)}{slopes if exercise.differentiated else ''}."
     if exercise.properties:
         message += f" It also holds that {'; '.join(exercise.properties)}."
-    return paragraphs(message, exercise.next)
+    return paragraphs(message, remark, exercise.next)
 
 
 def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str, Tensor]) -> str:
@@ -197,8 +216,10 @@ def symptom(exercise: Exercise, student: Callable, cases: Cases, yours: dict[str
     for case, output in yours.items():
         bad = ~output.isfinite()
         if bad.any():
+            if output.numel() == 1:
+                return f"It gives {float(output)} (case: {case})."
             some = f"{int(bad.sum())} of {bad.numel()} entries are NaN or infinite (case: {case})"
-            return f"{some}, the first at {place(exercise.axes, bad.nonzero()[0].tolist())}."
+            return f"{some}, the first{place(exercise.axes, bad.nonzero()[0].tolist())}."
     for name, broken in exercise.properties.items():
         for case, inputs in cases.items():
             with suppress(Exception):  # it ran on the case itself; the rest of the answer will do
@@ -217,7 +238,7 @@ def recognise(
         if all(
             (wrong := exercise.wrong(seed, case, cases[case], *mistakes)) is not None
             and wrong.shape == output.shape
-            and torch.allclose(wrong, output, rtol=0.0, atol=EXACT, equal_nan=True)
+            and torch.allclose(wrong, output, rtol=EXACT, atol=EXACT, equal_nan=True)
             for case, output in yours.items()
         ):
             return mistakes
@@ -230,7 +251,9 @@ REPAIRED = (
 )
 
 
-def check_gradients(exercise: Exercise, student: Callable, cases: Cases, seed: int) -> float:
+def check_gradients(
+    exercise: Exercise, student: Callable, cases: Cases, seed: int, tolerance: float
+) -> float:
     """The largest error of gradients, relative to the largest entry. Raises: Finding, if wrong."""
     worst = 0.0
     for case, inputs in cases.items() if exercise.differentiated else ():
@@ -243,10 +266,10 @@ def check_gradients(exercise: Exercise, student: Callable, cases: Cases, seed: i
         for name in right:
             if name not in yours:
                 what = f"The output is right, but no gradient reaches {name} (case: {case})."
-                raise Finding(f"{what} Something cuts it off: .detach(), .item() or NumPy.")
+                raise Finding(f"{what} What cuts it off: .detach(), .item(), no_grad or NumPy?")
             off = distance(yours[name], right[name]) / max(1.0, float(right[name].abs().max()))
             worst = max(worst, off)
-            if off > EXACT:
+            if off > tolerance:
                 raise wrong_gradient(exercise, inputs, case, name, yours[name], off, seed)
     return worst
 
@@ -267,5 +290,6 @@ def wrong_gradient(
         made = exercise.patched(mistake)
         wrong = gradients(lambda *given, f=made: exercise.tensor(f(*given)), inputs)
         if name in wrong and distance(wrong[name], yours) <= EXACT:
-            return Finding(paragraphs(message, described("It", mistake)), mistake.name)
+            named = described("It equals the formula", mistake)
+            return Finding(paragraphs(message, named), mistake.name)
     return Finding(paragraphs(message, REPAIRED if nan else ""))

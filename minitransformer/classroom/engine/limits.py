@@ -58,6 +58,20 @@ def limited(seconds: float, memory: int = MEMORY) -> Iterator:
         yield
 
 
+@contextlib.contextmanager
+def usual_state() -> Iterator:
+    """Within, torch is as after its import, but float64 by default; afterwards it is as it was."""
+    before = torch.get_default_dtype()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.callback(torch.set_default_dtype, before)
+        torch.set_default_dtype(torch.float64)
+        yield
+
+
 def no_questions(*_: Any) -> str:
     """Instead of `input`: nobody can answer during a check."""
     raise RuntimeError("input() asks a question and nobody answers: use only the arguments")

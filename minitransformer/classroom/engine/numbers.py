@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,18 @@ from ...proofs.formula import Inputs
 SEED = 4
 EXACT = 1e-9  # float64 rounds in the 16th digit; a mistake shows in the third
 SINGLE = 1e-4  # an answer that agrees this well, but no better, was computed in float32 somewhere
+ROUNDED = 2e-7  # what a few roundings to float32 cost, relative to the largest entry
+
+
+def as_numbers(output: Any) -> Any:
+    """A list, an array or whole numbers as a float64 tensor; what holds no numbers stays as it is."""
+    try:
+        made = output if isinstance(output, Tensor) else torch.from_numpy(np.array(output))
+        if made.numel() == 1:
+            return made.detach().double().reshape(())
+        return output if made.dtype == torch.bool else made.detach().double()
+    except (TypeError, ValueError, RuntimeError):
+        return output
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -30,7 +43,8 @@ def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
     if not output.requires_grad:
         return {}
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED)).to(output)
-    grads = torch.autograd.grad(output, list(wanted.values()), weights, allow_unused=True)
+    weighted = (output * weights).sum()  # given as grad_outputs they would make torch import sympy
+    grads = torch.autograd.grad(weighted, list(wanted.values()), allow_unused=True)
     return {name: g for name, g in zip(wanted, grads, strict=True) if g is not None}
 
 
@@ -42,19 +56,24 @@ def pattern(
     a, b = yours[case], right[case]
     off = (a - b).abs().nan_to_num(math.inf)
     at = place(axes, np.unravel_index(int(off.argmax()), off.shape))
-    if errors[case] <= SINGLE:
+    where = f" (case: {case})"
+    if errors[case] <= SINGLE * max(1.0, float(b.abs().max())):
         return (
-            f"Nearly: the largest difference is {errors[case]:.0e}, at {at}. That is float32's "
+            f"Nearly: the largest difference is {errors[case]:.0e}{at}{where}. That is float32's "
             "precision, and the inputs are float64: some step makes a float32 tensor or number, or a "
             "small number is added that the formula does not have."
         )
-    parts = [f"The largest difference is {errors[case]:.2g}, at {at} (case: {case})."]
+    if b.numel() == 1:
+        parts = [f"It gives {float(a):.6g}; the formula gives {float(b):.6g}{where}."]
+    else:
+        parts = [f"The largest difference is {errors[case]:.2g}{at}{where}."]
     if fine := [c for c in errors if errors[c] <= EXACT]:
         parts.append(f"These cases are right: {', '.join(fine)}.")
     peak = int(b.abs().argmax())
     largest = float(b.reshape(-1)[peak])
-    factor = float(a.reshape(-1)[peak]) / largest if largest else 0.0
-    if factor and distance(a, factor * b) <= EXACT * abs(largest):
+    factor = float(a.reshape(-1)[peak]) / largest if largest else math.nan
+    proportional = math.isfinite(factor) and distance(a, factor * b) <= EXACT * abs(largest)
+    if proportional and factor and b.numel() > 1:
         parts.append(f"Every entry is {factor:.4g} times the right one: a factor.")
     for i, name in enumerate(axes.split()):
         wrong = [j for j in range(a.shape[i]) if float(off.select(i, j).max()) > EXACT]
@@ -64,8 +83,9 @@ def pattern(
 
 
 def place(axes: str, at: Iterable) -> str:
-    """A place in words: batch 0, query 2."""
-    return ", ".join(f"{axis} {int(i)}" for axis, i in zip(axes.split(), at, strict=True))
+    """A place in words: ", at batch 0, query 2"; nothing for a single number."""
+    named = [f"{axis} {int(i)}" for axis, i in zip(axes.split(), at, strict=True)]
+    return f", at {', '.join(named)}" if named else ""
 
 
 def digits(error: float) -> str:

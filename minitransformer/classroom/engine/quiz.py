@@ -3,7 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
+
+from tqdm import tqdm
 
 from . import limits
 from .diagnosis import Result
@@ -59,15 +62,20 @@ class Quiz:
     def compare(self, given: dict[str, str | None], measured: bool) -> Result:
         """The answer to existing names for existing letters."""
         named = {letter: name for letter, name in given.items() if name is not None}
+        bar = partial(tqdm, desc="examining", unit="patient", leave=False)
         if named == self.right:
-            evidence = map(self.evidence, self.right) if measured else ["Every patient is named."]
+            evidence = map(self.evidence, bar(named)) if measured else ["All are named."]
             return Result(self.title, True, paragraphs(*evidence))
         wrong = {letter: name for letter, name in named.items() if name != self.right[letter]}
         good = [letter for letter in named if letter not in wrong]
         left = [letter for letter in self.right if letter not in named]
-        why = {x: f": {self.against(x, wrong[x])}" if measured else "." for x in wrong}
+        steps = bar(wrong.items()) if measured and wrong else wrong.items()
+        against = (f": {self.against(*step)}" if measured else "." for step in steps)
         message = paragraphs(
-            *(f"{letter} is not a case of {wrong[letter]!r}{why[letter]}" for letter in wrong),
+            *(
+                f"{x} is not a case of {wrong[x]!r}{why}"
+                for x, why in zip(wrong, against, strict=True)
+            ),
             f"Right: {', '.join(good)}." if good else "",
             f"Not named yet: {', '.join(left)}." if left else "",
         )

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ...formulas import ops
-from ...proofs.draws import HUGE, MASKS, draw, draw_attention, draw_softmax
+from ...model.attention import scaled_dot_product_attention
+from ...proofs.draws import ABOVE, HUGE, MASKS, draw, draw_attention, draw_softmax
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise, distance
 from ..engine.patches import known
 from .shared import AXIS, HIDDEN, LARGEST, MASK, NO_KEYS, SCALE
 
@@ -17,7 +18,7 @@ scaled_scores = Exercise(
     title="the scores",
     formula="QKᵀ/√d_k",
     right=ops.scaled_scores, rows=("attention",),
-    draw=draw("Q: batch heads queries d_k, K: batch heads keys d_k"), cases=("random Q and K",), axes="batch heads queries keys",
+    draw=draw("Q: batch heads queries d_k, K: batch heads keys d_k"), cases=("random Q and K", OTHER_SIZES), axes="batch heads queries keys",
     mistakes=SCALE,
     next="Next: what a softmax makes of them, and why their size matters.",
 )  # fmt: skip
@@ -37,7 +38,7 @@ def rows_sum_to_one(weights: Tensor, keep: Tensor | None) -> str | None:
             f"{those} miss {right:.0f} by {abs(yours - right):.0e}, too much for "
             "rounding. Is a small number added somewhere, perhaps to the denominator?"
         )
-    said = f"{those} sum to {yours:.2f}, not {right:.0f}."
+    said = f"{those} sum to {yours:.3g}, not {right:.0f}."
     names = ("the batch", "the heads", "the queries")
     for axis, name in enumerate(names if weights.dim() == 4 else names[::2]):
         over = weights.sum(axis)
@@ -80,7 +81,7 @@ NO_LEAK = "a hidden key gets no weight"
 softmax = Exercise(
     title="softmax with a mask",
     formula="softmax(s)_j = exp(s_j) / Σ_m exp(s_m), m over the kept keys",
-    right=ops.softmax, rows=("softmax",), draw=draw_softmax, cases=(*MASKS, HUGE), axes="batch queries keys",
+    right=ops.softmax, rows=("softmax",), draw=draw_softmax, cases=(*MASKS, HUGE, ABOVE, OTHER_SIZES), axes="batch queries keys",
     mistakes=AXIS + MASK + HIDDEN + NO_KEYS + LARGEST,
     properties={SUM_TO_ONE: of_weights(rows_sum_to_one), NO_LEAK: of_weights(hidden_get_nothing)},
     next="Next: the weights average the values, and that is all of attention.",
@@ -89,8 +90,8 @@ softmax = Exercise(
 attention = Exercise(
     title="scaled dot-product attention",
     formula="softmax(QKᵀ/√d_k) V",
-    right=ops.attention, parts=(ops.softmax, ops.scaled_scores), rows=("attention",),
-    draw=draw_attention, cases=(*MASKS, HUGE), axes="batch heads queries d_v",
+    right=ops.attention, parts=(ops.softmax, ops.scaled_scores), rows=("attention",), twins=(scaled_dot_product_attention,),
+    draw=draw_attention, cases=(*MASKS, HUGE, ABOVE, OTHER_SIZES), axes="batch heads queries d_v",
     # Of SCALE all but d_model's: attention sees single heads only.
     mistakes=SCALE[:-1] + AXIS + MASK + HIDDEN + NO_KEYS + LARGEST + known(
         "the axis of the softmax",
@@ -102,6 +103,9 @@ attention = Exercise(
         ("with the scale after the softmax", "The root divides the scores, not the weights; the weights must still sum to one.",
          " * (1 / math.sqrt(Q.shape[-1]) if scale is None else scale)", "",
          "return inverted_dropout(weights, dropout) @ V", "return weights * (1 / math.sqrt(Q.shape[-1])) @ V"),
+        "the denominator √d_k",
+        ("divided by the root of d_v", "A score is a product of a query and a key, which have d_k numbers.", "(Q, K, scale)", "(Q, K, V.shape[-1] ** -0.5)"),
+        ("with Q and K divided by √d_k, and their product once more", "Divide once.", "(Q, K, scale)", "(Q, K, Q.shape[-1] ** -1.5)"),
     ),
     properties={SUM_TO_ONE: of_weights(rows_sum_to_one, with_identity), NO_LEAK: of_weights(hidden_get_nothing, with_identity)},
     next="Next: notebook 02 runs several of these side by side.",

@@ -10,20 +10,23 @@ from torch.func import functional_call
 from ...formulas.ops import scaled_scores, softmax
 from ...model.attention import MultiHeadAttention, causal_mask
 from ...model.block import residual
-from ...proofs.draws import BATCH, D_K, D_MODEL, HEADS, HUGE, KEYS, QUERIES, draw
+from ...proofs.draws import ABOVE, HUGE, SIZES, Sizes, draw
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise
 from ..engine.patches import known
 from . import shared
 
 SQUARE, CACHE, ONE = "all at once", "a cache", "one query"
 
 
-def draw_causal(rng: np.random.Generator, case: str) -> Inputs:
-    queries, keys = {CACHE: (2, KEYS), ONE: (1, KEYS)}.get(case, (QUERIES, QUERIES))
-    scores = 2 * rng.standard_normal((BATCH, HEADS, queries, keys))
+def draw_causal(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    keys = sizes["keys"] if case in (CACHE, ONE) else sizes["queries"]
+    queries = {CACHE: 2, ONE: 1}.get(case, keys)
+    scores = 2 * rng.standard_normal((sizes["batch"], sizes["heads"], queries, keys))
     if case == HUGE:  # rows far apart, some of them far below zero
-        scores += 3e4 * rng.uniform(-1, 1, (BATCH, HEADS, queries, 1))
+        scores += 3e4 * rng.uniform(-1, 1, (*scores.shape[:3], 1))
+    if case == ABOVE:
+        scores += 3e4 * np.triu(np.ones((queries, keys)), keys - queries + 1)
     return {"scores": scores}
 
 
@@ -46,11 +49,13 @@ causal_weights = Exercise(
     title="causal attention weights",
     formula="softmax(s)_ij over the keys j ≤ i + (keys - queries)",
     right=right_causal_weights, parts=(softmax, causal_mask), rows=("causal_mask", "softmax"),
-    draw=draw_causal, cases=(SQUARE, CACHE, ONE, HUGE), axes="batch heads queries keys",
+    draw=draw_causal, cases=(SQUARE, CACHE, ONE, HUGE, ABOVE, OTHER_SIZES), axes="batch heads queries keys",
     # Of HIDDEN not -1e9: every query sees itself, so no row is hidden throughout. Of MASK not ~keep: the mask is the student's own.
     mistakes=known("which keys a query sees: j ≤ i + (keys - queries)",
         ("with the mask transposed, so that it shows the future and hides the past", "A query is a row: row i has ones up to column i. torch.tril keeps that half, torch.triu the other one.",
          ".tril(keys - queries)", ".triu()"),
+        ("with i and j exchanged: i ≤ j + (keys - queries)", "i is the query, the row, and j the key, the column: j ≤ i + (keys - queries).",
+         ".tril(keys - queries)", ".triu(queries - keys)"),
         ("with the mask inverted: each query sees itself and what comes after", "Earlier keys must be visible, later ones hidden.",
          ".tril(keys - queries)", ".triu(keys - queries)", *NAN),
         ("with the past and the present hidden, and the future left", "What the triangle marks has to be kept, not filled: perhaps a ~ is missing. The last query has no key left, and 0/0 follows.",
@@ -61,7 +66,12 @@ causal_weights = Exercise(
          ".tril(keys - queries)", ".tril(keys - queries + 1)"),
         ("with a mask that takes the first query for the first token, though a cache comes before", "With fewer queries than keys, the queries are the last positions: shift the diagonal by keys - queries. The last query sees all keys.",
          ".tril(keys - queries)", ".tril()", *NAN),
-    ) + shared.HIDDEN[:3] + shared.AXIS + shared.MASK[:1] + shared.MASK[2:3],
+        "softmax(...)",
+        ("without the softmax", "Hidden scores of -inf are half of it: the softmax makes weights of the others.",
+         "return e / total.masked_fill(empty, 1.0)", "return scores"),
+        ("with the future zeroed after the softmax, and the rows divided by their sums", "Where a later score is far above, only zeros are left to divide by. Hide the scores first.",
+         shared.HIDE, "pass", "return e / total.masked_fill(empty, 1.0)", "return e * keep / total / (e * keep / total).sum(-1, keepdim=True)"),
+    ) + shared.HIDDEN[:4] + shared.AXIS + shared.MASK[:1] + shared.MASK[2:3],
     properties={"what comes later changes nothing": no_future},
     next="Next: the same weights average the values, and a decoder can be trained on all positions of a text at once.",
 )  # fmt: skip
@@ -69,13 +79,16 @@ causal_weights = Exercise(
 EQUAL, LONGER, PADDED = "as many queries as keys, padded", "a longer source", "longer and padded"
 
 
-def draw_cross(rng: np.random.Generator, case: str) -> Inputs:
-    keys = QUERIES if case == EQUAL else KEYS
-    keep = np.ones((BATCH, 1, keys), dtype=bool)
+def draw_cross(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    keys = sizes["queries" if case == EQUAL else "keys"]
+    keep = np.ones((sizes["batch"], 1, keys), dtype=bool)
     if case != LONGER:
         keep[0, :, -4:] = keep[1, :, :2] = False
     shapes = f"y: batch queries d_model, z: batch {keys} d_model, W_Q W_K W_V: d_model d_k"
-    return draw(shapes)(rng, case) | {"keep": keep}
+    inputs = draw(shapes)(rng, case, sizes)
+    if case == ABOVE:  # for about half of the queries
+        inputs["z"][~keep[:, 0]] *= 1e4
+    return inputs | {"keep": keep}
 
 
 def right_cross_attention(
@@ -89,10 +102,10 @@ def one_of_one_head(
     y: Tensor, z: Tensor, W_Q: Tensor, W_K: Tensor, W_V: Tensor, keep: Tensor
 ) -> Tensor:
     """The package's module with a single head, whose output W_O puts into the first columns."""
-    module = MultiHeadAttention(D_MODEL, 1, bias=False, d_head=D_K)
-    maps = {"W_Q": W_Q.mT, "W_K": W_K.mT, "W_V": W_V.mT, "W_O": torch.eye(D_MODEL, D_K).to(y)}
+    module = MultiHeadAttention(len(W_Q), 1, bias=False, d_head=W_Q.shape[1])
+    maps = {"W_Q": W_Q.mT, "W_K": W_K.mT, "W_V": W_V.mT, "W_O": torch.eye(*W_Q.shape).to(y)}
     weights = {f"{name}.weight": W for name, W in maps.items()}
-    return functional_call(module, weights, (y, z, keep[:, None]))[..., :D_K]
+    return functional_call(module, weights, (y, z, keep[:, None]))[..., : W_Q.shape[1]]
 
 
 def hears_the_source(f: Callable, inputs: Inputs) -> str | None:
@@ -112,8 +125,8 @@ SOURCES = "y @ W_Q, z @ W_K, z @ W_V"
 cross_attention = Exercise(
     title="cross-attention, one head",
     formula="softmax((y W_Q)(z W_K)ᵀ/√d_k) (z W_V)",
-    right=right_cross_attention, parts=(softmax, scaled_scores), package=one_of_one_head,
-    draw=draw_cross, cases=(EQUAL, LONGER, PADDED), axes="batch queries d_k",
+    right=right_cross_attention, parts=(softmax, scaled_scores), package=one_of_one_head, twins=(MultiHeadAttention.forward,),
+    draw=draw_cross, cases=(EQUAL, LONGER, PADDED, ABOVE, OTHER_SIZES), axes="batch queries d_k",
     mistakes=known(
         "y W_Q, z W_K, z W_V",
         ("with keys and values from y, which is self-attention", "The decoder asks, the encoder answers: z is not read.", SOURCES, "y @ W_Q, y @ W_K, y @ W_V"),
@@ -122,26 +135,30 @@ cross_attention = Exercise(
          SOURCES, "y @ W_Q, z @ W_K, y @ W_V"),
         ("with y and z exchanged", "Here the encoder asks. There must be one output for each position of y.", SOURCES, "z @ W_Q, y @ W_K, y @ W_V"),
         ("with the queries from z", "Only keys and values come from the encoder; the decoder asks.", SOURCES, "z @ W_Q, z @ W_K, z @ W_V"),
+        ("with W_Q and W_K exchanged", "W_Q is for the queries, which come from y.", SOURCES, "y @ W_K, z @ W_Q, z @ W_V"),
+        ("with W_K and W_V exchanged", "Keys are found by, values are passed on.", SOURCES, "y @ W_Q, z @ W_V, z @ W_K"),
         "the mask, keep: only padding is hidden, as a key",
         ("with a causal mask over the source", "The source is there from beginning to end. Only the decoder's own text has a future.",
          "keep) @ V", "keep & torch.ones(Q.shape[1], K.shape[1], dtype=torch.bool).tril()) @ V"),
         ("with padding hidden as a query, not as a key", "keep is (batch, 1, source): its last axis belongs to the keys, the columns of the scores. Otherwise padded rows have no key, and padding is still attended to.",
          "keep) @ V", "keep.mT) @ V", *NAN),
-    ) + shared.SCALE[:2] + shared.AXIS + shared.MASK,
+        ("with the mask inverted, and NaN where nothing is padding", "keep is True where a key may be seen: hide ~keep. (nn.MultiheadAttention's masks mean the opposite.)", "~keep", "keep", *NAN),
+        "the denominator √d_k", ("divided by √d_model", "d_k is the width of a query: the last axis of W_Q, not the first.", "(Q, K)", "(Q, K, len(W_K) ** -0.5)"),
+    ) + shared.SCALE[:5] + shared.AXIS + shared.MASK,
     properties={"every query depends on the whole source, except for padding": hears_the_source},
     next="Next: the block, where this stands between self-attention and the feed-forward network.",
 )  # fmt: skip
 
 
-def draw_block(rng: np.random.Generator, case: str) -> Inputs:
+def draw_block(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """y, z and six functions with random weights; z is as long as y, so that they can be mixed up."""
-    own, others = shared.random_attention(rng), shared.random_attention(rng)
+    own, others = (shared.random_attention(rng, sizes) for _ in range(2))
     return {
-        **draw("y z: batch queries d_model")(rng, case),
+        **draw("y z: batch queries d_model")(rng, case, sizes),
         "attention": lambda y: own(y, y, causal_mask(y.shape[1])),
         "cross_attention": lambda y, z: others(y, z, None),
-        "feed_forward": shared.random_feed_forward(rng),
-        **{f"norm_{of}": shared.random_norm(rng) for of in ("1", "cross", "2")},
+        "feed_forward": shared.random_feed_forward(rng, sizes),
+        **{f"norm_{of}": shared.random_norm(rng, sizes) for of in ("1", "cross", "2")},
         "norm_position": case,
     }
 
@@ -186,11 +203,12 @@ decoder_block = Exercise(
     title="the decoder block",
     formula='"post": a = LN_1(y + MHA(y)), c = LN_c(a + MHA_c(a, z)), out = LN_2(c + FFN(c)); '
     '"pre": a = y + MHA(LN_1(y)), c = a + MHA_c(LN_c(a), z), out = c + FFN(LN_2(c))',
-    right=right_decoder_block, package=three_sublayers, draw=draw_block, cases=("post", "pre"), axes="batch length d_model",
+    right=right_decoder_block, package=three_sublayers, twins=(residual,), draw=draw_block, cases=("post", "pre", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "the residuals, y + ..., a + ..., c + ...",
         ("with z as the residual of the cross-attention", "The stream is the decoder's: z is read, never added. (Its length is usually different.)",
          "a + cross_attention(", "z + cross_attention("),
+        ("with y as the residual of the cross-attention", "The second sublayer adds to the output of the first.", "a + cross_attention(", "y + cross_attention("),
         ("without the residual around the self-attention", ADD_TO, "y + attention(", "attention("),
         ("without the residual around the cross-attention", ADD_TO, "a + cross_attention(", "cross_attention("),
         ("without the residual around the feed-forward network", ADD_TO, "c + feed_forward(", "feed_forward("),
@@ -216,9 +234,12 @@ decoder_block = Exercise(
          "a = norm_1(y + attention(y))", "a = y", "a = y + attention(norm_1(y))", "a = y"),
         ("without the feed-forward network", "After the two attentions comes the FFN, with a residual and a norm of its own.",
          "return norm_2(c + feed_forward(c))", "return c", "return c + feed_forward(norm_2(c))", "return c"),
+        ("with the feed-forward network fed a, not c", "The third sublayer reads the output of the second.", "feed_forward(c)", "feed_forward(a)", "norm_2(c)", "norm_2(a)"),
         "MHA_c(a, z), in pre-LN MHA_c(LN_c(a), z)",
         ("with y asking the cross-attention, not what the self-attention made of it", "The second sublayer reads the output of the first.",
-         "attention(a, z)", "attention(y, z)", "attention(norm_cross(a), z)", "attention(y, z)"),
+         "attention(a, z)", "attention(y, z)", "attention(norm_cross(a), z)", "attention(norm_cross(y), z)"),
+        ("with z asking, and the decoder answering", "The first argument asks: the decoder, cross_attention(a, z).",
+         "attention(a, z)", "attention(z, a)", "attention(norm_cross(a), z)", "attention(z, norm_cross(a))"),
         ("with z asking, too", "The first argument asks: the decoder.", "attention(a, z)", "attention(z, z)", "attention(norm_cross(a), z)", "attention(z, z)"),
         ("with the decoder's own stream for z", "Two self-attentions in a row; the encoder's output z is never read.",
          "attention(a, z)", "attention(a, a)", "attention(norm_cross(a), z)", "attention(norm_cross(a), norm_cross(a))"),

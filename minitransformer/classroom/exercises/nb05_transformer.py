@@ -12,24 +12,27 @@ from torch import Tensor
 from ...formulas import ops
 from ...model.attention import causal_mask
 from ...model.transformer import EncoderDecoder
-from ...proofs.draws import BATCH, D_MODEL, KEYS, QUERIES
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
 from ...training import objectives
-from ..engine.diagnosis import EXACT, Exercise
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise
 from ..engine.patches import known
 from .shared import LOG, moved, random_attention
 
-VOCAB = 11
-LENGTHS = (QUERIES, QUERIES - 3, 2)
-"""Real tokens of each target, including the end token."""
+
+def lengths_of(sizes: Sizes) -> list[int]:
+    """How many real tokens each target has, including the end token."""
+    return [sizes["queries"], sizes["queries"] - 3, 2][: sizes["batch"]]
 
 
-def draw_target(rng: np.random.Generator, case: str) -> Inputs:
+def draw_target(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Targets that end with token 3, followed by padding 0."""
-    target = rng.permutation(np.arange(4, 4 + BATCH * QUERIES)).reshape(BATCH, QUERIES)
-    for row, length in zip(target, LENGTHS, strict=True):
-        row[length - 1 :] = [3] + [0] * (QUERIES - length)
-    return {"target": target[:, :1] if case == "one token" else target, "start_id": 2}
+    shape = batch, length = sizes["batch"], sizes["queries"]
+    target = rng.permutation(np.arange(4, 4 + batch * length)).reshape(shape)
+    for row, real in zip(target, lengths_of(sizes), strict=True):
+        row[real - 1 :] = [3] + [0] * (length - real)
+    start_id = 2 if sizes is SIZES else 1
+    return {"target": target[:, :1] if case == "one token" else target, "start_id": start_id}
 
 
 def reads_what_it_is_asked_for(f: Callable, inputs: Inputs) -> str | None:
@@ -50,7 +53,7 @@ shift_right = Exercise(
     title="what the decoder reads",
     formula="start, y_1, y_2, ..., y_(T-1)",
     right=objectives.shift_right, package=lambda target, start_id: F.pad(target[:, :-1], (1, 0), value=start_id),
-    draw=draw_target, cases=("ended and padded", "one token"), axes="batch length",
+    draw=draw_target, cases=("ended and padded", "one token", OTHER_SIZES), axes="batch length",
     mistakes=known(
         "y_(t-1) at position t",
         ("without the shift", "The decoder reads the very token it should predict. The loss falls to zero; nothing is learned.", SHIFTED, "target.clone()"),
@@ -74,13 +77,14 @@ shift_right = Exercise(
 )  # fmt: skip
 
 
-def draw_loss(rng: np.random.Generator, case: str) -> Inputs:
+def draw_loss(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Logits and targets; position 0 is always real, and its token has the id of padding."""
-    target = rng.integers(0, VOCAB, (BATCH, QUERIES))
+    batch, length, vocab = (sizes[axis] for axis in ("batch", "queries", "vocab"))
+    target = rng.integers(0, vocab, (batch, length))
     target[:, 0] = 0
-    lengths = (QUERIES,) * BATCH if case == "no padding" else LENGTHS
-    keep = np.arange(QUERIES) < np.array(lengths)[:, None]
-    logits = 2 * rng.standard_normal((BATCH, QUERIES, VOCAB))
+    lengths = [length] * batch if case == "no padding" else lengths_of(sizes)
+    keep = np.arange(length) < np.array(lengths)[:, None]
+    logits = 2 * rng.standard_normal((batch, length, vocab))
     return {"logits": logits, "target": target * keep, "keep": keep}
 
 
@@ -94,8 +98,8 @@ FIRST, MEAN = "log_p = logits", "(log_p * keep).sum() / keep.sum()"
 target_loss = Exercise(
     title="the loss of a batch of targets",
     formula="-1/N Σ log p(y_t | y_<t, x) over the N real tokens of the batch",
-    right=mean_loss, package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
-    draw=draw_loss, cases=("padding", "no padding"), axes="",
+    right=mean_loss, twins=(ops.cross_entropy,), package=lambda logits, target, keep: ops.cross_entropy(logits[keep], target[keep]),
+    precise=False, draw=draw_loss, cases=("padding", "no padding", OTHER_SIZES), axes="",
     mistakes=known(
         "the mean over the N real tokens",
         ("with padding counted", "The model is taught to write padding after padding: the more padding, the smaller the loss.", MEAN, "log_p.mean()"),
@@ -111,6 +115,8 @@ target_loss = Exercise(
          "/ keep.sum()", "/ keep.numel()"),
         ("divided by the number of examples", "Divide by the number of tokens: otherwise long batches take larger steps.", "/ keep.sum()", "/ len(keep)"),
         ("summed, not averaged", "Divide by the number of tokens.", " / keep.sum()", ""),
+        ("with keep inverted", "keep is True where a token is real: keep those.", MEAN, "(log_p * ~keep).sum() / (~keep).sum()"),
+        ("with its exponential, the perplexity", "The loss is the mean itself.", f"-{MEAN}", f"torch.exp(-{MEAN})"),
         "log p(y_t | ...) at position t",
         ("with another shift", "The decoder's input was shifted already: logits and target belong together as they are.",
          FIRST, f"logits, target, keep = logits[:, :-1], target[:, 1:], keep[:, 1:]; {FIRST}"),
@@ -119,11 +125,12 @@ target_loss = Exercise(
 )  # fmt: skip
 
 
-def draw_encoder_decoder(rng: np.random.Generator, case: str) -> Inputs:
+def draw_encoder_decoder(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     """Embedded source and target, and an encoder and a decoder with random weights."""
-    reads, writes, looks = (random_attention(rng) for _ in range(3))
+    reads, writes, looks = (random_attention(rng, sizes) for _ in range(3))
+    batch, keys = sizes["batch"], sizes["keys"]
     padding = {"no padding": (0, 0, 0), "padding on the right": (0, 2, 4)}.get(case, (3, 0, 1))
-    keep = np.arange(KEYS) < KEYS - np.array(padding)[:, None]
+    keep = np.arange(keys) < keys - np.array(padding)[:batch, None]
     if case == "padding on the left":
         keep = keep[:, ::-1].copy()
 
@@ -132,8 +139,8 @@ def draw_encoder_decoder(rng: np.random.Generator, case: str) -> Inputs:
         return y + looks(y, z, memory_keep)
 
     return {
-        "source": rng.standard_normal((BATCH, KEYS, D_MODEL)),
-        "target": rng.standard_normal((BATCH, QUERIES, D_MODEL)),
+        "source": rng.standard_normal((batch, keys, sizes["d_model"])),
+        "target": rng.standard_normal((batch, sizes["queries"], sizes["d_model"])),
         "source_keep": keep[:, None, None],
         "encoder": lambda x, keep=None: x + reads(x, x, keep),
         "decoder": decoder,
@@ -180,18 +187,21 @@ def sees_padding(f: Callable, inputs: Inputs) -> str | None:
 
 READ, CROSS = "encoder(source, source_keep)", "causal, source_keep)"
 PAIRS = "torch.ones(length, length, dtype=torch.bool)"
+INVERTED = "Here True = may attend. (In nn.Transformer's masks True means hidden.)"
 CAUSAL = f"{PAIRS}.tril()"
 encoder_decoder = Exercise(
     title="encoder and decoder, with their masks",
     formula="z = encoder(source, source_keep), decoder(target, z, causal, source_keep)",
-    right=whole_transformer, package=package_transformer,
-    draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left"), axes="batch length d_model",
+    right=whole_transformer, package=package_transformer, twins=(EncoderDecoder.forward,),
+    draw=draw_encoder_decoder, cases=("no padding", "padding on the right", "padding on the left", OTHER_SIZES), axes="batch length d_model",
     mistakes=known(
         "memory_keep of the decoder",
         ("without the source's mask in cross-attention", "The encoder hid the padding from the words, but its own outputs at padding are still there, and the decoder sees them. The same mask is needed twice.",
          CROSS, "causal, None)"),
         ("with a causal mask in cross-attention", "To write the first token the decoder may look at the whole source.",
          CROSS, "causal, source_keep & torch.ones(length, source.shape[1], dtype=torch.bool).tril())"),
+        "source_keep, wherever it is used",
+        ("with the source's mask inverted", INVERTED, READ, "encoder(source, ~source_keep)", CROSS, "causal, ~source_keep)"),
         "keep of the encoder",
         ("without the source's mask in the encoder", "The source's words are mixed with padding before the decoder sees them.", READ, "encoder(source, None)"),
         ("with a causal mask in the encoder", "The whole source is given: none of it lies in the future. Only what is being written has a future.",

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ...formulas import ops
 from ...proofs import draws
+from ...proofs.draws import SIZES, Sizes
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, copies
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise, copies
 from ..engine.patches import known
 from ..engine.several import ExerciseOfSeveral
 
@@ -26,8 +27,8 @@ def by_autograd(f: Callable[..., Tensor], n: int) -> Callable[..., tuple[Tensor,
     return backward
 
 
-def draw_softmax_backward(rng: np.random.Generator, case: str) -> Inputs:
-    scores, keep = draws.draw_softmax(rng, case).values()
+def draw_softmax_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    scores, keep = draws.draw_softmax(rng, case, sizes).values()
     P = ops.softmax(torch.from_numpy(scores), None if keep is None else torch.from_numpy(keep))
     return {"dP": rng.standard_normal(scores.shape), "P": P}
 
@@ -52,7 +53,7 @@ softmax_backward = Exercise(
     title="softmax backward",
     formula="dS = P ⊙ (dP - Σ_j dP_j P_j)",
     right=right_softmax_backward, package=softmax_by_autograd,
-    draw=draw_softmax_backward, cases=draws.MASKS, axes="batch queries keys",
+    differentiated=False, draw=draw_softmax_backward, cases=(*draws.MASKS, OTHER_SIZES), axes="batch queries keys",
     mistakes=known(
         "the term - Σ_j dP_j P_j",
         ("without the sum, dS = P ⊙ dP", "All weights of a row share one denominator: raising one score lowers every other weight.", SUM, ""),
@@ -62,15 +63,18 @@ softmax_backward = Exercise(
          SUM, " - dP * P"),
         ("with the sum added, not subtracted", "What one weight gains, the others lose.", "- (dP * P)", "+ (dP * P)"),
         ("with the sum over the queries", "The softmax runs over the keys, the last axis; so does its derivative.", "sum(-1,", "sum(-2,"),
-        "the factor P", ("without the factor P in front", "A weight that is nearly 0 hardly moves when its score does.", "return P * ", "return "),
+        ("with the sum over the whole tensor", "Each row has a softmax and a sum of its own: over the last axis.", "sum(-1, keepdim=True)", "sum()"),
+        "the factor P",
+        ("with P in front of dP only, P ⊙ dP - Σ dP_j P_j", "P multiplies the whole difference: parentheses are missing.", "P * (dP - (dP * P).sum(-1, keepdim=True))", "P * dP - (dP * P).sum(-1, keepdim=True)"),
+        ("without the factor P in front", "A weight that is nearly 0 hardly moves when its score does.", "return P * ", "return "),
     ),
     properties={"every row of dS sums to 0": rows_sum_to_zero},
     next="Next: the same idea one step further, in LayerNorm.",
 )  # fmt: skip
 
 
-def draw_layer_norm_backward(rng: np.random.Generator, case: str) -> Inputs:
-    inputs = draws.draw_norm(rng, "plain" if case == "one token" else case)
+def draw_layer_norm_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    inputs = draws.draw_norm(rng, "plain" if case == "one token" else case, sizes)
     if case == "one token":
         inputs["x"] = inputs["x"][:1, :1]
     return {"dy": rng.standard_normal(inputs["x"].shape)} | inputs
@@ -92,13 +96,14 @@ layer_norm_backward = ExerciseOfSeveral(
     title="LayerNorm backward",
     formula="dx = (dx̂ - mean(dx̂) - x̂ mean(dx̂ ⊙ x̂)) / s with dx̂ = dy ⊙ γ; dγ = Σ dy ⊙ x̂, dβ = Σ dy",
     right=right_layer_norm_backward, package=by_autograd(ops.layer_norm, 3), outputs=("dx", "dγ", "dβ"), like=("x", "gamma", "beta"),
-    draw=draw_layer_norm_backward, cases=("plain", "tiny", "one token"), axes="entry",
+    differentiated=False, draw=draw_layer_norm_backward, cases=("plain", "tiny", "one token", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the first mean", ("without - mean(dx̂)", "μ depends on every number of the token, so x_j also acts through μ.", " - along_mean", ""),
         "the second mean",
         ("without - x̂ mean(dx̂ ⊙ x̂)", "s depends on every number of the token, so x_j also acts through s.", " - along_x", ""),
         ("with x, not x̂, in the second mean", "It measures how far dx̂ points along the normalised x̂.", "(dx_hat * x_hat)", "(dx_hat * x)"),
         ("with mean(dx̂) for mean(dx̂ ⊙ x̂)", "x̂ appears twice in this term: inside the mean and in front.", "(dx_hat * x_hat)", "dx_hat"),
+        "both means", ("with sums, not means, in dx", "μ and σ² are means, so 1/d comes back with them.", "dx_hat.mean(", "dx_hat.sum(", "x_hat).mean(", "x_hat).sum("),
         "dx̂ = dy ⊙ γ",
         ("without γ in dx", "y = γ ⊙ x̂ + β: on the way back, γ comes first.", "dx_hat = dy * gamma", "dx_hat = dy"),
         ("with γ multiplied after the means", "γ varies, so it cannot be taken out.", "dx_hat = dy * gamma", "dx_hat = dy", "dx / s", "gamma * dx / s"),
@@ -123,9 +128,9 @@ layer_norm_backward = ExerciseOfSeveral(
 SQUARE = "as many queries as keys"
 
 
-def draw_attention_backward(rng: np.random.Generator, case: str) -> Inputs:
+def draw_attention_backward(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
     # The square case comes first: there a forgotten transpose still runs, and can be named.
-    inputs = draws.draw_attention(rng, "causal" if case == SQUARE else case)
+    inputs = draws.draw_attention(rng, "causal" if case == SQUARE else case, sizes)
     leading, d_v = inputs["Q"].shape[:-1], inputs["V"].shape[-1]
     if case == SQUARE:
         inputs |= {name: inputs[name][..., : leading[-1], :] for name in "KV"}
@@ -149,7 +154,7 @@ attention_backward = ExerciseOfSeveral(
     title="attention backward",
     formula="dV = Pᵀ dO, dP = dO Vᵀ, dS = P ⊙ (dP - rowsum(dP ⊙ P)), dQ = dS K/√d_k, dK = dSᵀ Q/√d_k",
     right=right_attention_backward, parts=(right_softmax_backward,), package=by_autograd(ops.attention, 3),
-    draw=draw_attention_backward, cases=(SQUARE, *draws.MASKS), axes="entry", outputs=("dQ", "dK", "dV"), like=("Q", "K", "V"),
+    differentiated=False, draw=draw_attention_backward, cases=(SQUARE, *draws.MASKS, draws.ABOVE, OTHER_SIZES), axes="entry", outputs=("dQ", "dK", "dV"), like=("Q", "K", "V"),
     mistakes=known(
         "the factors 1/√d_k of dQ and dK",
         ("without 1/√d_k in dQ", ROOT, "@ K / root", "@ K"),
@@ -179,12 +184,13 @@ adamw_step = ExerciseOfSeveral(
     formula="m ← β₁ m + (1 - β₁) g, v ← β₂ v + (1 - β₂) g², θ ← θ - ηλθ - η m̂/(√v̂ + ε) "
     "with m̂ = m/(1 - β₁ᵗ), v̂ = v/(1 - β₂ᵗ)",
     right=ops.adamw_step, rows=("adamw",), differentiated=False, outputs=("θ", "m", "v"), like=("theta", "m", "v"),
-    draw=draws.draw_adamw, cases=("step 12", "first step"), axes="entry",
+    draw=draws.draw_adamw, cases=("step 12", "first step", OTHER_SIZES), axes="entry",
     mistakes=known(
         "the bias correction, m̂ = m / (1 - β₁ᵗ) and v̂ = v / (1 - β₂ᵗ)",
         ("without the bias correction of m", "m starts at 0; after one step it is only (1 - β₁) g.", "m_hat = m / (1 - beta_1**t)", "m_hat = m"),
-        ("with the bias correction only on m, not on v", "v starts at 0 too, and with β₂ = 0.999 it stays too small for a thousand steps.",
+        ("without the bias correction of v", "v starts at 0 too, and with β₂ = 0.999 it stays too small for a thousand steps.",
          "v_hat = v / (1 - beta_2**t)", "v_hat = v"),
+        ("without any bias correction", "m and v start at 0 and are too small at first.", "m_hat = m / (1 - beta_1**t)", "m_hat = m", "v_hat = v / (1 - beta_2**t)", "v_hat = v"),
         ("with t counted from 0", "The first step is t = 1: then 1 - β₁ᵗ is exactly what g was multiplied by.", "**t", "**(t - 1)"),
         ("with t + 1 for t", "t already counts from 1.", "**t", "**(t + 1)"),
         "√v̂ + ε",
@@ -197,6 +203,8 @@ adamw_step = ExerciseOfSeveral(
         ("with the decay not multiplied by the learning rate", "As in torch, the decay is scaled by η.", "lr * weight_decay", "weight_decay"),
         ("with the decay taken from the new θ", "Both terms, the decay and the step, start from the old θ.",
          DECAY, "", "return theta,", "return theta - lr * weight_decay * theta,"),
+        "- η m̂/(√v̂ + ε)", ("with a step uphill", "The gradient points uphill: subtract.", "- lr * m_hat", "+ lr * m_hat"),
+        "β₁ and β₂", ("with β₁ and β₂ exchanged", "β₁ belongs to m, β₂ to v.", "m = beta_1", "beta_1, beta_2 = beta_2, beta_1\n    m = beta_1"),
         "m ← β₁ m + (1 - β₁) g",
         ("without the factors 1 - β in front of g and g²", "The weights of old and new sum to 1.", "(1 - beta_1) * g", "g", "(1 - beta_2) * g", "g"),
         ("with β and 1 - β exchanged", "β is near 1 and belongs to what is remembered.",

@@ -1,12 +1,12 @@
 r"""The exercises of the notebook on tokens: how pairs are merged, and how a word is cut into pieces."""
 
 from collections import Counter
-from itertools import count, pairwise, takewhile
+from itertools import pairwise
 from string import ascii_lowercase
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, trainers
+from tokenizers import Tokenizer, models
 from torch import Tensor
 
 from ...proofs.formula import Inputs
@@ -47,32 +47,19 @@ def most_frequent_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
     return torch.tensor([a, b, n[a, b]])
 
 
-def learned_pair(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
-    """The pair that the library merges first; its count is the largest minimum that it still meets."""
-    texts = [
-        "".join(ascii_lowercase[token] for token in word if token != pad_id)
-        for word in words.repeat_interleave(counts, 0).tolist()
-    ]
-    letters = sorted({*"".join(texts)})
-
-    def learned(least: int) -> list[str]:
-        backend = Tokenizer(models.BPE())
-        trainer = trainers.BpeTrainer(
-            vocab_size=len(letters) + 1, min_frequency=least, initial_alphabet=letters,
-            show_progress=False,
-        )  # fmt: skip
-        backend.train_from_iterator(texts, trainer)
-        return [token for token in backend.get_vocab() if len(token) == 2]
-
-    (pair,) = learned(1)
-    *_, most = takewhile(learned, count(1))
-    return torch.tensor([*map(ascii_lowercase.index, pair), most])
+def pair_by_table(words: Tensor, counts: Tensor, pad_id: int) -> Tensor:
+    """By a table of all pairs; the tests hold both against what the library learns."""
+    n, (a, b) = int(words.max()) + 1, (words[:, :-1], words[:, 1:])
+    both, times = (a != pad_id) & (b != pad_id), counts[:, None].expand_as(a)
+    table = torch.zeros(n * n, dtype=counts.dtype).index_add(0, (a * n + b)[both], times[both])
+    most = table.argmax()
+    return torch.stack([most // n, most % n, table[most]])
 
 
 best_pair = Exercise(
     title="the most frequent pair",
     formula="[a, b, n(a, b)] with the largest n(a, b) = Σ_w counts_w · |{t: w_t = a and w_(t+1) = b}|",
-    right=most_frequent_pair, differentiated=False, package=learned_pair,
+    right=most_frequent_pair, differentiated=False, numbers=True, package=pair_by_table,
     draw=draw_words, cases=("two different tokens", "a token beside itself", "much padding"), axes="place",
     mistakes=known(
         "the factor counts_w",
@@ -94,20 +81,28 @@ best_pair = Exercise(
         ("with the rarest pair chosen", "Sorting begins with the smallest.", "max(n, key=n.get)", "min(n, key=n.get)"),
         "[a, b, n(a, b)]",
         ("with the pair written the other way round", "a is the token that comes first in the word.", "torch.tensor([a, b,", "torch.tensor([b, a,"),
+        ("with the count first", "First the pair, then its count.", "torch.tensor([a, b, n[a, b]])", "torch.tensor([n[a, b], a, b])"),
+        "w_t and w_(t+1)",
+        ("with the two most frequent tokens, whether they stand side by side or not", "Count pairs of neighbours, not tokens.",
+         "pairwise(text)", "text", "a, b = max(n, key=n.get)", "(a, most), (b, _) = n.most_common(2)", "n[a, b]])", "most])"),
     ),
     next="Next: the pair becomes one token, everywhere.",
 )  # fmt: skip
 
 
 def draw_text(rng: np.random.Generator, case: str) -> Inputs:
-    """The pair at many places, alone and in runs; the last and the first token would make a pair."""
-    a, b, *others = rng.permutation(9).tolist()
-    c, d, e = others[:3]
-    parts = [[a, b, c], [c, b, a, d], [a, a, b, e], [d, a, b, a, b], [a, c], [b, b, d]]
+    """The pair at many places, alone and in runs; the last and the first token would make a pair.
+
+    Written as text the ids would mislead: c ends with the digit of a, d begins with that of b.
+    """
+    b = int(rng.integers(1, 3))
+    a, e = (int(i) for i in rng.permutation([3, 4, 5, 6, 7, 8, 9])[:2])
+    c, d = 10 + a, 10 * b + int(rng.integers(3))
+    parts = [[a, b, c], [c, b, a, d], [a, a, b, e], [d, a, b, a, b], [a, c], [b, b, d], [c, b, e]]
     first, last = [b, c], [d, a]
     if case == "a token beside itself":
         b = a
-        parts = [[a] * n + [others[n % 3]] for n in (2, 3, 4, 5)]
+        parts = [[a] * n + [(c, d, e)[n % 3]] for n in (2, 3, 4, 5)]
         first, last = [a, c], [d, a, a, a]
     parts = [parts[i] for i in rng.permutation(len(parts))]
     if case == "the pair at the end":
@@ -139,7 +134,7 @@ FOUND, APPENDED = "tokens[t : t + 2] == [a, b]", "merged.append(new if found els
 merge_pair = Exercise(
     title="one merge",
     formula="from left to right, every a followed by b becomes new; padded with pad_id",
-    right=merged_pairs, differentiated=False, package=merged_by_the_library,
+    right=merged_pairs, differentiated=False, numbers=True, package=merged_by_the_library,
     draw=draw_text, cases=("two different tokens", "a token beside itself", "the pair at the end"), axes="length",
     mistakes=known(
         "every",
@@ -159,7 +154,10 @@ merge_pair = Exercise(
         ("with every a merged with whatever stands behind it", "Look at the next token too.", FOUND, "tokens[t : t + 1] == [a] and t + 1 < len(tokens)"),
         ("with the last token compared with the first", "roll(-1) and the index t + 1 modulo the length wrap around: nothing follows the last token.",
          FOUND, "(tokens + tokens[:1])[t : t + 2] == [a, b]", "filled(merged", "filled(merged[tokens[-1:] + tokens[:1] == [a, b] :]"),
-        "padded with pad_id, after the end",
+        ("with the pair at the very end left alone", "The last pair starts at T - 2: range(T - 1) reaches it, range(T - 2) does not.", FOUND, f"{FOUND} and t + 2 < len(tokens)"),
+        ("with a token used in two pairs", "`aaa` holds one pair and a single token: a token that was merged is gone.",
+         "t += 2 if found else 1", "t += 2 if found and tokens[t + 1 : t + 3] != [a, b] else 1"),
+        "padded with pad_id, after the end", ("padded with 0", "pad_id is an argument.", "len(ids), pad_id)", "len(ids), 0)"),
         ("with a hole where b was", "Close the holes first, then pad at the end.", APPENDED, "merged += [new, pad_id] if found else [tokens[t]]"),
     ),
     next="Next: count again, and merge again. That is all there is to byte-pair encoding.",
@@ -182,7 +180,7 @@ def draw_word(rng: np.random.Generator, case: str) -> Inputs:
     vocab = {"[UNK]": 1} | {
         piece.translate(names): int(i) for piece, i in zip(PIECES, ids, strict=True)
     }
-    return {"word": CUTS[case].translate(names), "vocab": vocab, "pad_id": 0}
+    return {"word": CUTS[case].translate(names), "vocab": vocab, "pad_id": PAD}
 
 
 def word_pieces_by_rule(word: str, vocab: dict[str, int], pad_id: int) -> Tensor:
@@ -212,7 +210,7 @@ MARK, DEAD_END = '("##" if start else "")', 'return filled([vocab["[UNK]"]], len
 word_pieces = Exercise(
     title="the pieces of a word",
     formula="from the left, the longest piece of the vocabulary that fits, inside the word with ## before it; where none fits, [UNK] for the whole word; padded with pad_id",
-    right=word_pieces_by_rule, differentiated=False, package=cut_by_the_library,
+    right=word_pieces_by_rule, differentiated=False, numbers=True, package=cut_by_the_library,
     draw=draw_word, cases=tuple(CUTS), axes="length",
     mistakes=known(
         "the longest piece",
@@ -232,6 +230,7 @@ word_pieces = Exercise(
          DEAD_END, 'ids.append(vocab["[UNK]"]); start += 1; continue'),
         ("with a second try after a dead end", "Greedy means that a piece once taken stays, even if a shorter one would have led to the end.",
          "if not ends:", "if ids and not ends:\n            ids, start, vocab = [], 0, {piece: i for piece, i in vocab.items() if i != ids[-1]}; continue\n        if not ends:"),
+        "padded with pad_id", ("padded with 0", "pad_id is an argument.", "len(word), pad_id)", "len(word), 0)"),
         "from the left",
         ("with the next piece sought one character on", "The next piece begins where the last one ends.", "start = max(ends)", "start += 1"),
         ("from the right", "The first piece is cut off first, then the rest.",

@@ -9,21 +9,23 @@ from torch import Tensor
 
 from ...formulas import ops
 from ...pretrained import gpt2
-from ...proofs.draws import KEYS, QUERIES, draw
+from ...proofs.draws import SIZES, Sizes, draw
 from ...proofs.formula import Inputs
-from ..engine.diagnosis import EXACT, Exercise, distance
+from ..engine.diagnosis import EXACT, OTHER_SIZES, Exercise, distance
 from ..engine.patches import known
 
-N_BUCKETS, MAX_DISTANCE = 20, 33
-"""With these no bucket ends at a whole number, so that rounding cannot decide."""
-FAR = QUERIES * KEYS // 2
+FAR = 38
+BUCKETS = {7: (20, 33), 10: (12, 29)}
+"""For so many queries: with these no bucket ends at a whole number, so that rounding cannot decide."""
 
 
-def draw_distances(rng: np.random.Generator, case: str) -> Inputs:
-    """Every distance from -FAR to FAR once, in random order."""
-    r = rng.permutation(np.arange(-FAR, FAR + 1))
+def draw_distances(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    """Every distance from -FAR to FAR, in random order: also 0, and the borders n/2 and r_max."""
+    queries, keys = sizes["queries"], sizes["keys"]
+    r = rng.permutation(np.resize(np.arange(-FAR, FAR + 1), queries * keys))
+    n_buckets, max_distance = BUCKETS[queries]
     return {
-        "r": r.reshape(QUERIES, KEYS), "n_buckets": N_BUCKETS, "max_distance": MAX_DISTANCE,
+        "r": r.reshape(queries, keys), "n_buckets": n_buckets, "max_distance": max_distance,
         "bidirectional": case == "bidirectional",
     }  # fmt: skip
 
@@ -50,8 +52,8 @@ def near_ones_alone(f: Callable, inputs: Inputs) -> str | None:
 relative_bucket = Exercise(
     title="T5's relative buckets",
     formula="|r| if |r| < n/2, otherwise min(n - 1, n/2 + ⌊log(2|r|/n) / log(2 r_max/n) · n/2⌋)",
-    right=bucket_of_distance, package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
-    draw=draw_distances, cases=("bidirectional", "causal"), axes="queries keys",
+    right=bucket_of_distance, twins=(ops.relative_buckets,), package=lambda r, *rest: ops.relative_buckets(2 * FAR + 1, 2 * FAR + 1, *rest)[FAR, FAR + r],
+    differentiated=False, draw=draw_distances, cases=("bidirectional", "causal", OTHER_SIZES), axes="queries keys",
     mistakes=known(
         "the sign of r = j - i",
         ("with the directions exchanged", "r is key minus query: negative for keys before the query. The second half of the buckets is for r > 0; in the causal case, all are for r <= 0.",
@@ -59,6 +61,8 @@ relative_bucket = Exercise(
         "n, which is half of n_buckets when bidirectional",
         ("with one set of buckets for both directions", "A key three positions before the query must be told apart from one three positions after it.",
          "n_buckets // 2 if bidirectional else n_buckets", "n_buckets", "n * (r > 0) if bidirectional else 0", "0"),
+        ("with two sets of buckets in the causal case too", "There nothing comes after the query: all n_buckets are for r <= 0.",
+         " if bidirectional else n_buckets", "", " if bidirectional else 0", "", " if bidirectional else (-r).clamp(min=0)", ""),
         "b(r) for r > 0 when bidirectional",
         ("with the same bucket for a key before and behind", "Keys after the query go n buckets higher.", "n * (r > 0) if bidirectional else 0", "0"),
         "log(2|r|/n) / log(2 r_max/n)",
@@ -95,12 +99,18 @@ def columns_stay_together(f: Callable, inputs: Inputs) -> str | None:
     return said if distance(fused, parts) > EXACT else None
 
 
+def draw_c_attn(rng: np.random.Generator, case: str, sizes: Sizes = SIZES) -> Inputs:
+    return draw(f"c_attn: {12 if sizes is SIZES else 14} {3 * (20 if sizes is SIZES else 9)}")(
+        rng, case
+    )
+
+
 ORDER, COLUMNS = "W_Q, W_K, W_V =", "c_attn.chunk(3, dim=1)"
 split_c_attn = Exercise(
     title="GPT-2's fused matrix",
     formula="c_attn = [W_Q | W_K | W_V], (d_in, 3 d_out) -> (3, d_out, d_in)",
-    right=three_maps, package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
-    draw=draw("c_attn: 12 60"), cases=("random numbers",), axes="which d_out d_in",
+    right=three_maps, twins=(gpt2.normalise,), package=lambda c_attn: torch.stack([*gpt2.normalise({"h.0.attn.c_attn.weight": c_attn}, {}).values()]),
+    differentiated=False, draw=draw_c_attn, cases=("random numbers", OTHER_SIZES), axes="which d_out d_in",
     mistakes=known(
         "[W_Q | W_K | W_V]",
         ("in the order K, Q, V", "The queries' columns come first.", ORDER, "W_K, W_Q, W_V ="),

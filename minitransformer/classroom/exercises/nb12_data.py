@@ -11,7 +11,10 @@ from ..engine.patches import known
 
 
 def draw_shares(rng: np.random.Generator, case: str) -> Inputs:
-    return {"p": rng.uniform(0.55, 0.95, 5), "n": {"a small test": 63, "a large test": 1008}[case]}
+    n, methods = {"a small test": (63, 5), "a large test": (1008, 3)}[case]
+    p = rng.uniform(0.55, 0.95, methods)
+    p[-1] = 1.0  # always right: no error
+    return {"p": p, "n": n}
 
 
 def right_accuracy_error(p: Tensor, n: int) -> Tensor:
@@ -21,13 +24,15 @@ def right_accuracy_error(p: Tensor, n: int) -> Tensor:
 accuracy_error = Exercise(
     title="the standard error of an accuracy",
     formula="√(p (1 - p) / n)",
-    right=right_accuracy_error, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
+    right=right_accuracy_error, numbers=True, differentiated=False, precise=False, package=lambda p, n: torch.distributions.Binomial(n, p).stddev / n,
     draw=draw_shares, cases=("a small test", "a large test"), axes="method",
     mistakes=known(
         "the root", ("without the root", "p (1 - p) / n is a variance.", ".sqrt()", ""),
+        ("times 1.96", "That is half of a 95 % interval; the standard error is one.", ".sqrt()", ".sqrt() * 1.96"),
         "what is under the root",
         ("with n outside the root", "Four times the test texts only halve the error.", "(p * (1 - p) / n).sqrt()", "(p * (1 - p)).sqrt() / n"),
-        "n", ("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)"),
+        "n", ("without n", "The more test texts, the smaller the error.", " / n", ""),
+        ("with n - 1 for n", "The - 1 belongs to a spread that was measured; here the spread follows from p alone.", "/ n", "/ (n - 1)"),
         "p (1 - p)", ("with p for p (1 - p)", "A model that is always right has no error at all: at p = 1 this must be 0.", "p * (1 - p)", "p"),
     ),
     next="Next: this error comes from the test set, the error over seeds from training. Both are present.",
@@ -35,7 +40,8 @@ accuracy_error = Exercise(
 
 
 def draw_accuracies(rng: np.random.Generator, case: str) -> Inputs:
-    return {"accuracies": rng.uniform(0.5, 1.0, (4, {"three seeds": 3, "seven seeds": 7}[case]))}
+    shape = {"six seeds": (5, 6), "seven seeds": (3, 7)}[case]
+    return {"accuracies": rng.uniform(0.5, 1.0, shape)}
 
 
 def right_mean_and_error(accuracies: Tensor) -> Tensor:
@@ -52,13 +58,15 @@ def mean_and_error_by_package(accuracies: Tensor) -> Tensor:
 mean_and_error = Exercise(
     title="mean and standard error over seeds",
     formula="m = Σ a_s / n and √(Σ (a_s - m)² / (n - 1)) / √n",
-    right=right_mean_and_error, package=mean_and_error_by_package, draw=draw_accuracies, cases=("three seeds", "seven seeds"), axes="method two",
+    right=right_mean_and_error, twins=(mean_and_sd,), numbers=True, differentiated=False, precise=False, package=mean_and_error_by_package, draw=draw_accuracies, cases=("six seeds", "seven seeds"), axes="method two",
     mistakes=known(
         "the n - 1 under the root",
         ("with the mean square taken over n, not n - 1", "The mean comes from the same numbers, so they lie too close to it.", "(n - 1)", "n"),
         "the final / √n",
         ("with the standard deviation for the standard error", "How far apart single runs lie does not say how well their mean is known.", " / n**0.5", ""),
         ("divided by n, not by its root", "Variances add up.", "n**0.5", "n"),
+        ("divided by the root of the number of methods", "n counts the seeds: the second axis.", "n**0.5", "len(accuracies) ** 0.5"),
+        "m", ("with the median for the mean", "The mean is Σ a_s / n.", "torch.stack([mean,", "torch.stack([accuracies.median(1).values,"),
         "the root of the mean square", ("with the variance for its root", "An error has the units of the accuracy.", "variance.sqrt()", "variance"),
     ),
     next="Next: a difference smaller than two such errors is not a result.",
