@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ...proofs.formula import Inputs
-from . import limits
+from . import limits, lines
 from .numbers import EXACT, SEED, digits, distance, gradients, pattern, place
 from .patches import Mistake, patched
 from .running import Finding, check_type, copies, crash, paragraphs, run, stopped
@@ -92,7 +92,10 @@ class Exercise:
         try:
             return Result(self.title, True, diagnose(self, student, seed))
         except Finding as finding:
-            return Result(self.title, False, str(finding), finding.mistakes)
+            message = str(finding)
+            if not finding.mistakes:
+                message = paragraphs(message, lines.advice(self, student, seed, diagnose))
+            return Result(self.title, False, message, finding.mistakes)
 
     def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""
