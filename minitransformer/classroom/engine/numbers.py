@@ -30,7 +30,8 @@ def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
     if not output.requires_grad:
         return {}
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED)).to(output)
-    grads = torch.autograd.grad(output, list(wanted.values()), weights, allow_unused=True)
+    # Of a sum, since torch imports sympy to compare an output's shape with its weights'.
+    grads = torch.autograd.grad((output * weights).sum(), list(wanted.values()), allow_unused=True)
     return {name: g for name, g in zip(wanted, grads, strict=True) if g is not None}
 
 
