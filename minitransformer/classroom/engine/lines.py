@@ -23,57 +23,56 @@ from textwrap import indent
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from . import limits
-from .edits import Edit, Source
+from .edits import Source
+from .limits import STOPS, TimeUp
 from .numbers import SINGLE, distance
 from .patches import source_of
 from .running import copies, paragraphs
 
 SECONDS = 3.0  # for the whole search; 0 switches it off
-TRIAL = (
-    0.02  # for one run of an edited function, which may never end, unless the original needs more
-)
-MOST = 3  # this many lines are shown at most, if a change in any of them would do
-Place = tuple[str, int, str]  # a file, a line, and the kind of edit that helps there
+TRIAL = 0.02  # of CPU time for one run of an edited function, unless the student's needs more
+MOST = 3  # lines that are shown, if a change in any of them would do
+Place = tuple[str, int, str]  # a file, a line, and what to look at
 
 
 class Function:
     """A student's function, whose source can be edited and compiled."""
 
     def __init__(self, f: FunctionType) -> None:
-        self.f, code = f, f.__code__
-        whole = Source(source_of(f))
+        self.f, code, whole = f, f.__code__, Source(source_of(f))
         nodes = (n for n in ast.walk(whole.tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
-        node = next(n for n in nodes if code.co_varnames[: code.co_argcount] == names_of(n.args))
-        self.line = code.co_firstlineno + node.lineno - 2  # that of the source's line 0
-        text = whole.text(node)
-        self.source = Source(f"({text})" if isinstance(node, ast.Lambda) else text)
+        taken = code.co_varnames[: code.co_argcount]
+        node = next(
+            n
+            for n in nodes
+            if tuple(a.arg for a in ast.walk(n.args) if isinstance(a, ast.arg))[: len(taken)]
+            == taken
+        )
+        self.first = code.co_firstlineno + node.lineno - 2  # the number of its first line, less 1
+        self.source = Source(
+            f"({whole.text(node)})" if isinstance(node, ast.Lambda) else whole.text(node)
+        )
         self.used = Counter(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-        own = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
+        names = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
         self.names = sorted(
-            own, key=lambda name: (self.used[name], name)
-        )  # a forgotten one is first
+            names, key=lambda name: (self.used[name], name)
+        )  # a forgotten one first
 
-    @contextlib.contextmanager
-    def edited(self, edit: Edit) -> Iterator[bool]:
-        """Within, the student's function is the edited one; False if the edit makes no function."""
-        before = self.f.__code__
-        # What it takes from a function around it stays free, whether the edited code uses it or not.
-        source = f"def around({', '.join(before.co_freevars)}):\n" + indent(edit.source, " ")
+    def edits(self, more: bool) -> list[tuple]:
+        """Its edits, each with the function."""
+        return [(*edit, self) for edit in self.source.edits(self.names, more)]
+
+    def become(self, source: str) -> bool:
+        """Put the code of another source into the function; False if it makes none."""
+        # What it takes from a function around it stays free, whether the source uses it or not.
+        whole = f"def around({', '.join(self.f.__code__.co_freevars)}):\n{indent(source, ' ')}"
         with contextlib.suppress(Exception):  # many edits make no program
-            code = compile(source, before.co_filename, "exec", dont_inherit=True)
+            code = compile(whole, self.f.__code__.co_filename, "exec", dont_inherit=True)
             for _ in range(2):
                 code = next(c for c in code.co_consts if isinstance(c, CodeType))
             self.f.__code__ = code
-        try:
-            yield self.f.__code__ is not before
-        finally:
-            self.f.__code__ = before
-
-
-def names_of(arguments: ast.arguments) -> tuple[str, ...]:
-    """The names of a function's arguments, those without a star."""
-    return tuple(a.arg for a in (*arguments.posonlyargs, *arguments.args))
+            return True
+        return False
 
 
 def functions_of(student: Any) -> list[Function]:
@@ -99,32 +98,38 @@ def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterat
     inputs, functions, best = exercise.inputs(seed), functions_of(student), math.inf
     right = {case: exercise.correct(*copies(given)) for case, given in inputs.items()}
 
+    def ring(*_: Any) -> None:
+        raise TimeUp
+
     def fails(case: str, seconds: float) -> bool:
         given, wanted = copies(inputs[case]), right[case]
         try:
-            with limits.alarm(seconds):
-                output = exercise.tensor(student(*given))
+            signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
+            output = exercise.tensor(student(*given))
             near = SINGLE * max(1.0, float(wanted.abs().max()))
             return output.shape != wanted.shape or distance(output.detach(), wanted) > near
-        except (Exception, *limits.STOPS):
+        except (Exception, *STOPS):
             return True
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
-    with limits.limited(SECONDS):
-        start = time.perf_counter()
-        order = sorted(inputs, key=lambda case: not fails(case, SECONDS))
-        seconds = max(TRIAL, 4 * (time.perf_counter() - start) / len(inputs))
-        for more in False, True:
-            tries = [(e.rank, f, e) for f in functions for e in f.source.edits(f.names, more)]
-            for rank, function, edit in sorted(tries, key=lambda each: each[0]):
-                if rank > best:
-                    return
-                with function.edited(edit) as made, contextlib.suppress(Exception):
-                    if made and not any(fails(case, seconds) for case in order):
-                        diagnose(exercise, student, seed)
-                        diagnose(exercise, student, seed + 1)
-                        best = rank
-                        file = function.f.__code__.co_filename
-                        yield file, function.line + edit.line, edit.kind
+    signal.signal(signal.SIGPROF, ring)
+    start = time.process_time()
+    order = sorted(inputs, key=lambda case: not fails(case, SECONDS))  # the wrong cases first
+    seconds = max(TRIAL, 4 * (time.process_time() - start) / len(inputs))
+    for more in False, True:
+        tries = [edit for function in functions for edit in function.edits(more)]
+        for rank, kind, line, source, function in sorted(tries, key=lambda edit: edit[0]):
+            if rank > best:
+                return
+            before = function.f.__code__
+            with contextlib.suppress(Exception, *STOPS):
+                if function.become(source) and not any(fails(case, seconds) for case in order):
+                    diagnose(exercise, student, seed)
+                    diagnose(exercise, student, seed + 1)
+                    best = rank
+                    yield before.co_filename, function.first + line, kind
+            function.f.__code__ = before
 
 
 def in_a_fork(work: Callable[[], Iterator[Place]], seconds: float) -> list[Place]:
@@ -140,8 +145,8 @@ def in_a_fork(work: Callable[[], Iterator[Place]], seconds: float) -> list[Place
                 os.dup2(nowhere, stream)
             sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
             warnings.simplefilter("ignore")
-            for found in work():
-                others.send(found)
+            for place in work():
+                others.send(place)
         os._exit(0)
     others.close()
     places, end = [], time.monotonic() + seconds
