@@ -28,6 +28,7 @@ AROUND = {  # what may be missing around an expression _
     "sign": ("-_",), "negation": ("~_", "not _"), "root": ("_**0.5",), "square": ("_**2",), "term": ("1-_",),
     "factor": ("1/_", "2*_", "_/2"), "bound": ("_+1", "_-1"), "exponential": ("_.exp()",), "type": ("_.double()",),
     "logarithm": ("_.log()",), "transpose": ("_.mT",), "copy": ("_.clone()",), "rounding": ("_.floor()",),
+    "softmax": ("_.softmax(-1)", "_.log_softmax(-1)"),
 }  # fmt: skip
 KINDS = {
     ast.UnaryOp: "sign", ast.Compare: "comparison", ast.BoolOp: "condition", ast.IfExp: "condition",

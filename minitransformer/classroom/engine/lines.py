@@ -18,7 +18,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from multiprocessing import Pipe
+from multiprocessing import get_all_start_methods, get_context
+from multiprocessing.connection import Connection
 from textwrap import indent
 from types import CodeType, FunctionType, MethodType
 from typing import Any
@@ -101,21 +102,23 @@ def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterat
     def ring(*_: Any) -> None:
         raise TimeUp
 
-    def fails(case: str, seconds: float) -> bool:
-        given, wanted = copies(inputs[case]), right[case]
+    def near(case: str) -> bool:
+        output, wanted = exercise.tensor(student(*copies(inputs[case]))), right[case]
+        tolerance = SINGLE * max(1.0, float(wanted.abs().max()))  # `diagnose` looks more closely
+        return output.shape == wanted.shape and distance(output.detach(), wanted) <= tolerance
+
+    def passes(case: str) -> bool:
         try:
             signal.setitimer(signal.ITIMER_PROF, seconds, seconds)
-            output = exercise.tensor(student(*given))
-            near = SINGLE * max(1.0, float(wanted.abs().max()))
-            return output.shape != wanted.shape or distance(output.detach(), wanted) > near
+            return near(case)
         except (Exception, *STOPS):
-            return True
+            return False
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
 
     signal.signal(signal.SIGPROF, ring)
     start = time.process_time()
-    order = sorted(inputs, key=lambda case: not fails(case, SECONDS))  # the wrong cases first
+    order = sorted(inputs, key=near)  # the wrong cases first; after a crash its own line is known
     seconds = max(TRIAL, 4 * (time.process_time() - start) / len(inputs))
     for more in False, True:
         tries = [edit for function in functions for edit in function.edits(more)]
@@ -124,7 +127,7 @@ def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterat
                 return
             before = function.f.__code__
             with contextlib.suppress(Exception, *STOPS):
-                if function.become(source) and not any(fails(case, seconds) for case in order):
+                if function.become(source) and all(map(passes, order)):
                     diagnose(exercise, student, seed)
                     diagnose(exercise, student, seed + 1)
                     best = rank
@@ -132,42 +135,43 @@ def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterat
             function.f.__code__ = before
 
 
-def in_a_fork(work: Callable[[], Iterator[Place]], seconds: float) -> list[Place]:
-    """What an iterator yields in that time, in a forked process: whatever happens there stays there."""
-    mine, others = Pipe(duplex=False)
+def tell(channel: Connection, *of: Any) -> None:
+    """In the forked process: search in silence, and send each place when it is found."""
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere:
+        sys.stdout = sys.stderr = nowhere
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+        for place in search(*of):
+            channel.send(place)
+
+
+def found(*of: Any) -> list[Place]:
+    """What the search finds in its time."""
+    context, places, end = get_context("fork"), [], time.monotonic() + SECONDS
+    mine, others = context.Pipe(duplex=False)
+    child = context.Process(target=tell, args=(others, *of), daemon=True)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # forking with threads: the child uses only this one
-        child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            nowhere = os.open(os.devnull, os.O_RDWR)
-            for stream in range(3):
-                os.dup2(nowhere, stream)
-            sys.stdout = sys.stderr = os.fdopen(nowhere, "w")
-            warnings.simplefilter("ignore")
-            for place in work():
-                others.send(place)
-        os._exit(0)
+        warnings.simplefilter("ignore")  # of forking with threads: the child uses only this one
+        child.start()
     others.close()
-    places, end = [], time.monotonic() + seconds
     try:
         with contextlib.suppress(EOFError):
             while mine.poll(max(0.0, end - time.monotonic())):
                 places.append(mine.recv())
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        child.kill()
+        child.join()
         mine.close()
     return places
 
 
 def advice(exercise: Any, student: Any, seed: int, diagnose: Callable) -> str:
     """Which line to look at, and at what in it; "" if no edit helps."""
-    if not SECONDS or not hasattr(os, "fork"):
-        return ""
-    found = in_a_fork(lambda: search(exercise, student, seed, diagnose), SECONDS)
-    lines = dict.fromkeys(linecache.getline(file, line).strip() for file, line, _ in found)
-    kinds = dict.fromkeys(f"the {kind}" for *_, kind in found)
+    possible = SECONDS and "fork" in get_all_start_methods()
+    places = found(exercise, student, seed, diagnose) if possible else []
+    lines = dict.fromkeys(linecache.getline(file, line).strip() for file, line, _ in places)
+    kinds = dict.fromkeys(f"the {kind}" for *_, kind in places)
     if not 0 < len(lines) <= MOST:
         return ""
     which = "this line" if len(lines) == 1 else "one of these lines"

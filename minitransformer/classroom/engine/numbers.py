@@ -1,7 +1,7 @@
 """Comparing numbers: how far an output is from the right one, where, and in what pattern."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -61,7 +61,19 @@ def pattern(
         wrong = [j for j in range(a.shape[i]) if float(off.select(i, j).max()) > EXACT]
         if len(wrong) < a.shape[i] and len(wrong) <= 12:
             parts.append(f"Along {name} only {wrong} are wrong.")
-    return " ".join(parts)
+    return " ".join([*parts, *trends(a - b, axes)])
+
+
+def trends(off: Tensor, axes: str) -> Iterator[str]:
+    """Whether an error is the same everywhere, or grows along an axis."""
+    off = off.double()
+    if off.numel() > 1 and distance(off, off.mean()) <= EXACT:
+        yield f"Every entry is {abs(off.mean()):.4g} too {'large' if off.mean() > 0 else 'small'}."
+        return
+    for i, name in enumerate(axes.split()):
+        along = off.abs().transpose(0, i).reshape(off.shape[i], -1).amax(1)
+        if len(along) > 4 and bool((along.diff() > EXACT).all()):
+            yield f"The error grows along {name}, from {along[0]:.2g} to {along[-1]:.2g}."
 
 
 def place(axes: str, at: Iterable) -> str:
