@@ -43,12 +43,12 @@ def alike(word: str, groups: tuple[str, ...]) -> list[str]:
     return [other for group in map(str.split, groups) if word in group for other in group]
 
 
-def number(node: Any) -> float | None:
+def number(node: Any) -> int | float | None:
     """The value of a number, which may be negative; None for anything else."""
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         n = number(node.operand)
         return None if n is None else -n
-    value = node.value if isinstance(node, ast.Constant) else None
+    value: Any = getattr(node, "value", None)
     return value if type(value) in (int, float) else None
 
 
@@ -129,27 +129,27 @@ class Source:
             case ast.UnaryOp(operand=part) | ast.Subscript(value=part):
                 new = [t(part)]
             case ast.Slice(lower, upper):
-                a, b = (t(bound) if bound else "" for bound in (lower, upper))
-                yield from (
-                    (0, kind, node, node, x)
-                    for x in (f"{b}:{a}", f":{a}", f"{b}:", f"{a}:", f":{b}")
-                )
-        yield from ((0, kind, node, node, f"({text})") for text in new)
+                one, two = (t(bound) if bound else "" for bound in (lower, upper))
+                new = [f"{two}:{one}", f":{one}", f"{two}:", f"{one}:", f":{two}"]
+        form = "{}" if isinstance(node, ast.Slice) else "({})"
+        yield from ((0, kind, node, node, form.format(text)) for text in new)
 
     def added(self, node: Any, kind: str, names: list[str]) -> Iterator[tuple]:
         """What may be missing around an expression, or in a call."""
         if kind in ("axis", "bound"):
             return
         old = f"({self.text(node)})"
-        news = [(1, what, text.replace("_", old)) for what in AROUND for text in AROUND[what]]
+        news: list[tuple] = [
+            (1, what, text.replace("_", old)) for what in AROUND for text in AROUND[what]
+        ]
         if isinstance(node, ast.Call):
             start = old[1:-2].rstrip(", \n") + (", " if node.args or node.keywords else "")
             settings = SETTINGS if f" {name_of(node)} " in ALONG else ()
             news += [(1, "axis", f"{start}{more})") for more in settings]
             news += [(1, kind, f"{start}{more})") for more in names]
         for i, name in enumerate(names):
-            for sign in "+-*/@":
-                what, rank = "term" if sign in "+-" else "factor", 2 + i / len(names)
+            for sign in ("+", "-", "*", "/", "@", "**"):
+                what, rank = KINDS_OF_SIGNS.get(sign, "power"), 2 + i / len(names)
                 news += [(rank, what, f"{old} {sign} {name}"), (rank, what, f"{name} {sign} {old}")]
         yield from ((rank, what, node, node, f"({new})") for rank, what, new in news)
 

@@ -89,7 +89,7 @@ def functions_of(student: Any) -> list[Function]:
         elif f not in found and f.__globals__ is [*found, f][0].__globals__:
             with contextlib.suppress(OSError, SyntaxError, StopIteration):  # without a source
                 found[f] = Function(f)
-                known = f.__globals__ | inspect.getclosurevars(f).nonlocals
+                known = {**f.__globals__, **inspect.getclosurevars(f).nonlocals}
                 todo += [known[name] for name in found[f].used if callable(known.get(name))]
     return list(found.values())
 
