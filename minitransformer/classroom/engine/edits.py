@@ -55,7 +55,7 @@ def number(node: Any) -> int | float | None:
 def name_of(node: Any) -> str:
     """The name of a variable, of an attribute, or of what is called."""
     node = getattr(node, "func", node)
-    return getattr(node, "attr", getattr(node, "id", ""))
+    return getattr(node, "attr", getattr(node, "id", "a function"))
 
 
 def kind_of(node: Any, above: Any = None) -> str:

@@ -41,27 +41,15 @@ class Function:
 
     def __init__(self, f: FunctionType) -> None:
         self.f, code, whole = f, f.__code__, Source(source_of(f))
-        nodes = (n for n in ast.walk(whole.tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
-        taken = code.co_varnames[: code.co_argcount]
-        node = next(
-            n
-            for n in nodes
-            if tuple(a.arg for a in ast.walk(n.args) if isinstance(a, ast.arg))[: len(taken)]
-            == taken
-        )
+        kind: Any = ast.Lambda if code.co_name == "<lambda>" else ast.FunctionDef
+        nodes = (n for n in ast.walk(whole.tree) if isinstance(n, kind))
+        taken = list(code.co_varnames[: code.co_argcount])
+        node: Any = next(n for n in nodes if [a.arg for a in n.args.args] == taken)
         self.first = code.co_firstlineno + node.lineno - 2  # the number of its first line, less 1
-        self.source = Source(
-            f"({whole.text(node)})" if isinstance(node, ast.Lambda) else whole.text(node)
-        )
+        self.source = Source(f"({whole.text(node)})" if kind is ast.Lambda else whole.text(node))
         self.used = Counter(n.id for n in ast.walk(node) if isinstance(n, ast.Name))
-        names = {*code.co_varnames, *code.co_cellvars, *code.co_freevars}
-        self.names = sorted(
-            names, key=lambda name: (self.used[name], name)
-        )  # a forgotten one first
-
-    def edits(self, more: bool) -> list[tuple]:
-        """Its edits, each with the function."""
-        return [(*edit, self) for edit in self.source.edits(self.names, more)]
+        names = sorted({*code.co_varnames, *code.co_cellvars, *code.co_freevars})
+        self.names = sorted(names, key=lambda name: self.used[name])  # a forgotten one comes first
 
     def become(self, source: str) -> bool:
         """Put the code of another source into the function; False if it makes none."""
@@ -79,10 +67,12 @@ class Function:
 def functions_of(student: Any) -> list[Function]:
     """The student's function or methods, and the functions next to them that they call."""
     found: dict[FunctionType, Function] = {}
-    todo = [student]
+    todo, package = [student], __name__.partition(".")[0]
     for f in todo:
         f = inspect.unwrap(f.func if isinstance(f, functools.partial) else f)
         f = f.__func__ if isinstance(f, MethodType) else f
+        if str(getattr(f, "__module__", "")).partition(".")[0] == package:
+            continue
         if not isinstance(f, FunctionType):  # a class, or an object that is called
             methods = vars(f if isinstance(f, type) else type(f)).values()
             todo += [m for m in methods if isinstance(m, FunctionType)]
@@ -121,7 +111,7 @@ def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterat
     order = sorted(inputs, key=near)  # the wrong cases first; after a crash its own line is known
     seconds = max(TRIAL, 4 * (time.process_time() - start) / len(inputs))
     for more in False, True:
-        tries = [edit for function in functions for edit in function.edits(more)]
+        tries = [(*e, f) for f in functions for e in f.source.edits(f.names, more)]
         for rank, kind, line, source, function in sorted(tries, key=lambda edit: edit[0]):
             if rank > best:
                 return
@@ -151,18 +141,19 @@ def found(*of: Any) -> list[Place]:
     context, places, end = get_context("fork"), [], time.monotonic() + SECONDS
     mine, others = context.Pipe(duplex=False)
     child = context.Process(target=tell, args=(others, *of), daemon=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of forking with threads: the child uses only this one
-        child.start()
-    others.close()
     try:
+        with warnings.catch_warnings(), contextlib.suppress(OSError):  # forking may be forbidden
+            warnings.simplefilter("ignore")  # about other threads: the child uses only this one
+            child.start()
+        others.close()
         with contextlib.suppress(EOFError):
             while mine.poll(max(0.0, end - time.monotonic())):
                 places.append(mine.recv())
     finally:
-        child.kill()
-        child.join()
         mine.close()
+        if child.pid:
+            child.kill()
+            child.join()
     return places
 
 
