@@ -142,8 +142,8 @@ def found(*of: Any) -> list[Place]:
     mine, others = context.Pipe(duplex=False)
     child = context.Process(target=tell, args=(others, *of), daemon=True)
     try:
-        with warnings.catch_warnings(), contextlib.suppress(OSError):  # forking may be forbidden
-            warnings.simplefilter("ignore")  # about other threads: the child uses only this one
+        with warnings.catch_warnings(), contextlib.suppress(OSError, AssertionError):
+            warnings.simplefilter("ignore")  # about threads; forking may also be forbidden
             child.start()
         others.close()
         with contextlib.suppress(EOFError):

@@ -1,7 +1,7 @@
 """Comparing numbers: how far an output is from the right one, where, and in what pattern."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ def gradients(f: Callable[..., Tensor], inputs: Inputs) -> dict[str, Tensor]:
     if not output.requires_grad:
         return {}
     weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED)).to(output)
-    # Of a sum, since torch imports sympy to compare an output's shape with its weights'.
-    grads = torch.autograd.grad((output * weights).sum(), list(wanted.values()), allow_unused=True)
+    weighted = (output * weights).sum()  # given as grad_outputs they would make torch import sympy
+    grads = torch.autograd.grad(weighted, list(wanted.values()), allow_unused=True)
     return {name: g for name, g in zip(wanted, grads, strict=True) if g is not None}
 
 
@@ -64,18 +64,6 @@ def pattern(
     return " ".join([*parts, *trends(a - b, axes)])
 
 
-def trends(off: Tensor, axes: str) -> Iterator[str]:
-    """Whether an error is the same everywhere, or grows along an axis."""
-    off = off.double()
-    if off.numel() > 1 and distance(off, off.mean()) <= EXACT:
-        yield f"Every entry is {abs(off.mean()):.4g} too {'large' if off.mean() > 0 else 'small'}."
-        return
-    for i, name in enumerate(axes.split()):
-        along = off.abs().transpose(0, i).reshape(off.shape[i], -1).amax(1)
-        if len(along) > 4 and bool((along.diff() > EXACT).all()):
-            yield f"The error grows along {name}, from {along[0]:.2g} to {along[-1]:.2g}."
-
-
 def place(axes: str, at: Iterable) -> str:
     """A place in words: batch 0, query 2."""
     return ", ".join(f"{axis} {int(i)}" for axis, i in zip(axes.split(), at, strict=True))
@@ -84,3 +72,18 @@ def place(axes: str, at: Iterable) -> str:
 def digits(error: float) -> str:
     """A measured error as the next power of ten, which is the same on every machine."""
     return "the last bit" if error == 0 else f"1e{math.ceil(math.log10(error))}"
+
+
+def trends(off: Tensor, axes: str) -> list[str]:
+    """Whether an error is the same everywhere, or grows along an axis."""
+    off = off.double()
+    if off.numel() > 1 and distance(off, off.mean()) <= EXACT:
+        return [
+            f"Every entry is {abs(off.mean()):.4g} too {'large' if off.mean() > 0 else 'small'}."
+        ]
+    said = []
+    for i, name in enumerate(axes.split()):
+        along = off.abs().transpose(0, i).reshape(off.shape[i], -1).amax(1)
+        if len(along) > 4 and bool((along.diff() > EXACT).all()):
+            said.append(f"The error grows along {name}, from {along[0]:.2g} to {along[-1]:.2g}.")
+    return said
