@@ -1,7 +1,6 @@
 """The line at fault: it is found, it is the right one, and the search leaves no traces."""
 
 import math
-import sys
 import textwrap
 
 import numpy as np
@@ -162,7 +161,7 @@ def test_what_no_single_edit_repairs_gets_no_line():
 
 
 def test_the_search_leaves_no_traces(capfd):
-    seen, calls = set(sys.modules), []
+    calls = []
     source = """
         def answer(x, gamma, beta, eps):
             calls.append(1)
@@ -178,10 +177,9 @@ def test_the_search_leaves_no_traces(capfd):
     wrong = cell(textwrap.dedent(source), calls=calls)
     before = wrong.__code__, dict(wrong.__globals__)
     exercise, states = mt.check.layer_norm, (torch.get_rng_state(), np.random.get_state()[1])
-    assert [place[2] for place in lines.found(exercise, wrong, 4, lambda *_: None)]
+    assert lines.found(lines.functions_of(wrong), exercise, wrong, SEED, diagnose)
     assert (wrong.__code__, dict(wrong.__globals__)) == before and not calls
     assert states[0].equal(torch.get_rng_state()) and (states[1] == np.random.get_state()[1]).all()
-    assert not [name for name in set(sys.modules) - seen if not name.startswith("multiprocessing")]
     assert capfd.readouterr() == ("", "")
 
 
@@ -219,3 +217,20 @@ def test_a_slow_answer_is_not_searched(monkeypatch):
 def test_any_source_has_edits(source):
     every = [e for more in (False, True) for e in edits.Source(source).edits(["a", "b"], more)]
     assert len({text for *_, text in every}) > 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "changed"),
+    [
+        ("indentation", 4, "for i in a:\n        b += i\n        c(b)"),
+        ("indentation", 3, "for i in a:\n        pass\n    b += i\n    c(b)"),
+        ("order of the lines", 2, "c(b)\n    for i in a:\n        b += i"),
+        ("line itself", 4, "for i in a:\n        b += i\n    pass"),
+        ("change in place", 3, "for i in a:\n        b = b + i\n    c(b)"),
+    ],
+    ids=["into the loop", "out of the loop", "order", "one too many", "in place"],
+)
+def test_edits_of_statements(kind, line, changed):
+    before = "def f(a, b):\n    for i in a:\n        b += i\n    c(b)"
+    every = list(edits.Source(before).edits([], False))
+    assert (0, kind, line, f"def f(a, b):\n    {changed}") in every

@@ -189,12 +189,8 @@ class Source:
                 rest = self.bytes[self.span(last)[1] : self.span(s)[1]].decode()
                 yield "indentation", last, s, f"pass{rest}{out}{self.text(last)}"
         for s, after in pairwise(block):
-            yield (
-                "order of the lines",
-                s,
-                after,
-                self.text(after) + self.gap(s, after) + self.text(s),
-            )
+            text, gap = self.text(after), self.gap(s, after)
+            yield "order of the lines", s, after, text + gap + self.text(s)
             if hasattr(s, "body"):
-                inside = "\n" + " " * s.body[0].col_offset + self.text(after)
-                yield "indentation", s, after, self.text(s) + inside
+                deeper = " " * (s.body[0].col_offset - s.col_offset)
+                yield "indentation", after, after, deeper + text.replace("\n", "\n" + deeper)

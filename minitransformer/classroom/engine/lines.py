@@ -77,16 +77,18 @@ def functions_of(student: Any) -> list[Function]:
             methods = vars(f if isinstance(f, type) else type(f)).values()
             todo += [m for m in methods if isinstance(m, FunctionType)]
         elif f not in found and f.__globals__ is [*found, f][0].__globals__:
-            with contextlib.suppress(OSError, SyntaxError, StopIteration):  # without a source
+            with contextlib.suppress(Exception):  # it may have no source, or be a strange object
                 found[f] = Function(f)
                 known = {**f.__globals__, **inspect.getclosurevars(f).nonlocals}
                 todo += [known[name] for name in found[f].used if callable(known.get(name))]
     return list(found.values())
 
 
-def search(exercise: Any, student: Any, seed: int, diagnose: Callable) -> Iterator[Place]:
-    """Where an edit repairs the function; after the first one, only edits as likely are tried."""
-    inputs, functions, best = exercise.inputs(seed), functions_of(student), math.inf
+def search(
+    functions: list[Function], exercise: Any, student: Any, seed: int, diagnose: Callable
+) -> Iterator[Place]:
+    """Where an edit repairs the answer; after the first one, only edits as likely are tried."""
+    inputs, best = exercise.inputs(seed), math.inf
     right = {case: exercise.correct(*copies(given)) for case, given in inputs.items()}
 
     def ring(*_: Any) -> None:
@@ -160,7 +162,8 @@ def found(*of: Any) -> list[Place]:
 def advice(exercise: Any, student: Any, seed: int, diagnose: Callable) -> str:
     """Which line to look at, and at what in it; "" if no edit helps."""
     possible = SECONDS and "fork" in get_all_start_methods()
-    places = found(exercise, student, seed, diagnose) if possible else []
+    functions = functions_of(student) if possible else []
+    places = found(functions, exercise, student, seed, diagnose) if functions else []
     lines = dict.fromkeys(linecache.getline(file, line).strip() for file, line, _ in places)
     kinds = dict.fromkeys(f"the {kind}" for *_, kind in places)
     if not 0 < len(lines) <= MOST:
