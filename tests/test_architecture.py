@@ -181,7 +181,7 @@ BUDGETS = {
     "inference": 480,
     "proofs": 1500,
     "lab": 500,
-    "classroom": 4900,
+    "classroom": 5270,
     "commands": 530,
     ".": 300,
 }
@@ -201,8 +201,8 @@ def test_the_house_keeps_its_budgets():
     over = {room: n for room, n in rooms.items() if n > BUDGETS[room]}
     for room, n in rooms.items():
         print(f"{room:12} {n:6,} of {BUDGETS[room]:6,}")
-    print(f"{'all':12} {sum(rooms.values()):6,} of 16,000")
-    assert not over and sum(rooms.values()) <= 16_000
+    print(f"{'all':12} {sum(rooms.values()):6,} of 16,170")
+    assert not over and sum(rooms.values()) <= 16_170
 
 
 def test_no_file_is_too_long_to_read():

@@ -234,3 +234,21 @@ def test_edits_of_statements(kind, line, changed):
     before = "def f(a, b):\n    for i in a:\n        b += i\n    c(b)"
     every = list(edits.Source(before).edits([], False))
     assert (0, kind, line, f"def f(a, b):\n    {changed}") in every
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (lambda right: right + 0.25, "Every entry is 0.25 too large."),
+        (lambda right: right - 0.25, "Every entry is 0.25 too small."),
+        (
+            lambda right: right + torch.arange(7)[:, None],
+            "The error grows along length, from 0 to 6.",
+        ),
+    ],
+    ids=["too large", "too small", "grows"],
+)
+def test_what_is_known_is_said_where_no_line_is_found(wrong, said, monkeypatch):
+    monkeypatch.setattr(lines, "SECONDS", 0.0)
+    right = mt.check.layer_norm.right
+    assert said in mt.check.layer_norm(lambda *given: wrong(right(*given))).message
