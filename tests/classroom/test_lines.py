@@ -199,6 +199,14 @@ def test_the_line_comes_second_and_only_where_there_is_no_name(known, monkeypatc
     assert ("alone would make it right" in result.message) != known
 
 
+def test_where_no_process_may_be_started_there_is_no_line(monkeypatch):
+    def forbidden():
+        raise PermissionError
+
+    monkeypatch.setattr("os.fork", forbidden)
+    assert advised("layer_norm", made("layer_norm", "mu)", "2 * mu)")) == ([], "")
+
+
 def test_a_slow_answer_is_not_searched(monkeypatch):
     monkeypatch.setattr(lines, "SECONDS", 1e-9)
     monkeypatch.setattr(lines, "found", None)
