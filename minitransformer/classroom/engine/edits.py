@@ -105,9 +105,10 @@ class Source:
 
     def instead(self, node: Any, kind: str, names: list[str]) -> Iterator[tuple]:
         """What could stand in an expression's place."""
-        t, new = self.text, []
+        t, n = self.text, number(node)
+        new = [t(part) for part in ast.iter_child_nodes(node) if isinstance(part, ast.expr)]
         match node:
-            case _ if (n := number(node)) is not None:
+            case _ if n is not None:
                 near = {n + 1, n - 1, -n, 0, 1, 2, 0.5, 2 * n, n / 2, 1 - n, n * n, 10 * n, n / 10}
                 near |= {1 / n, abs(n) ** 0.5} if n else set()
                 near |= {int(x) for x in near if abs(x) < 1e9 and x == int(x)}
@@ -118,16 +119,12 @@ class Source:
                 new = [ast.unparse(ast.BinOp(ast.BinOp(a, outer, b), inner, c))]
             case ast.Name(name):
                 new = [*names, *alike(name, NAMES)]
-            case ast.Attribute(value, name):
-                new = [t(value), *(f"({t(value)}).{other}" for other in alike(name, NAMES))]
-            case ast.Call(f, args):
-                new = [t(part) for part in (getattr(f, "value", f), *args)]
             case ast.Constant():
                 new = alike(t(node), NAMES)
-            case ast.IfExp(_, body, orelse):
-                new = [t(body), t(orelse)]
-            case ast.UnaryOp(operand=part) | ast.Subscript(value=part):
-                new = [t(part)]
+            case ast.Attribute(value, name):
+                new += [f"({t(value)}).{other}" for other in alike(name, NAMES)]
+            case ast.Call(ast.Attribute(value)):
+                new += [t(value)]
             case ast.Slice(lower, upper):
                 one, two = (t(bound) if bound else "" for bound in (lower, upper))
                 new = [f"{two}:{one}", f":{one}", f"{two}:", f"{one}:", f":{two}"]
