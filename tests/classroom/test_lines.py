@@ -89,7 +89,7 @@ def advised(name, function):
 
 @pytest.fixture(autouse=True)
 def unhurried(monkeypatch):
-    monkeypatch.setattr(lines, "SECONDS", 9.0)
+    monkeypatch.setattr(lines, "SECONDS", 30.0)
 
 
 @pytest.mark.parametrize(("name", "old", "new", "kind"), WRONG, ids=[w[3] for w in WRONG])

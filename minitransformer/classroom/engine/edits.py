@@ -112,7 +112,8 @@ class Source:
                 near = {n + 1, n - 1, -n, 0, 1, 2, 0.5, 2 * n, n / 2, 1 - n, n * n, 10 * n, n / 10}
                 near |= {1 / n, abs(n) ** 0.5} if n else set()
                 near |= {int(x) for x in near if abs(x) < 1e9 and x == int(x)}
-                new = [*map(repr, range(-3, 4) if kind == "axis" else near), "-float('inf')"]
+                new = [*map(repr, near), "-float('inf')", *names]
+                new = [*map(str, range(-3, 4))] if kind == "axis" else new
             case ast.BinOp(ast.BinOp(a, inner, b), outer, c):
                 new = [ast.unparse(ast.BinOp(a, inner, ast.BinOp(b, outer, c)))]
             case ast.BinOp(a, outer, ast.BinOp(b, inner, c)):

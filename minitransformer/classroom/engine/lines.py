@@ -24,7 +24,7 @@ from textwrap import indent
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
-from .edits import Source
+from .edits import Source, number
 from .limits import STOPS, TimeUp
 from .numbers import SINGLE, distance
 from .patches import source_of
@@ -89,6 +89,8 @@ def search(
 ) -> Iterator[Place]:
     """Where an edit repairs the answer; after the first one, only edits as likely are tried."""
     inputs, best = exercise.inputs(seed), math.inf
+    nodes = ast.walk(ast.parse(source_of(inspect.unwrap(exercise.right))))
+    numbers = sorted({repr(n) for node in nodes if (n := number(node)) is not None})
     right = {case: exercise.correct(*copies(given)) for case, given in inputs.items()}
 
     def ring(*_: Any) -> None:
@@ -113,7 +115,7 @@ def search(
     order = sorted(inputs, key=near)  # the wrong cases first; after a crash its own line is known
     seconds = max(TRIAL, 4 * (time.process_time() - start) / len(inputs))
     for more in False, True:
-        tries = [(*e, f) for f in functions for e in f.source.edits(f.names, more)]
+        tries = [(*e, f) for f in functions for e in f.source.edits(f.names + numbers, more)]
         for rank, kind, line, source, function in sorted(tries, key=lambda edit: edit[0]):
             if rank > best:
                 return
