@@ -185,7 +185,8 @@ class Source:
             if hasattr(s, "body"):
                 last, out = s.body[-1], "\n" + " " * s.col_offset
                 rest = self.bytes[self.span(last)[1] : self.span(s)[1]].decode()
-                yield "indentation", last, s, f"pass{rest}{out}{self.text(last)}"
+                what = "with" if isinstance(s, ast.With) else "indentation"
+                yield what, last, s, f"pass{rest}{out}{self.text(last)}"
         for s, after in pairwise(block):
             text, gap = self.text(after), self.gap(s, after)
             yield "order of the lines", s, after, text + gap + self.text(s)
