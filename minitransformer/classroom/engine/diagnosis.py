@@ -6,12 +6,14 @@ in every case, that is the mistake. The answer goes from coarse to fine, since a
 more than a wrong number:
 
 1. still to be written  2. does not run  3. wrong type or shape  4. changes its inputs
-5. NaN, or a property broken  6. a known mistake  7. otherwise where, and by how much, it differs
+5. NaN, or a property broken  6. a known mistake  7. otherwise where, and by how much, it differs,
+and the line in which a change would make it right
 
 The inputs are chosen so that no mistake hides: float64, every axis of a different size, weights of
 order 1, masks of every kind. The gradients are compared too.
 """
 
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from ...proofs.draws import ABOVE, HUGE, OTHER
 from ...proofs.formula import Inputs
-from . import limits
+from . import limits, lines
 from .identity import whose
 from .numbers import EXACT, ROUNDED, SEED, as_numbers, digits, distance, gradients, pattern, place
 from .patches import Mistake, patched
@@ -104,11 +106,15 @@ class Exercise:
 
     def answer(self, student: Any, seed: int) -> Result:
         """The answer to a function that comes to an end."""
+        start = time.monotonic()
         try:
             message, uses = diagnose(self, student, seed)
             return Result(self.title, True, message, uses=uses)
         except Finding as finding:
-            return Result(self.title, False, str(finding), finding.mistakes)
+            message = str(finding)
+            if not finding.mistakes and time.monotonic() - start < lines.SECONDS:
+                message = paragraphs(message, lines.advice(self, student, seed, diagnose))
+            return Result(self.title, False, message, finding.mistakes)
 
     def inputs(self, seed: int = SEED) -> Cases:
         """The arguments of every case."""

@@ -79,7 +79,7 @@ def pattern(
         wrong = [j for j in range(a.shape[i]) if float(off.select(i, j).max()) > EXACT]
         if len(wrong) < a.shape[i] and len(wrong) <= 12:
             parts.append(f"Along {name} only {wrong} are wrong.")
-    return " ".join(parts)
+    return " ".join([*parts, *trends(a - b, axes)])
 
 
 def place(axes: str, at: Iterable) -> str:
@@ -91,3 +91,18 @@ def place(axes: str, at: Iterable) -> str:
 def digits(error: float) -> str:
     """A measured error as the next power of ten, which is the same on every machine."""
     return "the last bit" if error == 0 else f"1e{math.ceil(math.log10(error))}"
+
+
+def trends(off: Tensor, axes: str) -> list[str]:
+    """Whether an error is the same everywhere, or grows along an axis."""
+    off = off.double()
+    if off.numel() > 1 and distance(off, off.mean()) <= EXACT:
+        return [
+            f"Every entry is {abs(off.mean()):.4g} too {'large' if off.mean() > 0 else 'small'}."
+        ]
+    said = []
+    for i, name in enumerate(axes.split()):
+        along = off.abs().transpose(0, i).reshape(off.shape[i], -1).amax(1)
+        if len(along) > 4 and bool((along.diff() > EXACT).all()):
+            said.append(f"The error grows along {name}, from {along[0]:.2g} to {along[-1]:.2g}.")
+    return said

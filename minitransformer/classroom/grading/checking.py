@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import registry
-from ..engine import limits
+from ..engine import limits, lines
 from .handed import Handed
 from .notebooks import Sheet, bound_and_used, cells_to_run, runnable
 from .protection import bubblewrap, sandbox
@@ -63,6 +63,7 @@ class Grading:
 
     def __post_init__(self) -> None:
         limits.SECONDS = min(limits.SECONDS, self.seconds)
+        lines.SECONDS = 0.0  # no search for the line: the function is in another process
         self.answers |= {exercise: {} for exercise in self.sheet.asked}
         for i, cell in enumerate(self.handed.cells):  # for the lines of errors
             source = runnable(cell)
