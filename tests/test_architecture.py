@@ -175,9 +175,9 @@ def test_doctests(module):
 BUDGETS = {
     "formulas": 2100,
     "model": 1700,
-    "data": 1760,
-    "training": 2250,
-    "pretrained": 1120,
+    "data": 1880,
+    "training": 2300,
+    "pretrained": 1140,
     "inference": 490,
     "proofs": 1500,
     "lab": 560,

@@ -174,9 +174,8 @@ def next_token_probabilities(
     [[0.625, 0.375, 0.0]]
     """
     wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    # Neither an overflow nor 0 / 0 near T = 0.
-    least = torch.finfo(wide.dtype).tiny
-    scores = (wide - wide.amax(-1, keepdim=True)) / max(temperature, least)
+    temperature = max(temperature, torch.finfo(wide.dtype).tiny)  # no 0 / 0 near T = 0
+    scores = (wide - wide.amax(-1, keepdim=True)) / temperature  # and no overflow
     if top_k is None and top_p is None:
         return scores.softmax(-1)
     ordered, order = scores.sort(stable=True, dim=-1, descending=True)

@@ -13,7 +13,7 @@ Sizes = dict[str, int]
 # is none of its simple fractions, so that no wrong scale is right by accident.
 SIZES: Sizes = {
     "batch": 3, "heads": 5, "queries": 7, "keys": 11, "d_k": 6, "d_v": 13, "d_model": 30, "d_ff": 44,
-    "d_norm": 10, "vocab": 11,
+    "d_norm": 10, "vocab": 23,
 }  # fmt: skip
 BATCH, HEADS, QUERIES, KEYS, D_K, D_V, D_MODEL, D_FF, D_NORM, VOCAB = SIZES.values()
 # A second set without a size in common, so that a number written into an answer is found.

@@ -109,7 +109,7 @@ def changed(bases, base: str, folder, changes: dict):
 def compare(folder, ours, tokenizer, outputs: bool) -> None:
     """Ids, special ids, padding, cutting and, if asked, outputs, against the Auto classes."""
     theirs = AutoTokenizer.from_pretrained(folder)
-    assert tokenizer.encode_all(TEXTS) == theirs(TEXTS, truncation=True)["input_ids"]
+    assert tokenizer.encode_all(TEXTS, special=True) == theirs(TEXTS, truncation=True)["input_ids"]
     for role in ("pad", "unk", "cls", "sep", "mask", "bos", "eos"):
         token = tokenizer.roles.get(f"{role}_token")
         found = None if token is None else tokenizer.id_of(token)
@@ -117,9 +117,9 @@ def compare(folder, ours, tokenizer, outputs: bool) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cut = theirs(TEXTS, truncation=True, max_length=6)["input_ids"]
-        assert tokenizer.encode_all(TEXTS, 6) == cut
+        assert tokenizer.encode_all(TEXTS, 6, special=True) == cut
         assert tokenizer.max_length == min(theirs.model_max_length, ours_config(ours).max_len)
-    batch = tokenizer.batch(TEXTS)
+    batch = tokenizer.batch(TEXTS, special=True)
     if theirs.pad_token is None:
         theirs.pad_token = theirs.eos_token
     padded = theirs(TEXTS, padding=True, truncation=True, return_tensors="pt")

@@ -129,7 +129,8 @@ def test_a_model_of_another_kind_is_replaced_only_when_asked(done, book, tmp_pat
     assert pretrain(tmp_path / "gpt", book, *masked) == 2
     assert "a model of another kind, GPT2LMHeadModel" in capsys.readouterr().err
     assert [p.name for p in (tmp_path / "gpt").iterdir() if p.is_dir()] == []
-    (table := tmp_path / "t.csv").write_text("text,label\n" + "a good one,x\na bad one,y\n" * 20)
+    rows = [f"{word} {word},{'xy'[i % 2]}" for i, word in enumerate("abcdefghijklmnopqrst")]
+    (table := tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
     arguments = ["--data", str(table), "--model", str(done), "--out", str(tmp_path / "gpt")]
     assert main(["finetune", *arguments]) == 2
     assert "a model of another kind, GPT2LMHeadModel" in capsys.readouterr().err
