@@ -318,7 +318,7 @@ def test_a_key_press_stops_a_check_and_says_where():
 def test_prints_are_shown_in_part(capsys):
     def answer(Q, K):
         print("shape", Q.shape)
-        for _ in range(10**4):
+        for _ in range(200):
             print("x" * 100)
         return Q @ K.mT / K.shape[-1] ** 0.5
 

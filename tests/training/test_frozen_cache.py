@@ -1,9 +1,12 @@
 """Frozen layers computed once: the same result as computing them every epoch, and within memory."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from toys import classifier, state_of, toy, train
+from untyped import untyped
 
 import minitransformer as mt
 from minitransformer.training.frozen_cache import FrozenPrefix, prefixes
@@ -27,7 +30,8 @@ def test_cached_equals_uncached(name, pooling, switches):
     runs = []
     for mib in (0, 64):
         model = classifier(0.2, pooling, **switches).double()
-        history = train(model, toy(70), named(name), epochs=5, lr=1e-2, cache_mib=mib)
+        with nullcontext() if mib else untyped():
+            history = train(model, toy(70), named(name), epochs=5, lr=1e-2, cache_mib=mib)
         runs.append((history, state_of(model)))
     (plain, expected), (cached, state) = runs
     losses = [[s["loss"] for s in h.steps] for h in (plain, cached)]
