@@ -68,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
     folder = save_pretrained(model, tokenizer, args.out, args.overwrite)
     metrics = evaluate(model, encoded[2])
     print(f"\non the {len(test)} texts kept for the test: {metrics}\n\n{metrics.report()}")
-    if len(history.steps) < ENOUGH or len(test) < ENOUGH:
+    steps = len(history.steps)
+    if steps < ENOUGH or len(test) < ENOUGH:
         print(
-            f"{len(history.steps)} steps on {len(train)} texts and a test on {len(test)} only show that "
+            f"{steps} step{'s' * (steps > 1)} on {len(train)} texts and a test on {len(test)} only show that "
             "everything runs, not how good such a model can be\n"
         )
     print(f"trained in {history.seconds:.0f} s; the model is in {folder}; try it:")

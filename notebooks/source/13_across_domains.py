@@ -234,7 +234,9 @@ assert abs(gap.mean()) < 0.02 and (away_of("full") - away_of("head-only")).mean(
 # %% [markdown]
 # ## One of them, again
 #
-# Trained on products, first seed, the head alone; compare with the file.
+# Trained on products, first seed, the head alone; compare with the file. The two will not be equal:
+# since the file was made, near-duplicates stay in one part of a data set, so these are other texts.
+# (How much other texts matter: the two seeds of the file differ by up to .054.)
 
 # %%
 encoder, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2")
@@ -246,7 +248,7 @@ for method in ("head-only", "tf-idf"):
         method,
         {name: f"{a:.3f} ({claimed.accuracy[name]:.3f})" for name, a in found.accuracy.items()},
     )
-    assert all(abs(a - claimed.accuracy[name]) < 0.05 for name, a in found.accuracy.items())
+    assert all(abs(a - claimed.accuracy[name]) < 0.1 for name, a in found.accuracy.items())
 
 # %% [markdown]
 # ## What to read next
