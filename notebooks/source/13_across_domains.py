@@ -236,19 +236,20 @@ assert abs(gap.mean()) < 0.02 and (away_of("full") - away_of("head-only")).mean(
 #
 # Trained on products, first seed, the head alone; compare with the file. The two will not be equal:
 # since the file was made, near-duplicates stay in one part of a data set, so these are other texts.
-# (How much other texts matter: the two seeds of the file differ by up to .054.)
+# That matters: over six seeds TF-IDF reaches .62 to .70 on the tweets, with the file's texts .74. Calling
+# all of them positive would give .69.
 
 # %%
 encoder, tokenizer = mt.load_pretrained("all-MiniLM-L6-v2")
 lab = mt.experiments.Lab(encoder, tokenizer, texts, texts["editorials"].texts)
-for method in ("head-only", "tf-idf"):
+for method, allowed in (("head-only", 0.1), ("tf-idf", 0.15)):
     claimed = cells["products", method, 512][0]
     found = lab.run(claimed.trial)
     print(
         method,
         {name: f"{a:.3f} ({claimed.accuracy[name]:.3f})" for name, a in found.accuracy.items()},
     )
-    assert all(abs(a - claimed.accuracy[name]) < 0.1 for name, a in found.accuracy.items())
+    assert all(abs(a - claimed.accuracy[name]) < allowed for name, a in found.accuracy.items())
 
 # %% [markdown]
 # ## What to read next

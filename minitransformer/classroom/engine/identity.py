@@ -48,7 +48,9 @@ def whose(exercise: Any, student: Callable, given: list) -> tuple[str, tuple[str
     finally:
         sys.setprofile(None)
     code = code_of(student)  # what stores something elsewhere does more than to return
-    more = isinstance(code, CodeType) and any(step.opname in STORES for step in dis.get_instructions(code))
+    more = isinstance(code, CodeType) and any(
+        step.opname in STORES for step in dis.get_instructions(code)
+    )
     parts = output if isinstance(output, tuple | list) else (output,)
     if returned and not more and all(any(part is a for a in returned) for part in parts):
         what = (
