@@ -161,7 +161,7 @@ def test_labels_are_indices_and_are_numbered_anew_by_name():
     with pytest.raises(ValueError, match="has the label 'bad'; known labels: 'good', 'fine'"):
         texts.numbered_as(("good", "fine"))
     for labels in ((0, 1), (0, 1, 3), (0, 1, -1), (0, 1, 0.5), (0, 1, True)):
-        with untyped(), pytest.raises(ValueError, match="one each|no index of the 3 label names"):
+        with untyped(), pytest.raises(ValueError, match=r"one each|no index of the 3 label names"):
             LabelledTexts(("x", "y", "z"), labels, ("good", "bad", "absent"))
 
 
